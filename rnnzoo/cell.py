@@ -1,0 +1,224 @@
+"""What a cell is: parameters and hyperparameters declared at class top, and one `step` of its equations.
+
+Shapes: B batch, I input size, H hidden size, T time steps.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args, get_origin, overload
+
+import torch
+from torch import Tensor, nn
+
+from rnnzoo.errors import UserError, nearest
+
+Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
+"""Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or a hyperparameter's name."""
+
+
+class Weight:
+    """A parameter of a cell, declared by its dimensions: "input", "hidden", or an `int` hyperparameter's name.
+
+    It knows its own name and, read from a cell, is that cell's tensor.
+    """
+
+    name = ""
+
+    def __init__(self, *dims: str, init: Initializer = nn.init.xavier_uniform_) -> None:
+        if not (callable(init) or isinstance(init, (int, float, str))):
+            raise TypeError(f"init must be a function, a number or a hyperparameter's name, not {init!r}")
+        self.dims = dims
+        self.init = init
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if self.name:
+            raise TypeError(f"{self.name} and {name} share one declaration; declare each of them")
+        self.name = name
+
+    @overload
+    def __get__(self, cell: None, owner: type) -> Weight: ...
+    @overload
+    def __get__(self, cell: Cell, owner: type) -> Tensor: ...
+    def __get__(self, cell: Cell | None, owner: type) -> Weight | Tensor:
+        if cell is None:
+            return self
+        tensor = cell._parameters.get(self.name)
+        if tensor is None:  # AttributeError, because nn.Module asks `hasattr` before it registers a parameter
+            raise AttributeError(f"{type(cell).__name__} has not yet allocated {self.name}")
+        return tensor
+
+    def shape(self, cell: Cell) -> tuple[int, ...]:
+        sizes = {"input": cell.input_size, "hidden": cell.hidden_size}
+        return tuple(sizes[dim] if dim in sizes else getattr(cell, dim) for dim in self.dims)
+
+    def fill(self, cell: Cell) -> None:
+        tensor = self.__get__(cell, type(cell))
+        init = getattr(cell, self.init) if isinstance(self.init, str) else self.init
+        with torch.no_grad():
+            init(tensor) if callable(init) else tensor.fill_(init)
+
+
+def _uniform(tensor: Tensor) -> None:
+    bound = 1 / math.sqrt(tensor.shape[-1])
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+class InputWeight(Weight):
+    """[I, H], multiplies the input; Glorot-uniform."""
+
+    def __init__(self, init: Initializer = nn.init.xavier_uniform_) -> None:
+        super().__init__("input", "hidden", init=init)
+
+
+class RecurrentWeight(Weight):
+    """[H, H], multiplies the state; orthogonal."""
+
+    def __init__(self, init: Initializer = nn.init.orthogonal_) -> None:
+        super().__init__("hidden", "hidden", init=init)
+
+
+class Bias(Weight):
+    """[H], added; zero."""
+
+    def __init__(self, init: Initializer = 0.0) -> None:
+        super().__init__("hidden", init=init)
+
+
+class Diagonal(Weight):
+    """[H], multiplies a state element by element; uniform in ±1/√H."""
+
+    def __init__(self, init: Initializer = _uniform) -> None:
+        super().__init__("hidden", init=init)
+
+
+class Scalar(Weight):
+    """[], one number; zero."""
+
+    def __init__(self, init: Initializer = 0.0) -> None:
+        super().__init__(init=init)
+
+
+def gate(bias: Initializer = 0.0) -> tuple[InputWeight, RecurrentWeight, Bias]:
+    """The usual three of a gate, W [I, H], U [H, H] and b [H]: `W_f, U_f, b_f = gate()`."""
+    return InputWeight(), RecurrentWeight(), Bias(init=bias)
+
+
+class Hyperparameter(NamedTuple):
+    """A declared hyperparameter: its type, its default, and the values it is limited to, if it is."""
+
+    type: type
+    default: Any
+    choices: tuple[Any, ...]
+
+    def check(self, owner: str, name: str, value: Any) -> Any:
+        fits = type(value) is self.type or (self.type is float and type(value) is int)
+        if not fits or (self.choices and value not in self.choices):
+            wanted = " or ".join(map(repr, self.choices)) or self.type.__name__
+            raise UserError(f"{owner}: {name} must be {wanted}, not {value!r}")
+        return self.type(value)
+
+
+class Cell(nn.Module):
+    """A recurrent cell. Subclasses declare parameters and hyperparameters and write `step`; all else is derived.
+
+    A class attribute made by `InputWeight`, `RecurrentWeight`, `Bias`, `Diagonal`, `Scalar`, `Weight` or `gate` is
+    a parameter. An annotated `float`, `int`, `bool`, `str` or `Literal[...]` with a value is a hyperparameter:
+    a keyword of the constructor and a field of the configuration.
+
+    `step(self, x, *state)` maps x [B, I] and the states, [B, H] each, to the next states: a tensor, or a tuple for
+    several. Names, number and order of the states are those of its arguments. It is pure: arithmetic, `@` and
+    torch functions, no writes in place, no branching on data, no mixing of batch rows. The first state is
+    the output unless `readout` is defined.
+    """
+
+    weights: ClassVar[dict[str, Weight]] = {}
+    hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
+    state_names: ClassVar[tuple[str, ...]] = ()
+
+    step: Callable[..., Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        bases = [base for base in reversed(cls.__mro__) if issubclass(base, Cell) and base is not Cell]
+        cls.weights = {n: w for base in bases for n, w in vars(base).items() if isinstance(w, Weight)}
+        cls.hyperparameters = {n: h for base in bases for n, h in _hyperparameters(base).items()}
+        cls.state_names = _state_names(cls)
+        for name, weight in cls.weights.items():
+            for dim in weight.dims:
+                known = [n for n, h in cls.hyperparameters.items() if h.type is int]
+                if dim not in ("input", "hidden", *known):
+                    hint = nearest(dim, ["input", "hidden", *known])
+                    raise TypeError(f"{cls.__name__}.{name} has unknown dimension {dim!r}; {hint}")
+            if isinstance(weight.init, str) and weight.init not in cls.hyperparameters:
+                hint = nearest(weight.init, cls.hyperparameters)
+                raise TypeError(f"{cls.__name__}.{name} starts from unknown hyperparameter {weight.init!r}; {hint}")
+
+    def __init__(self, input_size: int, hidden_size: int, **hyperparameters: Any) -> None:
+        """Parameters are allocated and initialised; `UserError` for sizes below 1 and unknown hyperparameters."""
+        super().__init__()
+        name = type(self).__name__
+        for key, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if type(size) is not int or size < 1:
+                raise UserError(f"{name}: {key} must be a positive integer, not {size!r}")
+        for key in hyperparameters:
+            if key not in self.hyperparameters:
+                raise UserError(f"{name} has no hyperparameter {key!r}; {nearest(key, self.hyperparameters)}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        for key, declared in self.hyperparameters.items():
+            setattr(self, key, declared.check(name, key, hyperparameters.get(key, declared.default)))
+        for key, weight in self.weights.items():
+            self.register_parameter(key, nn.Parameter(torch.empty(weight.shape(self))))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew from its declared initialiser."""
+        for weight in self.weights.values():
+            weight.fill(self)
+
+    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
+        """The output, from the input and the new states; any leading dimensions ([B] or [T, B])."""
+        return state[0]
+
+    def initial_state(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Zero states for x [B, I]: one [B, H] for each name in `state_names`."""
+        return tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in self.state_names)
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """One step, from x [B, I] and all states to the tuple of new states."""
+        new = self.step(x, *state)
+        return new if isinstance(new, tuple) else (new,)
+
+    def extra_repr(self) -> str:
+        chosen = "".join(f", {name}={getattr(self, name)!r}" for name in self.hyperparameters)
+        return f"{self.input_size}, {self.hidden_size}{chosen}"
+
+
+def _hyperparameters(cls: type) -> dict[str, Hyperparameter]:
+    found = {}
+    for name, kind in inspect.get_annotations(cls, eval_str=True).items():
+        origin: Any = get_origin(kind)
+        if name not in vars(cls) or origin is ClassVar:
+            continue
+        choices = get_args(kind) if origin is Literal else ()
+        base = type(choices[0]) if choices else kind
+        if base not in (float, int, bool, str):
+            raise TypeError(f"{cls.__name__}.{name} must be annotated float, int, bool, str or Literal, not {kind}")
+        declared = Hyperparameter(base, vars(cls)[name], choices)
+        declared.check(cls.__name__, name, declared.default)
+        found[name] = declared
+    return found
+
+
+def _state_names(cls: type[Cell]) -> tuple[str, ...]:
+    step = getattr(cls, "step", None)
+    if step is None:
+        return ()
+    arguments = list(inspect.signature(step).parameters.values())
+    plain = all(a.kind is a.POSITIONAL_OR_KEYWORD and a.default is a.empty for a in arguments)
+    if len(arguments) < 3 or not plain:
+        raise TypeError(f"{cls.__name__}.step must take self, x and its states, without defaults")
+    return tuple(a.name for a in arguments[2:])

@@ -1,0 +1,95 @@
+"""torch's own fused kernels, for the cells that are exactly torch's: rnn, lstm and gru.
+
+The table `GATES` maps a cell's parameters to torch's layout; the kernels and the exchange of weights with
+`nn.RNN`, `nn.LSTM` and `nn.GRU` both stand on it.
+
+Shapes: T time steps, B batch, I input size, H hidden size, G gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rnnzoo.cell import Cell
+from rnnzoo.registry import get
+
+GATES: dict[str, tuple[tuple[str, str, str, str | None], ...]] = {
+    "rnn": (("W", "U", "b", None),),
+    "lstm": tuple((f"W_{gate}", f"U_{gate}", f"b_{gate}", None) for gate in "ifgo"),
+    "gru": (("W_r", "U_r", "b_r", None), ("W_z", "U_z", "b_z", None), ("W_n", "U_n", "b_n", "c_n")),
+}
+"""For each cell, in torch's order: input weight, recurrent weight, bias, and the bias on the recurrent side if
+the cell keeps one apart (elsewhere torch's two biases are added, and only their sum matters)."""
+
+HOLD: dict[str, tuple[float, ...]] = {"rnn": (-1e4,), "lstm": (-1e4, 1e4, 0, 0), "gru": (0, 1e4, 0)}
+"""For each gate, what added to it past a sequence's end saturates it, so that no gradient passes and the cell keeps
+c (lstm: i = 0, f = 1) or h (gru: z = 1), or at least stays finite (rnn)."""
+
+
+def kind(cell: Cell) -> str | None:
+    """The name under which torch has this very cell, or None."""
+    return next((name for name in GATES if type(cell) is get(name)), None)
+
+
+def refuses(cell: Cell) -> str | None:
+    """Everything but the unmodified `rnn`, `lstm` and `gru`."""
+    if kind(cell) is None:
+        return f"torch has kernels for {', '.join(GATES)} only, not for {type(cell).__name__}"
+    return None
+
+
+def to_torch(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cell's parameters in torch's layout: weight_ih [G·H, I], weight_hh [G·H, H], bias_ih, bias_hh [G·H]."""
+    name = kind(cell)
+    assert name is not None
+    parameter = dict(cell.named_parameters())
+    none = torch.zeros_like(parameter[GATES[name][0][2]])
+    weight_ih = torch.cat([parameter[W].T for W, _, _, _ in GATES[name]])
+    weight_hh = torch.cat([parameter[U].T for _, U, _, _ in GATES[name]])
+    bias_ih = torch.cat([parameter[b] for _, _, b, _ in GATES[name]])
+    bias_hh = torch.cat([parameter[c] if c else none for _, _, _, c in GATES[name]])
+    return weight_ih, weight_hh, bias_ih, bias_hh
+
+
+@torch.no_grad()
+def from_torch(cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> None:
+    """Copy parameters in torch's layout into the cell; the inverse of `to_torch`."""
+    name = kind(cell)
+    assert name is not None
+    parameter = dict(cell.named_parameters())
+    blocks = (tensor.chunk(len(GATES[name])) for tensor in (weight_ih, weight_hh, bias_ih, bias_hh))
+    for (W, U, b, c), w_ih, w_hh, b_ih, b_hh in zip(GATES[name], *blocks):
+        parameter[W].copy_(w_ih.T)
+        parameter[U].copy_(w_hh.T)
+        parameter[b].copy_(b_ih if c else b_ih + b_hh)
+        if c:
+            parameter[c].copy_(b_hh)
+
+
+def run(
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run `cell` over x [T, B, I] with torch's kernel; see `rnnzoo.engine` for the contract."""
+    name = kind(cell)
+    assert name is not None
+    weight_ih, *others = to_torch(cell)
+    if lengths is not None:
+        # torch's kernels for packed sequences take eight times as long on a CPU as those for full ones. So ragged
+        # batches run in full, and one more input feature, 1 past a sequence's end, holds the states there.
+        past = torch.arange(len(x), device=x.device)[:, None] >= lengths  # [T, B]
+        x = torch.cat([x, past[:, :, None].to(x.dtype)], -1)  # [T, B, I + 1]
+        hold = weight_ih.new_tensor(HOLD[name]).repeat_interleave(cell.hidden_size)
+        weight_ih = torch.cat([weight_ih, hold[:, None]], 1)  # [G·H, I + 1]
+
+    function = getattr(torch, f"rnn_{cell.nonlinearity}" if name == "rnn" else name)
+    hidden = tuple(s.unsqueeze(0).contiguous() for s in state)
+    # one layer, no dropout, one direction: `Recurrent` stacks and reverses for all engines alike
+    output, *final = function(
+        x, hidden if name == "lstm" else hidden[0], [weight_ih, *others], True, 1, 0.0, cell.training, False, False
+    )
+    final = [s.squeeze(0) for s in final]
+    if lengths is not None:
+        final[0] = output[lengths - 1, torch.arange(len(lengths), device=x.device)]
+        output = output.masked_fill(past[:, :, None], 0)
+    return output, tuple(final)

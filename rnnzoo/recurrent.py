@@ -1,0 +1,233 @@
+"""The layer people use: any cell, stacked, in one or both directions, over whole sequences or step by step.
+
+Shapes: T time steps, B batch, I input size, H hidden size, L layers, D directions (1 or 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from rnnzoo import registry
+from rnnzoo.cell import Cell
+from rnnzoo.engine import ENGINES, choose, native
+from rnnzoo.errors import UserError
+
+State: TypeAlias = "Tensor | tuple[Tensor, ...]"
+"""A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch."""
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer used like `nn.LSTM`, for every cell alike.
+
+    Args:
+        cell: a registered name or a `Cell` class.
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        num_layers: stacked layers, L; each takes the output of the one below.
+        bidirectional: run each layer in both directions and concatenate the outputs.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
+        dropout: probability of dropping an output between layers, so it needs `num_layers` of 2 or more.
+        engine: how the cells are run: `auto`, or a name from `rnnzoo.engine`.
+        hyperparameters: the cell's own, by name.
+
+    Raises `UserError` for unknown cells, engines and hyperparameters and for values out of range.
+    """
+
+    def __init__(
+        self,
+        cell: str | type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> None:
+        super().__init__()
+        if type(num_layers) is not int or num_layers < 1:
+            raise UserError(f"num_layers must be a positive integer, not {num_layers!r}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must be at least 0 and below 1, not {dropout!r}")
+        if dropout and num_layers == 1:
+            raise UserError("dropout acts between layers; use num_layers of 2 or more, or dropout=0")
+        kind = registry.get(cell) if isinstance(cell, str) else cell
+        directions = 2 if bidirectional else 1
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.cells = nn.ModuleList(
+            kind(input_size if layer == 0 else directions * hidden_size, hidden_size, **hyperparameters)
+            for layer in range(num_layers)
+            for _ in range(directions)
+        )
+        self.engine = engine
+        self.engine_used = choose(engine, self._cell(0))
+
+    def forward(
+        self, input: Tensor | PackedSequence, state: State | None = None, lengths: Tensor | list[int] | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run over whole sequences.
+
+        Args:
+            input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for a single sequence, or a `PackedSequence`.
+            state: the initial state; zero if left out.
+            lengths: [B], how many steps of each padded sequence are real; outputs past them are zero.
+
+        Returns the output, shaped as the input with D·H features, and the state at each sequence's end.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise UserError("a PackedSequence knows its lengths; leave lengths out")
+            return self._forward_packed(input, state)
+        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+            raise UserError(
+                f"input must end in {self.input_size} features and have 3 dimensions (2 for one sequence), "
+                f"but its shape is {list(input.shape)}"
+            )
+        unbatched = input.dim() == 2
+        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0 or x.shape[1] == 0:
+            raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
+        if unbatched and state is not None:
+            state = state.unsqueeze(1) if isinstance(state, Tensor) else tuple(s.unsqueeze(1) for s in state)
+
+        output, state = self._run(x, state, None if lengths is None else self._check_lengths(lengths, x))
+
+        if unbatched:
+            state = state.squeeze(1) if isinstance(state, Tensor) else tuple(s.squeeze(1) for s in state)
+            return output.squeeze(1), state
+        return output.transpose(0, 1) if self.batch_first else output, state
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step: x [B, I] and the state so far to the output [B, H] and the new state.
+
+        Raises `UserError` for a bidirectional layer, which needs the whole sequence.
+        """
+        if self.bidirectional:
+            raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
+        states = self._split(state, x)
+        finals = []
+        for index, before in enumerate(states):
+            cell = self._cell(index)
+            after = cell(x, *before)
+            finals.append(after)
+            x = self._drop(cell.readout(x, *after), index)
+        return x, self._join(finals)
+
+    def load_torch(self, state_dict: dict[str, Tensor]) -> None:
+        """Copy the weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape from its state dict.
+
+        Raises `UserError` when the cell is not torch's, or the state dict does not fit.
+        """
+        mine = self.torch_state_dict()
+        wrong = set(mine.keys() ^ state_dict.keys())
+        wrong |= {key for key in mine.keys() & state_dict.keys() if mine[key].shape != state_dict[key].shape}
+        if wrong:
+            raise UserError(f"torch weights do not fit this layer: {', '.join(sorted(wrong))}")
+        for index in range(len(self.cells)):
+            native.from_torch(self._cell(index), *(state_dict[name] for name in self._torch_names(index)))
+
+    def torch_state_dict(self) -> dict[str, Tensor]:
+        """The weights as the state dict of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape.
+
+        Raises `UserError` when the cell is not torch's.
+        """
+        reason = native.refuses(self._cell(0))
+        if reason:
+            raise UserError(f"no torch weights for this layer: {reason}")
+        exported: dict[str, Tensor] = {}
+        for index in range(len(self.cells)):
+            tensors = native.to_torch(self._cell(index))
+            exported.update(zip(self._torch_names(index), (t.detach() for t in tensors)))
+        return exported
+
+    def extra_repr(self) -> str:
+        return f"engine={self.engine_used}"
+
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """x [T, B, I] to the output [T, B, D·H] and the state."""
+        run = ENGINES[self.engine_used].run
+        directions = 2 if self.bidirectional else 1
+        states = self._split(state, x[0])
+        if lengths is not None:
+            # what stands in the padding, NaN included, must reach no gradient
+            padding = torch.arange(len(x), device=x.device)[:, None] >= lengths  # [T, B]
+            x = x.masked_fill(padding[:, :, None], 0)
+        finals = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                source = _reverse(x, lengths) if direction else x
+                output, final = run(self._cell(index), source, states[index], lengths)
+                outputs.append(_reverse(output, lengths) if direction else output)
+                finals.append(final)
+            x = self._drop(torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
+        return x, self._join(finals)
+
+    def _forward_packed(self, packed: PackedSequence, state: State | None) -> tuple[PackedSequence, State]:
+        x, lengths = pad_packed_sequence(packed)
+        output, state = self._run(x, state, lengths.to(x.device))
+        # Packed anew by hand: the order among sequences of one length must stay the one that came in.
+        order = packed.sorted_indices
+        output = output if order is None else output.index_select(1, order)
+        rows = torch.arange(x.shape[1])[None] < packed.batch_sizes[:, None]  # [T, B]
+        return packed._replace(data=output[rows.to(x.device)]), state
+
+    def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
+        lengths = torch.as_tensor(lengths)
+        if lengths.shape != x.shape[1:2] or lengths.is_floating_point():
+            raise UserError(f"lengths must be {x.shape[1]} integers, one a sequence, not {lengths.tolist()}")
+        if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[0]:
+            raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
+        return lengths.to(x.device)
+
+    def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
+        names = self._cell(0).state_names
+        if state is None:
+            return [self._cell(index).initial_state(x) for index in range(len(self.cells))]
+        tensors = (state,) if isinstance(state, Tensor) else tuple(state)
+        zero = self._cell(0).initial_state(x)
+        expected = [(len(self.cells), *z.shape) for z in zero]
+        if [tuple(t.shape) for t in tensors] != expected:
+            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, expected))
+            raise UserError(f"the state must be {wanted}, not {', '.join(str(list(t.shape)) for t in tensors)}")
+        return list(zip(*(t.unbind(0) for t in tensors)))
+
+    def _join(self, finals: list[tuple[Tensor, ...]]) -> State:
+        tensors = tuple(torch.stack(s) for s in zip(*finals))
+        return tensors[0] if len(tensors) == 1 else tensors
+
+    def _drop(self, output: Tensor, layer: int) -> Tensor:
+        last = layer == self.num_layers - 1
+        return output if last else F.dropout(output, self.dropout, self.training)
+
+    def _cell(self, index: int) -> Cell:
+        cell = self.cells[index]
+        assert isinstance(cell, Cell)
+        return cell
+
+    def _torch_names(self, index: int) -> list[str]:
+        directions = 2 if self.bidirectional else 1
+        suffix = f"_l{index // directions}" + ("_reverse" if index % directions else "")
+        return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse x [T, B, ...] in time, each sequence within its own length."""
+    if lengths is None:
+        return x.flip(0)
+    t = torch.arange(len(x), device=x.device)[:, None]  # [T, 1]
+    index = torch.where(t < lengths, lengths - 1 - t, t)  # [T, B]
+    return x.gather(0, index[:, :, None].expand_as(x))
