@@ -70,6 +70,7 @@ class Recurrent(nn.Module):
             for layer in range(num_layers)
             for _ in range(directions)
         )
+        self.output_size = directions * hidden_size
         self.engine = engine
         self.engine_used = choose(engine, self._cell(0))
 

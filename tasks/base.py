@@ -1,0 +1,215 @@
+"""What all tasks share: the LightningModule around a recurrent layer, and batches that can be taken up anywhere.
+
+Exact resumption rests on three things here: the order of the batches is a function of seed and epoch alone, the
+position in it is the trainer's own, and dropout draws from a generator seeded anew at every batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+
+from rnnzoo import Recurrent, UserError
+from rnnzoo.errors import nearest
+
+T = TypeVar("T")
+Key = TypeVar("Key")
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+CLIP_CHECK_EVERY = 50
+"""Steps between two looks at the loss on an accelerator, where each look waits for the device."""
+
+
+def build(target: Callable[..., T], arguments: Mapping[str, Any], section: str) -> T:
+    """Call `target` with those of `arguments` that it takes, after checking them against its annotations.
+
+    Raises `UserError` naming `section.key`, what is wanted there and what was given.
+    """
+    parameters = inspect.signature(target, eval_str=True).parameters
+    given = {name: arguments[name] for name in parameters if name in arguments}
+    fields: dict[str, Any] = {name: (parameters[name].annotation, ...) for name in given}
+    try:
+        create_model(section, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([section, *map(str, first["loc"])])
+        wanted = first["msg"].removeprefix("Input ")
+        raise UserError(f"{key}={first['input']}: {wanted}") from None
+    return target(**given)
+
+
+class Batches(Generic[Key, T]):
+    """The batches of one split, made one by one from keys.
+
+    Args:
+        plan: the keys of an epoch's batches in order, from the epoch's number.
+        fetch: the batch of a key.
+        position: epoch and number of batches already taken in it, asked when iteration begins.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[int], Sequence[Key]],
+        fetch: Callable[[Key], T],
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        self.plan, self.fetch, self.position = plan, fetch, position
+
+    def __len__(self) -> int:
+        return len(self.plan(0))
+
+    def __iter__(self) -> Iterator[T]:
+        epoch, taken = self.position()
+        for key in self.plan(epoch)[taken:]:
+            yield self.fetch(key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the trainer knows the position. That both methods exist tells Lightning that we can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore, see `state_dict`."""
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of a batch's rows: every n-th for n processes, all of them for one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return rows[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+    return rows
+
+
+class SequenceData(pl.LightningDataModule):
+    """Base of the data modules, which hold their data in memory from construction on."""
+
+    has_test = True
+
+    def arguments(self) -> dict[str, Any]:
+        """What the task's module has to know of the data, as keywords of its constructor."""
+        return {}
+
+    def baseline(self) -> dict[str, float]:
+        """Test metrics of something simpler, to stand beside the model's in the summary."""
+        return {}
+
+    def position(self) -> tuple[int, int]:
+        """Epoch and batches taken in it, from the trainer, for the training split's `Batches`."""
+        assert self.trainer is not None
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+    """Row numbers 0..rows-1 in an order drawn from seed and epoch, in batches of nearly equal size."""
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+    return torch.randperm(rows, generator=generator).tensor_split(-(-rows // batch_size))
+
+
+class SequenceModule(pl.LightningModule):
+    """Base of the tasks: builds the recurrent layer, the optimizer and the metrics, and watches the loss.
+
+    Args:
+        model: `Recurrent`'s keywords but for `input_size` and `engine`.
+        optimizer: name, lr, schedule (constant or linear) and the torch optimizer's own keywords.
+        engine: how the cells are run.
+        seed: of the run; together with epoch and batch it seeds each training step's randomness.
+    """
+
+    monitor: ClassVar[str] = "val/loss"
+    """The metric that chooses the best epoch; higher is better if it is not a loss."""
+
+    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str = "auto", seed: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.last_loss = self.last_norm = torch.zeros(())
+
+    def recurrent(self, input_size: int) -> Recurrent:
+        """The layer under test, time first: [T, B, input_size] to [T, B, output_size]."""
+        return Recurrent(input_size=input_size, engine=self.hparams["engine"], **self.hparams["model"])
+
+    def add_metrics(self, **metrics: Any) -> None:
+        """Give validation and test the mean loss and a collection of torchmetrics each."""
+        self.losses = torch.nn.ModuleDict({split: MeanMetric() for split in ("val_", "test_")})
+        self.metrics = torch.nn.ModuleDict({split: MetricCollection(metrics).clone() for split in ("val_", "test_")})
+
+    def training_loss(self, loss: Tensor, count: int) -> Tensor:
+        """Record the mean loss over `count` elements for the epoch and hand it on."""
+        self.last_loss = loss.detach()
+        self.log("train/loss", self.last_loss, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        return loss
+
+    def update_metrics(self, split: str, loss: Tensor, count: int, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch to the split's mean loss (over `count` elements) and metrics."""
+        self.losses[f"{split}_"].update(loss, count)
+        self.metrics[f"{split}_"].update(prediction, target)
+
+    def log_metrics(self, split: str) -> dict[str, float]:
+        """Log and return the split's loss and metrics, and start them anew."""
+        values = {"loss": self.losses[f"{split}_"].compute(), **self.metrics[f"{split}_"].compute()}
+        self.losses[f"{split}_"].reset()
+        self.metrics[f"{split}_"].reset()
+        values = {f"{split}/{name}": value for name, value in values.items()}
+        self.log_dict(values, sync_dist=True)
+        return {name: float(value) for name, value in values.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
+    def configure_optimizers(self) -> Any:
+        options = dict(self.hparams["optimizer"])
+        name, schedule = options.pop("name"), options.pop("schedule")
+        if name not in OPTIMIZERS:
+            raise UserError(f"optimizer.name={name}: unknown; {nearest(name, OPTIMIZERS)}")
+        optimizer = OPTIMIZERS[name](self.parameters(), **options)
+        if schedule == "constant":
+            return optimizer
+        if schedule != "linear":
+            raise UserError(f"optimizer.schedule={schedule}: must be constant or linear")
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("optimizer.schedule=linear needs an end: set trainer.max_epochs or trainer.max_steps")
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.last_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if self.device.type == "cpu" or self.global_step % CLIP_CHECK_EVERY == 0:
+            self.check_finite()
+        rate = optimizer.param_groups[0]["lr"]
+        self.log_dict({"step/loss": self.last_loss, "step/grad_norm": self.last_norm, "step/lr": rate}, on_step=True)
+
+    def check_finite(self) -> None:
+        """Raise `UserError` when the last step's loss or gradient was infinite or not a number."""
+        if torch.isfinite(self.last_loss) and torch.isfinite(self.last_norm):
+            return
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise UserError(
+            f"training diverged at step {self.global_step}: loss {float(self.last_loss):.4g}, gradient norm "
+            f"{float(self.last_norm):.4g}, learning rate {rate:.4g}; lower optimizer.lr or trainer.gradient_clip_val"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.training:
+            self.check_finite()

@@ -1,0 +1,322 @@
+"""What a run leaves: metrics.csv, checkpoints that survive a kill, loss curves, and summary.json."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+import rnnzoo
+from rnnzoo import UserError
+from tasks.base import build
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv`: one row for each step at which something was logged.
+
+    Args:
+        folder: of the run.
+        step: where a resumed run goes on; rows it will write again are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+        if step and self.path.is_file():
+            with self.path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if int(row["step"]) < step:
+                        self.rows[int(row["step"])] = {k: float(v) for k, v in row.items() if v != "" and k != "step"}
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's configuration is in .hydra/."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step or 0, {}).update(metrics)
+
+    @rank_zero_only
+    def save(self) -> None:
+        columns = ["epoch", *sorted({key for row in self.rows.values() for key in row} - {"epoch"})]
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *columns])
+            writer.writeheader()
+            writer.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))
+        partial.replace(self.path)
+
+    def best(self, monitor: str) -> dict[str, float]:
+        """The validation metrics of the epoch that was best by `monitor`; empty if it was never logged."""
+        rows = [row for row in self.rows.values() if monitor in row]
+        if not rows:
+            return {}
+        choose = min if monitor.endswith("loss") else max
+        row = choose(rows, key=lambda row: row[monitor])
+        return {name: float(value) for name, value in row.items() if name.startswith("val/")}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or not there: written beside their place, flushed, then moved into it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write the checkpoint {target}: {one_cause(error)}") from error
+        partial.replace(target)
+
+
+def one_cause(error: BaseException) -> str:
+    """The first line of the deepest exception behind `error`, where torch buries the reason."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's contents, loaded without running code from it; `UserError` if it is missing or damaged."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"state_dict", "hyper_parameters", "global_step"} <= contents.keys():
+            raise ValueError("not a checkpoint of a training run")
+    except Exception as error:
+        raise UserError(f"{path}: damaged or not a checkpoint ({one_cause(error)})") from error
+    return contents
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt every n steps and at the end of each epoch: where a killed run goes on."""
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = path, every_n_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.every_n_steps == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class Clock(pl.Callback):
+    """Counts seconds and steps of training and, without a terminal, prints a line for each epoch."""
+
+    FIELDS = ("training", "validation", "epochs", "steps")
+
+    def __init__(self) -> None:
+        self.training = self.validation = 0.0
+        self.epochs = self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.FIELDS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.steps:  # the best epoch's state comes in for the test; what was counted up to the end must stay
+            return
+        for name in self.FIELDS:
+            setattr(self, name, state_dict[name])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.steps += 1
+        now = time.perf_counter()
+        self.training += now - self.last
+        self.last = now
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            now = time.perf_counter()
+            self.validation += now - self.last
+            self.last = now
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs += 1
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            metrics = (f"{k} {float(v):.4g}" for k, v in trainer.callback_metrics.items() if not k.startswith("step/"))
+            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(metrics)}  {self.training:.0f} s", flush=True)
+
+
+def plot_losses(logger: MetricsCSV, path: Path) -> None:
+    """Training and validation loss over the epochs, as PNG."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, style in (("train/loss", "-"), ("val/loss", "--")):
+        points = [(row["epoch"] + 1, row[name]) for row in logger.rows.values() if name in row]
+        if points:
+            axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=name)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def print_parameters(module: pl.LightningModule) -> None:
+    """A table of every parameter with its shape and size."""
+    table = Table("parameter", "shape", "size", title=f"{type(module).__name__}")
+    for name, parameter in module.named_parameters():
+        table.add_row(name, " × ".join(map(str, parameter.shape)) or "scalar", f"{parameter.numel():,}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(p.numel() for p in module.parameters()):,}")
+    Console().print(table)
+
+
+def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCSV, monitor: str) -> pl.Trainer:
+    """Lightning's Trainer with the loggers, checkpoints and callbacks of a run.
+
+    Raises `UserError` for hardware that is not there and for options that the Trainer does not take.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    mode = "min" if monitor.endswith("loss") else "max"
+    checkpoints = folder / "checkpoints"
+    callbacks: list[pl.Callback] = [
+        Clock(),
+        ModelCheckpoint(str(checkpoints), "best", monitor, mode=mode, enable_version_counter=False),
+        LastCheckpoint(checkpoints / "last.ckpt", settings["checkpoint"]["every_n_steps"]),
+    ]
+    if settings["early_stopping"]["patience"] is not None:
+        callbacks.append(EarlyStopping(monitor, patience=settings["early_stopping"]["patience"], mode=mode))
+    # A bar needs a terminal; elsewhere `Clock` prints a line for each epoch.
+    watched = sys.stdout.isatty()
+    if watched:
+        callbacks.append(RichProgressBar(leave=True))
+    options = {
+        **settings["trainer"],
+        **settings["hardware"],
+        "callbacks": callbacks,
+        "logger": [metrics_csv, *extra_loggers(settings["logger"], folder)],
+        "plugins": [AtomicCheckpointIO()],
+        "default_root_dir": folder,
+        "enable_progress_bar": watched,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    unknown = options.keys() - inspect.signature(pl.Trainer).parameters.keys()
+    if unknown:
+        raise UserError(f"trainer.{min(unknown)}: Lightning's Trainer has no such option")
+    try:
+        return build(pl.Trainer, options, "trainer")
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def extra_loggers(settings: dict[str, Any], folder: Path) -> list[Logger]:
+    """The logger chosen beside metrics.csv, which every run writes."""
+    if settings["name"] == "tensorboard":
+        return [TensorBoardLogger(folder, name="tensorboard", version="")]
+    if settings["name"] == "wandb":
+        offline = settings["mode"] == "offline"
+        return [WandbLogger(project=settings["project"], group=settings["group"], save_dir=folder, offline=offline)]
+    return []
+
+
+def load_matching(path: str | None, module: pl.LightningModule) -> int:
+    """The step of the checkpoint at `path`, 0 for None; `UserError` unless it was written by a module like this."""
+    if path is None:
+        return 0
+    checkpoint = read_checkpoint(path)
+    for key, value in checkpoint["hyper_parameters"].items():
+        if key in module.hparams and key != "optimizer" and module.hparams[key] != value:
+            raise UserError(f"{path} was trained with {_short(key, value)}, not {_short(key, module.hparams[key])}")
+    if checkpoint["state_dict"].keys() != module.state_dict().keys():
+        raise UserError(f"{path} does not fit task and model: it was written by another kind of run")
+    step: int = checkpoint["global_step"]
+    return step
+
+
+def _short(key: str, value: Any) -> str:
+    text = str(value)
+    return f"{key}={text if len(text) < 200 else text[:200] + '...'}"
+
+
+def finish(
+    folder: Path, settings: dict[str, Any], module: pl.LightningModule, trainer: pl.Trainer, metrics: dict[str, float]
+) -> None:
+    """Write summary.json and the loss curves, and print the summary."""
+    clock = next(callback for callback in trainer.callbacks if isinstance(callback, Clock))
+    choices = {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
+    summary: dict[str, Any] = {
+        **choices,
+        "metrics": metrics,
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "epochs": clock.epochs,
+        "steps": clock.steps,
+        "seconds_training": round(clock.training, 2),
+        "seconds_validation": round(clock.validation, 2),
+        "seconds_per_epoch": round((clock.training + clock.validation) / max(clock.epochs, 1), 3),
+        "steps_per_second": round(clock.steps / clock.training, 2) if clock.training else None,
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
+        "versions": {
+            "rnnzoo": rnnzoo.__version__,
+            "torch": torch.__version__,
+            "lightning": pl.__version__,
+            "python": platform.python_version(),
+        },  # fmt: skip
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+    partial = folder / "summary.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(folder / "summary.json")
+    if isinstance(trainer.loggers[0], MetricsCSV) and clock.epochs:
+        plot_losses(trainer.loggers[0], folder / "plots" / "loss.png")
+
+    table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    table.add_section()
+    for name in ("parameters", "epochs", "seconds_training", "steps_per_second", "peak_memory_mib"):
+        table.add_row(name.replace("_", " "), str(summary[name]))
+    table.add_row("folder", str(folder))
+    Console().print(table)
+
+
+def _commit() -> str | None:
+    """The project's commit, if it runs from a clone and git is there."""
+    root = Path(__file__).parent
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,57 @@
+"""Train a recurrent network: `python train.py model=gru task=imdb`. Compose, seed, build, fit, test, summarise."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from tasks.config import cli, refusing_bad_input, resolve
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    import pytorch_lightning as pl  # takes seconds, which --help need not wait for
+
+    from rnnzoo import UserError, registry
+    from tasks import run
+    from tasks.base import build
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with refusing_bad_input(discard=None if config.resume else folder):
+        settings = resolve(config, folder)
+        task, seed = settings["task"], settings["seed"]
+        pl.seed_everything(seed, workers=True, verbose=False)
+        if settings["cells"]:
+            registry.load(settings["cells"])
+        if settings["ckpt"] and not settings["test_only"]:
+            raise UserError("ckpt= needs test_only=true; to continue a run say resume=RUN_DIR")
+        if settings["test_only"] and not settings["ckpt"]:
+            raise UserError("test_only=true needs ckpt=, the checkpoint to evaluate")
+
+        data = build(get_class(task["datamodule"]), {**task, "seed": seed}, "task")
+        known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
+        module = build(get_class(task["module"]), {**task, **known, **data.arguments()}, "task")
+        resumed = f"{config.resume}/checkpoints/last.ckpt" if config.resume else None
+        start = run.load_matching(settings["ckpt"] or resumed, module)
+        metrics_csv = run.MetricsCSV(folder, start)
+        trainer = run.build_trainer(settings, folder, metrics_csv, module.monitor)
+        best = settings["ckpt"]
+        metrics: dict[str, float] = {}
+
+        if not settings["test_only"]:
+            if trainer.is_global_zero:
+                run.print_parameters(module)
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            metrics = metrics_csv.best(module.monitor)
+            best = trainer.checkpoint_callback.best_model_path or None
+        if data.has_test:
+            metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
+        if trainer.is_global_zero:
+            metrics.update(data.baseline())
+            run.finish(folder, settings, module, trainer, metrics)
+
+
+if __name__ == "__main__":
+    cli(main)
