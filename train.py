@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from tasks.config import cli, refusing_bad_input, resolve
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> None:
     import pytorch_lightning as pl  # takes seconds, which --help need not wait for
+    from pytorch_lightning.callbacks import ModelCheckpoint
 
     from rnnzoo import UserError, registry
     from tasks import run
@@ -45,7 +46,7 @@ def main(config: DictConfig) -> None:
                 run.print_parameters(module)
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             metrics = metrics_csv.best(module.monitor)
-            best = trainer.checkpoint_callback.best_model_path or None
+            best = run.find_callback(trainer, ModelCheckpoint).best_model_path or None
         if data.has_test:
             metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
         if trainer.is_global_zero:

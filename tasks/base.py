@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -115,6 +115,28 @@ def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tens
     return torch.randperm(rows, generator=generator).tensor_split(-(-rows // batch_size))
 
 
+class EvaluationMetrics(torch.nn.Module):
+    """The mean loss and further torchmetrics of a split, over all processes."""
+
+    def __init__(self, metrics: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.further = MetricCollection(metrics).clone()
+
+    def update(self, loss: Tensor, count: int, *prediction_and_target: Tensor) -> None:
+        """Add a batch: its mean loss over `count` elements, and what the further metrics take."""
+        self.loss.update(loss, count)
+        if prediction_and_target:
+            self.further.update(*prediction_and_target)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values so far, then start anew."""
+        values = {"loss": self.loss.compute(), **self.further.compute()}
+        self.loss.reset()
+        self.further.reset()
+        return values
+
+
 class SequenceModule(pl.LightningModule):
     """Base of the tasks: builds the recurrent layer, the optimizer and the metrics, and watches the loss.
 
@@ -139,8 +161,8 @@ class SequenceModule(pl.LightningModule):
 
     def add_metrics(self, **metrics: Any) -> None:
         """Give validation and test the mean loss and a collection of torchmetrics each."""
-        self.losses = torch.nn.ModuleDict({split: MeanMetric() for split in ("val_", "test_")})
-        self.metrics = torch.nn.ModuleDict({split: MetricCollection(metrics).clone() for split in ("val_", "test_")})
+        self.val_metrics = EvaluationMetrics(metrics)
+        self.test_metrics = EvaluationMetrics(metrics)
 
     def training_loss(self, loss: Tensor, count: int) -> Tensor:
         """Record the mean loss over `count` elements for the epoch and hand it on."""
@@ -148,17 +170,10 @@ class SequenceModule(pl.LightningModule):
         self.log("train/loss", self.last_loss, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         return loss
 
-    def update_metrics(self, split: str, loss: Tensor, count: int, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch to the split's mean loss (over `count` elements) and metrics."""
-        self.losses[f"{split}_"].update(loss, count)
-        self.metrics[f"{split}_"].update(prediction, target)
-
-    def log_metrics(self, split: str) -> dict[str, float]:
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         """Log and return the split's loss and metrics, and start them anew."""
-        values = {"loss": self.losses[f"{split}_"].compute(), **self.metrics[f"{split}_"].compute()}
-        self.losses[f"{split}_"].reset()
-        self.metrics[f"{split}_"].reset()
-        values = {f"{split}/{name}": value for name, value in values.items()}
+        metrics = self.val_metrics if split == "val" else self.test_metrics
+        values = {f"{split}/{name}": value for name, value in metrics.compute().items()}
         self.log_dict(values, sync_dist=True)
         return {name: float(value) for name, value in values.items()}
 

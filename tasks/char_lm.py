@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.recurrent import State
-from tasks.base import Batches, SequenceData, SequenceModule, share
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share
 from tasks.download import download
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -150,6 +150,8 @@ class CharLM(SequenceModule):
         alphabet: all characters, in the order of their numbers.
         embedding: features of a character; 0 for one-hot input.
         dropout: probability of dropping an output of the recurrent layer.
+        restart: the chance, at each window, that a stream's state starts from zero again. Without it the model knows
+            how to go on but not how to begin: its samples, which begin from zero, come out as noise.
         sample_prime: text that a sample begins with; characters outside the alphabet are an error.
         sample_length: characters a sample adds, after each epoch; 0 for none.
         temperature: the logits of a sample are divided by it: below 1 safer, above 1 wilder.
@@ -164,6 +166,7 @@ class CharLM(SequenceModule):
         alphabet: str,
         embedding: NonNegativeInt,
         dropout: Fraction,
+        restart: Fraction,
         sample_prime: str,
         sample_length: NonNegativeInt,
         temperature: PositiveFloat,
@@ -191,6 +194,9 @@ class CharLM(SequenceModule):
         self.carried = None
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.carried is not None:
+            keep = torch.rand(len(batch), 1) >= self.hparams["restart"]  # [B, 1]
+            self.carried = _with_states(self.carried, lambda state: state * keep.to(state))
         loss, self.carried = self._loss(batch, self.carried)
         return self.training_loss(loss, batch[:, 1:].numel())
 
@@ -200,23 +206,23 @@ class CharLM(SequenceModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        self._evaluate(self.val_metrics, batch)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+        self._evaluate(self.test_metrics, batch)
 
-    def _evaluate(self, split: str, batch: Tensor) -> None:
+    def _evaluate(self, metrics: EvaluationMetrics, batch: Tensor) -> None:
         loss, self.evaluated = self._loss(batch, self.evaluated)
-        self.losses[f"{split}_"].update(loss, batch[:, 1:].numel())
+        metrics.update(loss, batch[:, 1:].numel())
 
     def _loss(self, batch: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Mean cross-entropy in nats over windows [B, T + 1], and the state at their end, detached."""
         codes = batch.T
         logits, state = self(codes[:-1], state)
         loss = F.cross_entropy(logits.flatten(0, 1), codes[1:].flatten())
-        return loss, state.detach() if isinstance(state, Tensor) else tuple(s.detach() for s in state)
+        return loss, _with_states(state, Tensor.detach)
 
-    def log_metrics(self, split: str) -> dict[str, float]:
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         values = super().log_metrics(split)
         loss = values[f"{split}/loss"]
         further = {f"{split}/perplexity": math.exp(min(loss, 700)), f"{split}/bits_per_character": loss / math.log(2)}
@@ -253,15 +259,23 @@ class CharLM(SequenceModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        # All processes' streams: each takes its own again.
-        checkpoint["carried"] = None if self.carried is None else self.all_gather(self.carried)
+
+        # Each process carries its own streams; all are saved, [processes, ...].
+        def gather(state: Tensor) -> Tensor:
+            gathered = self.all_gather(state)
+            assert isinstance(gathered, Tensor)
+            return gathered if self.trainer.world_size > 1 else gathered[None]
+
+        checkpoint["carried"] = None if self.carried is None else _with_states(self.carried, gather)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         carried = checkpoint["carried"]
-        if carried is not None and self.trainer.world_size > 1:
-            rank = self.global_rank
-            carried = carried[rank] if isinstance(carried, Tensor) else tuple(c[rank] for c in carried)
-        self.carried = carried
+        self.carried = None if carried is None else _with_states(carried, lambda states: states[self.global_rank])
+
+
+def _with_states(state: State, change: Callable[[Tensor], Tensor]) -> State:
+    """The state with each of its tensors changed."""
+    return change(state) if isinstance(state, Tensor) else tuple(change(tensor) for tensor in state)
 
 
 class OneHot(nn.Module):

@@ -70,7 +70,7 @@ def prepare(arguments: list[str]) -> list[str]:
             values[key] = OverridesParser.create().parse_override(argument).value()
     resume = values.get("resume")
     if resume is None:
-        register_models(values.get("cells"))
+        register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
         if (folder / "checkpoints").is_dir() and "LOCAL_RANK" not in os.environ:
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
@@ -93,7 +93,7 @@ def register_models(cells: str | None) -> None:
     from rnnzoo import registry
 
     if cells is not None:
-        registry.load(str(cells))
+        registry.load(cells)
     store = ConfigStore.instance()
     for name in registry.list_cells():
         own = [(key, h.type, field(default=h.default)) for key, h in registry.get(name).hyperparameters.items()]
@@ -119,7 +119,8 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
             raise UserError(f"{key}={settings[key]}: must be {kind[0].__name__}")
     for section, key in (("checkpoint", "every_n_steps"), ("early_stopping", "patience")):
         value = settings[section][key]
-        if type(value) is not int and not (key == "patience" and value is None) or value is not None and value < 1:
+        optional = key == "patience" and value is None
+        if not optional and (type(value) is not int or value < 1):
             raise UserError(f"{section}.{key}={value}: must be a positive integer")
     if settings["seed"] < 0:
         raise UserError(f"seed={settings['seed']}: must not be negative")
@@ -149,6 +150,6 @@ def one_line(error: BaseException) -> str:
         return f"{cause.full_key}: {problem}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the argument {error.override!r}; arguments are key=value"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'input/output'}: {error.strerror or error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input/output'}: {error.strerror}"
     return " ".join(str(error).split())

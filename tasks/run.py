@@ -12,23 +12,34 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 import rnnzoo
 from rnnzoo import UserError
 from tasks.base import build
+
+HARMLESS = (
+    ".*LeafSpec",  # Lightning 2.6 asks torch for a class that torch 2.13 is about to rename
+    "The number of training batches .* is smaller than the logging interval",  # epochs are logged all the same
+    "Checkpoint directory .* exists and is not empty",  # as it must be when a run is resumed
+)
+"""Warnings of Lightning that call for nothing, each with the reason."""
+
+Found = TypeVar("Found", bound=pl.Callback)
 
 
 class MetricsCSV(Logger):
@@ -207,6 +218,8 @@ def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCS
     Raises `UserError` for hardware that is not there and for options that the Trainer does not take.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message)
     mode = "min" if monitor.endswith("loss") else "max"
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
@@ -269,11 +282,17 @@ def _short(key: str, value: Any) -> str:
     return f"{key}={text if len(text) < 200 else text[:200] + '...'}"
 
 
+def find_callback(trainer: pl.Trainer, kind: type[Found]) -> Found:
+    """The trainer's callback of that class."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, kind))
+
+
 def finish(
     folder: Path, settings: dict[str, Any], module: pl.LightningModule, trainer: pl.Trainer, metrics: dict[str, float]
 ) -> None:
     """Write summary.json and the loss curves, and print the summary."""
-    clock = next(callback for callback in trainer.callbacks if isinstance(callback, Clock))
+    clock = find_callback(trainer, Clock)
     choices = {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
     summary: dict[str, Any] = {
         **choices,
@@ -290,9 +309,9 @@ def finish(
         "versions": {
             "rnnzoo": rnnzoo.__version__,
             "torch": torch.__version__,
-            "lightning": pl.__version__,
+            "lightning": version("pytorch-lightning"),
             "python": platform.python_version(),
-        },  # fmt: skip
+        },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "commit": _commit(),
     }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, SequenceData, SequenceModule, share, shuffled
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share, shuffled
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -112,15 +112,15 @@ class Sine(SequenceModule):
         return self.training_loss(F.mse_loss(prediction, target), target.numel())
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        self._evaluate(self.val_metrics, batch)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+        self._evaluate(self.test_metrics, batch)
 
-    def _evaluate(self, split: str, batch: Tensor) -> None:
+    def _evaluate(self, metrics: EvaluationMetrics, batch: Tensor) -> None:
         prediction, target = self._scored(batch)
         loss = F.mse_loss(prediction, target)
-        self.update_metrics(split, loss, target.numel(), prediction, target)
+        metrics.update(loss, target.numel(), prediction, target)
 
     def _scored(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Windows [B, T + 1, 1] to predictions and targets of all steps but the warm-up's, [(T - warmup)·B] each."""
@@ -136,7 +136,7 @@ class Sine(SequenceModule):
 
         A bidirectional layer cannot be stepped, so it reads all that there is so far anew for each value.
         """
-        outputs = []
+        outputs: list[Tensor] = []
         if self.layer.bidirectional:
             for _ in range(horizon):
                 outputs.append(self(torch.cat([prefix, *(o[None] for o in outputs)]))[-1])

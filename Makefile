@@ -1,0 +1,34 @@
+# make train [ARGS="model=lstm task=imdb"]    install what is needed and train
+# make test  [ARGS="-k sine"]                 install what is needed and run linters and tests
+# PIP=... takes another installer; torch's CPU build comes from wherever pip is told to look for it.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: train test clean
+
+train: $(VENV)/train
+	$(RUN) train.py $(ARGS)
+
+test: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -n 2 $(ARGS)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || \
+	  { echo "rnnzoo needs Python 3.10 to 3.13; name one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@ $(VENV)/train
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

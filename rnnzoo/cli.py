@@ -1,0 +1,87 @@
+"""The command `rnnzoo`, also `python -m rnnzoo`: look at the registered cells."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import sys
+import textwrap
+
+from rich.console import Console
+from rich.table import Table
+
+from rnnzoo import registry
+from rnnzoo.cell import Cell
+from rnnzoo.engine import ENGINES, choose
+from rnnzoo.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Bad input ends with one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="rnnzoo", description="Recurrent cells: a cell is its equations.")
+    parser.add_argument("--cells", metavar="FILE", help="a file or module with cells of your own")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="the registered cells")
+    listing.add_argument("pattern", nargs="?", default="*", help="a wildcard, as in '*lstm*'")
+    showing = commands.add_parser("show", help="one cell: source, equations as code, parameters, engines")
+    showing.add_argument("name")
+    showing.add_argument("--input-size", type=int, default=64)
+    showing.add_argument("--hidden-size", type=int, default=128)
+    options = parser.parse_args(arguments)
+    try:
+        if options.cells:
+            registry.load(options.cells)
+        if options.command == "list":
+            _list(options.pattern)
+        else:
+            _show(options.name, options.input_size, options.hidden_size)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(pattern: str) -> None:
+    names = registry.list_cells(pattern)
+    if not names:
+        raise UserError(f"no cell matches {pattern!r}; `rnnzoo list` shows all")
+    table = Table("cell", "states", "what it is", "source")
+    for name in names:
+        entry = registry.entry(name)
+        table.add_row(name, " ".join(entry.cell.state_names), _first_line(entry.cell), entry.source)
+    Console().print(table)
+
+
+def _show(name: str, input_size: int, hidden_size: int) -> None:
+    entry = registry.entry(name)
+    cell = entry.cell(input_size, hidden_size)
+    console = Console(highlight=False)
+    console.print(f"[bold]{name}[/bold]  {entry.source}\n\n{inspect.getdoc(entry.cell)}\n")
+    console.print(textwrap.dedent(inspect.getsource(entry.cell.step)), markup=False)
+
+    table = Table("parameter", "dimensions", "shape", "size")
+    for key, weight in entry.cell.weights.items():
+        shape = weight.shape(cell)
+        table.add_row(key, " × ".join(weight.dims) or "scalar", " × ".join(map(str, shape)), f"{math.prod(shape):,}")
+    table.add_section()
+    table.add_row("all", "", "", f"{sum(p.numel() for p in cell.parameters()):,}")
+    console.print()
+    console.print(table)
+
+    for key, declared in entry.cell.hyperparameters.items():
+        among = f", one of {', '.join(map(str, declared.choices))}" if declared.choices else ""
+        console.print(f"{key}: {declared.type.__name__} = {declared.default!r}{among}", markup=False)
+    console.print(f"states: {', '.join(entry.cell.state_names)}; the output is {_output(entry.cell)}")
+    for engine, module in ENGINES.items():
+        reason = module.refuses(cell)
+        console.print(f"engine={engine}: {'runs it' if reason is None else reason}", markup=False)
+    console.print(f"engine=auto takes {choose('auto', cell)}")
+
+
+def _first_line(cell: type) -> str:
+    return (inspect.getdoc(cell) or "").partition("\n")[0]
+
+
+def _output(cell: type[Cell]) -> str:
+    return "its readout" if "readout" in vars(cell) else cell.state_names[0]

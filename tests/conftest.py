@@ -1,0 +1,64 @@
+"""Fixtures for all tests: one thread a process, a cache of their own, and runs in this process."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes with two threads each fight over cores
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is read from or left in the user's cache; nothing asks the network."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RNNZOO_CACHE", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`train("task=sine", ...)` runs train.py in this process and returns the run's folder.
+
+    Bad input raises SystemExit, as at the command line.
+    """
+    import train as script
+    from tasks.config import cli
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    count = 0
+
+    def run(*arguments: str) -> Path:
+        nonlocal count
+        count += 1
+        named = [a.partition("=")[2] for a in arguments if a.startswith(("resume=", "hydra.run.dir="))]
+        folder = Path(named[0]) if named else tmp_path / f"run{count}"
+        own = [] if named else [f"hydra.run.dir={folder}"]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments, *own])
+        cli(script.main)
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command("train.py", ...)` runs Python on a script or module of the project in a process of its own."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=options.pop("cwd", ROOT), capture_output=True, text=True, **options
+        )
+
+    return run
