@@ -6,6 +6,7 @@ Built-in cells live in `rnnzoo.cells`; installed packages add theirs through the
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import hashlib
 import importlib
@@ -108,6 +109,21 @@ def load(target: str) -> None:
         _entries.update(before)
         raise UserError(f"cells={target}: {_describe(error, target, path)}") from error
     _loaded.add(key)
+
+
+def scan(path: Path) -> list[str]:
+    """Names that a file registers, read off its text: for help, which must not wait for torch."""
+    decorators = [
+        decorator
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+    ]
+    return [
+        str(ast.literal_eval(d.args[0]))
+        for d in decorators
+        if isinstance(d, ast.Call) and "register" in ast.dump(d.func)
+    ]
 
 
 def _import_file(path: Path) -> None:

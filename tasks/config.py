@@ -20,6 +20,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 
 VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -69,6 +70,9 @@ def prepare(arguments: list[str]) -> list[str]:
         if key in ("cells", "resume", "hydra.run.dir"):
             values[key] = OverridesParser.create().parse_override(argument).value()
     resume = values.get("resume")
+    if {"--help", "-h"} & set(arguments):
+        _name_models(values.get("cells"))
+        return arguments
     if resume is None:
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
@@ -90,8 +94,6 @@ def prepare(arguments: list[str]) -> list[str]:
 
 def register_models(cells: str | None) -> None:
     """Put every registered cell into Hydra's group `model`, its fields taken from its hyperparameters."""
-    from rnnzoo import registry
-
     if cells is not None:
         registry.load(cells)
     store = ConfigStore.instance()
@@ -100,6 +102,14 @@ def register_models(cells: str | None) -> None:
         common = [(key, kind, field(default=f"${{task.preset.{key}}}")) for key, kind in RECURRENT_FIELDS]
         node = make_dataclass(name, [("cell", str, field(default=name)), *common, *own])
         store.store(group="model", name=name, node=node)
+
+
+def _name_models(cells: Any) -> None:
+    """Only the names of `register_models`, read without importing anything: enough for help."""
+    own = [Path(str(cells))] if cells is not None and Path(str(cells)).is_file() else []
+    for path in [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]:
+        for name in registry.scan(path):
+            ConfigStore.instance().store(group="model", name=name, node={"cell": name})
 
 
 def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
