@@ -22,12 +22,15 @@ Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
 class Weight:
     """A parameter of a cell, declared by its dimensions: "input", "hidden", or an `int` hyperparameter's name.
 
-    It knows its own name and, read from a cell, is that cell's tensor.
+    It knows its own name and, read from a cell, is that cell's tensor. Without `init` a matrix starts
+    Glorot-uniform, anything else at zero.
     """
 
     name = ""
 
-    def __init__(self, *dims: str, init: Initializer = nn.init.xavier_uniform_) -> None:
+    def __init__(self, *dims: str, init: Initializer | None = None) -> None:
+        if init is None:
+            init = nn.init.xavier_uniform_ if len(dims) > 1 else 0.0
         if not (callable(init) or isinstance(init, (int, float, str))):
             raise TypeError(f"init must be a function, a number or a hyperparameter's name, not {init!r}")
         self.dims = dims
@@ -52,7 +55,11 @@ class Weight:
 
     def shape(self, cell: Cell) -> tuple[int, ...]:
         sizes = {"input": cell.input_size, "hidden": cell.hidden_size}
-        return tuple(sizes[dim] if dim in sizes else getattr(cell, dim) for dim in self.dims)
+        shape = tuple(sizes[dim] if dim in sizes else getattr(cell, dim) for dim in self.dims)
+        for dim, size in zip(self.dims, shape):
+            if size < 1:
+                raise UserError(f"{type(cell).__name__}: {dim} must be a positive integer, not {size!r}")
+        return shape
 
     def fill(self, cell: Cell) -> None:
         tensor = self.__get__(cell, type(cell))
@@ -144,7 +151,7 @@ class Cell(nn.Module):
         super().__init_subclass__(**kwargs)
         bases = [base for base in reversed(cls.__mro__) if issubclass(base, Cell) and base is not Cell]
         cls.weights = {n: w for base in bases for n, w in vars(base).items() if isinstance(w, Weight)}
-        cls.hyperparameters = {n: h for base in bases for n, h in _hyperparameters(base).items()}
+        cls.hyperparameters = _hyperparameters(cls, bases)
         cls.state_names = _state_names(cls)
         for name, weight in cls.weights.items():
             for dim in weight.dims:
@@ -197,19 +204,27 @@ class Cell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}{chosen}"
 
 
-def _hyperparameters(cls: type) -> dict[str, Hyperparameter]:
+RESERVED = ("cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "engine")
+"""Keywords of `Recurrent`, which no hyperparameter can be named after."""
+
+
+def _hyperparameters(cls: type[Cell], bases: list[type]) -> dict[str, Hyperparameter]:
     found = {}
-    for name, kind in inspect.get_annotations(cls, eval_str=True).items():
-        origin: Any = get_origin(kind)
-        if name not in vars(cls) or origin is ClassVar:
-            continue
-        choices = get_args(kind) if origin is Literal else ()
-        base = type(choices[0]) if choices else kind
-        if base not in (float, int, bool, str):
-            raise TypeError(f"{cls.__name__}.{name} must be annotated float, int, bool, str or Literal, not {kind}")
-        declared = Hyperparameter(base, vars(cls)[name], choices)
-        declared.check(cls.__name__, name, declared.default)
-        found[name] = declared
+    for base in bases:
+        for name, kind in inspect.get_annotations(base, eval_str=True).items():
+            origin: Any = get_origin(kind)
+            if name not in vars(base) or origin is ClassVar:
+                continue
+            choices = get_args(kind) if origin is Literal else ()
+            plain = type(choices[0]) if choices else kind
+            if plain not in (float, int, bool, str):
+                raise TypeError(f"{cls.__name__}.{name} must be annotated float, int, bool, str or Literal, not {kind}")
+            if name in RESERVED:
+                raise TypeError(f"{cls.__name__}.{name}: Recurrent has a keyword of that name; choose another")
+            # the value is the class's own, so that a subclass may change it without annotating it again
+            declared = Hyperparameter(plain, getattr(cls, name), choices)
+            declared.check(cls.__name__, name, declared.default)
+            found[name] = declared
     return found
 
 

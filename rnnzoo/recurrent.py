@@ -53,11 +53,16 @@ class Recurrent(nn.Module):
         super().__init__()
         if type(num_layers) is not int or num_layers < 1:
             raise UserError(f"num_layers must be a positive integer, not {num_layers!r}")
-        if not 0 <= dropout < 1:
+        for key, value in (("bidirectional", bidirectional), ("batch_first", batch_first)):
+            if type(value) is not bool:
+                raise UserError(f"{key} must be true or false, not {value!r}")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise UserError(f"dropout must be at least 0 and below 1, not {dropout!r}")
         if dropout and num_layers == 1:
             raise UserError("dropout acts between layers; use num_layers of 2 or more, or dropout=0")
         kind = registry.get(cell) if isinstance(cell, str) else cell
+        if not (isinstance(kind, type) and issubclass(kind, Cell)):
+            raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
         directions = 2 if bidirectional else 1
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -90,15 +95,9 @@ class Recurrent(nn.Module):
             if lengths is not None:
                 raise UserError("a PackedSequence knows its lengths; leave lengths out")
             return self._forward_packed(input, state)
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise UserError(
-                f"input must end in {self.input_size} features and have 3 dimensions (2 for one sequence), "
-                f"but its shape is {list(input.shape)}"
-            )
+        self._check_features(input, (2, 3), "3 dimensions (2 for one sequence)")
         unbatched = input.dim() == 2
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
-        if x.shape[0] == 0 or x.shape[1] == 0:
-            raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
         if unbatched and state is not None:
             state = state.unsqueeze(1) if isinstance(state, Tensor) else tuple(s.unsqueeze(1) for s in state)
 
@@ -116,6 +115,7 @@ class Recurrent(nn.Module):
         """
         if self.bidirectional:
             raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
+        self._check_features(x, (2,), "2 dimensions, batch first")
         states = self._split(state, x)
         finals = []
         for index, before in enumerate(states):
@@ -160,12 +160,10 @@ class Recurrent(nn.Module):
         run = ENGINES[self.engine_used].run
         directions = 2 if self.bidirectional else 1
         states = self._split(state, x[0])
-        if lengths is not None:
-            # what stands in the padding, NaN included, must reach no gradient
-            padding = torch.arange(len(x), device=x.device)[:, None] >= lengths  # [T, B]
-            x = x.masked_fill(padding[:, :, None], 0)
         finals = []
         for layer in range(self.num_layers):
+            if lengths is not None:
+                x = _extend(x, lengths)
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
@@ -177,6 +175,7 @@ class Recurrent(nn.Module):
         return x, self._join(finals)
 
     def _forward_packed(self, packed: PackedSequence, state: State | None) -> tuple[PackedSequence, State]:
+        self._check_features(packed.data, (2,), "2 dimensions when packed")
         x, lengths = pad_packed_sequence(packed)
         output, state = self._run(x, state, lengths.to(x.device))
         # Packed anew by hand: the order among sequences of one length must stay the one that came in.
@@ -185,13 +184,19 @@ class Recurrent(nn.Module):
         rows = torch.arange(x.shape[1])[None] < packed.batch_sizes[:, None]  # [T, B]
         return packed._replace(data=output[rows.to(x.device)]), state
 
+    def _check_features(self, input: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
+        if input.dim() not in dimensions or input.shape[-1] != self.input_size:
+            raise UserError(f"input must have {wanted} and {self.input_size} features, not shape {list(input.shape)}")
+        if input.numel() == 0:
+            raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
+
     def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
         lengths = torch.as_tensor(lengths)
-        if lengths.shape != x.shape[1:2] or lengths.is_floating_point():
+        if lengths.shape != x.shape[1:2] or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise UserError(f"lengths must be {x.shape[1]} integers, one a sequence, not {lengths.tolist()}")
         if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[0]:
             raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
-        return lengths.to(x.device)
+        return lengths.to(x.device, torch.int64)
 
     def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
         """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
@@ -223,6 +228,17 @@ class Recurrent(nn.Module):
         directions = 2 if self.bidirectional else 1
         suffix = f"_l{index // directions}" + ("_reverse" if index % directions else "")
         return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def _extend(x: Tensor, lengths: Tensor) -> Tensor:
+    """x [T, B, ...] with each sequence's last real step in place of its padding.
+
+    What stands in the padding, NaN included, must reach no gradient, and a cell may be undefined at zero.
+    """
+    T, B = x.shape[:2]
+    t = torch.arange(T, device=x.device)[:, None].clamp(max=lengths - 1)  # [T, B]
+    rows = t * B + torch.arange(B, device=x.device)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (T, B))
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -51,14 +51,15 @@ def register(name: str, source: str = "") -> Callable[[C], C]:
     Raises `UserError` when the name is taken or cannot be used on a command line, or the class is not a Cell.
     """
 
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UserError(f'a cell is registered as @register("name"), in letters, digits and underscores, not {name!r}')
+
     def decorate(cell: C) -> C:
-        if not name.isidentifier():
-            raise UserError(f"cell name {name!r} must be letters, digits and underscores, as in model={name}")
-        if not isinstance(getattr(cell, "weights", None), dict):
-            raise UserError(f"{cell!r} registered as {name!r} is not a subclass of rnnzoo.Cell")
+        if not (isinstance(cell, type) and getattr(cell, "state_names", None)):
+            raise UserError(f"{cell!r} registered as {name!r} is not a subclass of rnnzoo.Cell with a step")
         known = _entries.get(name)
         # A notebook runs the same definition again and again; anywhere else a second one is a mistake.
-        redefined = known and cell.__module__ == "__main__" and cell.__qualname__ == known.cell.__qualname__
+        redefined = known and cell.__module__ == known.module == "__main__" and cell.__name__ == known.cell.__name__
         if known and not redefined:
             raise UserError(f"cell {name!r} is already registered by {known.module}; choose another name")
         _entries[name] = Entry(name, cell, source)
@@ -94,40 +95,47 @@ def load(target: str) -> None:
     """
     _load_installed()
     path = Path(target).expanduser().resolve()
-    is_file = target.endswith(".py") or path.is_file()
-    key = str(path) if is_file else target
+    is_module = all(part.isidentifier() for part in target.split(".")) and not path.is_file() and path.suffix != ".py"
+    key = target if is_module else str(path)
     if key in _loaded:
         return
-    before = dict(_entries)
+    before, modules = dict(_entries), set(sys.modules)
     try:
-        if is_file:
-            _import_file(path)
-        else:
+        if is_module:
             importlib.import_module(target)
-    except Exception as error:
+        else:
+            _import_file(path)
+    except (Exception, SystemExit) as error:
         _entries.clear()
         _entries.update(before)
+        for name in sys.modules.keys() - modules:  # so that what is mended can be loaded
+            if name.split(".")[0] == target.split(".")[0]:
+                del sys.modules[name]
         raise UserError(f"cells={target}: {_describe(error, target, path)}") from error
     _loaded.add(key)
 
 
 def scan(path: Path) -> list[str]:
-    """Names that a file registers, read off its text: for help, which must not wait for torch."""
-    decorators = [
-        decorator
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef)
-        for decorator in node.decorator_list
-    ]
-    return [
-        str(ast.literal_eval(d.args[0]))
-        for d in decorators
-        if isinstance(d, ast.Call) and "register" in ast.dump(d.func)
-    ]
+    """Names that a file registers, read off its text: for help, which must not wait for torch.
+
+    Raises `UserError` when the file cannot be parsed.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: {_describe(error, str(path), path)}") from error
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    calls = (d for node in classes for d in node.decorator_list if isinstance(d, ast.Call))
+    names = []
+    for call in calls:
+        named = [k.value for k in call.keywords if k.arg == "name"] + call.args
+        if ast.unparse(call.func).endswith("register") and named and isinstance(named[0], ast.Constant):
+            names.append(str(named[0].value))
+    return names
 
 
 def _import_file(path: Path) -> None:
-    if not path.is_file():
+    if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(path)
     # Two files of one name in different folders must stay two modules, the same ones in every process.
     name = f"rnnzoo_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -142,15 +150,29 @@ def _import_file(path: Path) -> None:
         raise
 
 
-def _describe(error: Exception, target: str, path: Path) -> str:
+def _describe(error: BaseException, target: str, path: Path) -> str:
+    """What went wrong in loading, with the line of the person's own code, in one line."""
     if isinstance(error, FileNotFoundError) and error.args == (path,):
-        return f"no such file: {path}"
-    if isinstance(error, ModuleNotFoundError) and error.name in (target, target.split(".")[0]):
+        return (
+            f"no such file: {path}" if path.suffix == ".py" else f"{path} is no Python file; its name must end in .py"
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{target}.".startswith(f"{error.name}."):
         return "no such file or module; give a path that ends in .py, or an importable module"
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: syntax error: {error.msg}"
-    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    where = f"line {own[-1]}: " if own else ""
+        other = "" if error.filename in (None, str(path), "<unknown>") else f"{error.filename} "
+        line = f"line {error.lineno}: " if error.lineno else ""
+        return f"{other}{line}syntax error: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent))]
+    where = ""
+    if own:
+        where = (
+            f"line {own[-1].lineno}: "
+            if own[-1].filename == str(path)
+            else f"{own[-1].filename} line {own[-1].lineno}: "
+        )
+    if isinstance(error, RuntimeError) and "__set_name__" in str(error) and error.__cause__:
+        error = error.__cause__  # Python before 3.12 wraps what a declaration raises
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return where + kind + " ".join(str(error).split())
 

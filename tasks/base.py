@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
 }
-CLIP_CHECK_EVERY = 50
+FINITE_CHECK_EVERY = 50
 """Steps between two looks at the loss on an accelerator, where each look waits for the device."""
 
 
@@ -85,9 +85,17 @@ class Batches(Generic[Key, T]):
 
 def share(rows: Tensor) -> Tensor:
     """This process's part of a batch's rows: every n-th for n processes, all of them for one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return rows[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
-    return rows
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    processes = torch.distributed.get_world_size()
+    if len(rows) < processes:
+        raise UserError(f"a batch of {len(rows)} cannot be shared by {processes} processes; use fewer, or more data")
+    return rows[torch.distributed.get_rank() :: processes]
+
+
+def in_order(rows: int, batch_size: int) -> Sequence[Tensor]:
+    """Row numbers 0..rows-1 in batches of nearly equal size, so that none is too small to be shared."""
+    return torch.arange(rows).tensor_split(-(-rows // batch_size))
 
 
 class SequenceData(pl.LightningDataModule):
@@ -112,7 +120,8 @@ class SequenceData(pl.LightningDataModule):
 def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
     """Row numbers 0..rows-1 in an order drawn from seed and epoch, in batches of nearly equal size."""
     generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
-    return torch.randperm(rows, generator=generator).tensor_split(-(-rows // batch_size))
+    order = torch.randperm(rows, generator=generator)
+    return [order[batch] for batch in in_order(rows, batch_size)]
 
 
 class EvaluationMetrics(torch.nn.Module):
@@ -165,10 +174,14 @@ class SequenceModule(pl.LightningModule):
         self.test_metrics = EvaluationMetrics(metrics)
 
     def training_loss(self, loss: Tensor, count: int) -> Tensor:
-        """Record the mean loss over `count` elements for the epoch and hand it on."""
+        """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
         self.log("train/loss", self.last_loss, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
-        return loss
+        if self.trainer.world_size == 1:
+            return loss
+        # The processes' gradients are averaged as if their shares were equal: weigh them so that they may differ.
+        mean = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="mean")
+        return loss * (count / mean)
 
     def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
         """Log and return the split's loss and metrics, and start them anew."""
@@ -208,12 +221,16 @@ class SequenceModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.last_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        if self.device.type == "cpu" or self.global_step % CLIP_CHECK_EVERY == 0:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.last_norm = torch.nn.utils.get_total_norm(gradients)
+        if self.device.type == "cpu" or self.global_step % FINITE_CHECK_EVERY == 0:
             self.check_finite()
-        rate = optimizer.param_groups[0]["lr"]
-        self.log_dict({"step/loss": self.last_loss, "step/grad_norm": self.last_norm, "step/lr": rate}, on_step=True)
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.last_norm)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:  # the only steps whose values Lightning hands on
+            rate = optimizer.param_groups[0]["lr"]
+            self.log_dict({"step/loss": self.last_loss, "step/grad_norm": self.last_norm, "step/lr": rate})
 
     def check_finite(self) -> None:
         """Raise `UserError` when the last step's loss or gradient was infinite or not a number."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share, shuffled
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled
 from tasks.download import cache_folder, digest, download
 
 PADDING, UNKNOWN = 0, 1
@@ -164,13 +164,14 @@ class Sentiments(SequenceData):
         batches: list[Tensor] = []
         for pool in shuffled(len(lengths), self.pool * self.batch_size, self.seed, epoch):
             by_length = pool[lengths[pool].argsort(stable=True)]
-            batches += by_length.tensor_split(-(-len(pool) // self.batch_size))
-        order = torch.cat(list(shuffled(len(batches), len(batches), self.seed + 1, epoch)))
+            batches += [by_length[batch] for batch in in_order(len(pool), self.batch_size)]
+        [order] = shuffled(len(batches), len(batches), self.seed + 1, epoch)
         return [batches[index] for index in order]
 
     def _by_length(self, reviews: Reviews) -> Any:
-        rows = reviews.lengths.argsort(stable=True).split(4 * self.batch_size)
-        return Batches(lambda epoch: rows, lambda rows: self._batch(reviews, rows))
+        order = reviews.lengths.argsort(stable=True)
+        batches = in_order(len(order), 4 * self.batch_size)
+        return Batches(lambda epoch: batches, lambda rows: self._batch(reviews, order[rows]))
 
     def _batch(self, reviews: Reviews, rows: Tensor) -> Batch:
         rows = share(rows)
@@ -284,7 +285,7 @@ class Sentiment(SequenceModule):
         vocabulary_size: V.
         embedding: features of a word, E.
         pooling: of the outputs over time: their maximum, their mean, or the last state of each direction.
-        dropout: probability of dropping a feature of the pooled output and of the words.
+        dropout: probability of dropping a feature of the pooled output.
     """
 
     monitor = "val/accuracy"
@@ -314,7 +315,7 @@ class Sentiment(SequenceModule):
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
-        output, _ = self.layer(self.drop(self.embed(words)), lengths=lengths)  # [T, B, D·H]
+        output, _ = self.layer(self.embed(words), lengths=lengths)  # [T, B, D·H]
         logit: Tensor = self.head(self.drop(self._pool(output, lengths))).squeeze(-1)
         return logit
 

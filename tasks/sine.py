@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share, shuffled
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -67,8 +67,7 @@ class Waves(SequenceData):
         return self._in_order(self.test)
 
     def _in_order(self, windows: Tensor) -> Any:
-        rows = torch.arange(len(windows)).split(1024)
-        return Batches(lambda epoch: rows, lambda rows: windows[share(rows)])
+        return Batches(lambda epoch: in_order(len(windows), 1024), lambda rows: windows[share(rows)])
 
 
 class Sine(SequenceModule):

@@ -313,6 +313,26 @@ def test_a_package_that_failed_halfway_can_be_loaded_once_mended(folder):
     assert "first" in list_cells()
 
 
+def test_scan_reads_the_names_that_importing_registers():
+    # two ways to one list: help must not wait for torch, so it reads the names off the text
+    scanned = [name for path in (ROOT / "rnnzoo" / "cells").glob("*.py") for name in registry.scan(path)]
+    assert sorted(scanned) == [name for name in list_cells() if entry(name).module.startswith("rnnzoo.cells.")]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [('"mine"', ["mine"]), ('name="mine"', ["mine"]), ('source="here", name="mine"', ["mine"]), ("NAME", [])],
+)
+def test_scan_takes_every_way_to_write_a_name_and_passes_over_what_it_cannot_read(folder, written, expected):
+    path = write(folder / "mine.py", f'NAME = "mine"\n\n@register({written})\nclass Mine(Cell):\n    pass\n')
+    assert registry.scan(Path(path)) == expected
+
+
+def test_scan_of_a_file_that_is_not_python_is_one_clear_line(folder):
+    with pytest.raises(UserError, match="line 2"):
+        registry.scan(Path(write(folder / "mine.py", "x = 1\ndef broken(:\n")))
+
+
 def test_cells_of_installed_packages_are_found(tmp_path):
     write(tmp_path / "plug_in.py", CELL.format(name="plugged", kind="Plugged"))
     info = tmp_path / "plug_in-1.0.dist-info"

@@ -29,8 +29,8 @@ def choose(name: str, cell: Cell) -> str:
     """
     if name == "auto":
         return next(engine for engine in PREFERENCE if ENGINES[engine].refuses(cell) is None)
-    if name not in ENGINES:
-        raise UserError(f"no engine is named {name!r}; {nearest(name, ['auto', *ENGINES])}")
+    if not isinstance(name, str) or name not in ENGINES:
+        raise UserError(f"no engine is named {name!r}; {nearest(str(name), ['auto', *ENGINES])}")
     reason = ENGINES[name].refuses(cell)
     if reason:
         raise UserError(f"engine={name} cannot run this cell: {reason}; use engine=auto")

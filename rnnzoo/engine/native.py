@@ -22,18 +22,18 @@ GATES: dict[str, tuple[tuple[str, str, str, str | None], ...]] = {
 """For each cell, in torch's order: input weight, recurrent weight, bias, and the bias on the recurrent side if
 the cell keeps one apart (elsewhere torch's two biases are added, and only their sum matters)."""
 
-HOLD: dict[str, tuple[float, ...]] = {"rnn": (-1e4,), "lstm": (-1e4, 1e4, 0, 0), "gru": (0, 1e4, 0)}
-"""For each gate, what added to it past a sequence's end saturates it, so that no gradient passes and the cell keeps
+HOLD: dict[str, tuple[int, ...]] = {"rnn": (-1,), "lstm": (-1, 1, 0, 0), "gru": (0, 1, 0)}
+"""For each gate, the sign of what saturates it past a sequence's end, so that no gradient passes and the cell keeps
 c (lstm: i = 0, f = 1) or h (gru: z = 1), or at least stays finite (rnn)."""
 
 
 def kind(cell: Cell) -> str | None:
-    """The name under which torch has this very cell, or None."""
-    return next((name for name in GATES if type(cell) is get(name)), None)
+    """The name under which torch has this very step, or None."""
+    return next((name for name in GATES if isinstance(cell, get(name)) and type(cell).step is get(name).step), None)
 
 
 def refuses(cell: Cell) -> str | None:
-    """Everything but the unmodified `rnn`, `lstm` and `gru`."""
+    """Everything but the steps of `rnn`, `lstm` and `gru`."""
     if kind(cell) is None:
         return f"torch has kernels for {', '.join(GATES)} only, not for {type(cell).__name__}"
     return None
@@ -43,12 +43,12 @@ def to_torch(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cell's parameters in torch's layout: weight_ih [G·H, I], weight_hh [G·H, H], bias_ih, bias_hh [G·H]."""
     name = kind(cell)
     assert name is not None
-    parameter = dict(cell.named_parameters())
-    none = torch.zeros_like(parameter[GATES[name][0][2]])
-    weight_ih = torch.cat([parameter[W].T for W, _, _, _ in GATES[name]])
-    weight_hh = torch.cat([parameter[U].T for _, U, _, _ in GATES[name]])
-    bias_ih = torch.cat([parameter[b] for _, _, b, _ in GATES[name]])
-    bias_hh = torch.cat([parameter[c] if c else none for _, _, _, c in GATES[name]])
+    # getattr, not named_parameters: tied, pruned and parametrized weights are what step sees
+    none = torch.zeros_like(getattr(cell, GATES[name][0][2]))
+    weight_ih = torch.cat([getattr(cell, W).T for W, _, _, _ in GATES[name]])
+    weight_hh = torch.cat([getattr(cell, U).T for _, U, _, _ in GATES[name]])
+    bias_ih = torch.cat([getattr(cell, b) for _, _, b, _ in GATES[name]])
+    bias_hh = torch.cat([getattr(cell, c) if c else none for _, _, _, c in GATES[name]])
     return weight_ih, weight_hh, bias_ih, bias_hh
 
 
@@ -57,14 +57,13 @@ def from_torch(cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor
     """Copy parameters in torch's layout into the cell; the inverse of `to_torch`."""
     name = kind(cell)
     assert name is not None
-    parameter = dict(cell.named_parameters())
     blocks = (tensor.chunk(len(GATES[name])) for tensor in (weight_ih, weight_hh, bias_ih, bias_hh))
     for (W, U, b, c), w_ih, w_hh, b_ih, b_hh in zip(GATES[name], *blocks):
-        parameter[W].copy_(w_ih.T)
-        parameter[U].copy_(w_hh.T)
-        parameter[b].copy_(b_ih if c else b_ih + b_hh)
+        getattr(cell, W).copy_(w_ih.T)
+        getattr(cell, U).copy_(w_hh.T)
+        getattr(cell, b).copy_(b_ih if c else b_ih + b_hh)
         if c:
-            parameter[c].copy_(b_hh)
+            getattr(cell, c).copy_(b_hh)
 
 
 def run(
@@ -79,7 +78,10 @@ def run(
         # batches run in full, and one more input feature, 1 past a sequence's end, holds the states there.
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths  # [T, B]
         x = torch.cat([x, past[:, :, None].to(x.dtype)], -1)  # [T, B, I + 1]
-        hold = weight_ih.new_tensor(HOLD[name]).repeat_interleave(cell.hidden_size)
+        device = x.device.type
+        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        signs = weight_ih.new_tensor(HOLD[name]).repeat_interleave(cell.hidden_size)
+        hold = signs * (torch.finfo(product).max / 4)
         weight_ih = torch.cat([weight_ih, hold[:, None]], 1)  # [G·H, I + 1]
 
     function = getattr(torch, f"rnn_{cell.nonlinearity}" if name == "rnn" else name)
