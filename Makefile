@@ -1,6 +1,6 @@
 # make train [ARGS="model=lstm task=imdb"]    install what is needed and train
 # make test  [ARGS="-k sine"]                 install what is needed and run linters and tests
-# PIP=... takes another installer; torch's CPU build comes from wherever pip is told to look for it.
+# pip installs; where torch's CPU build lies (a tenth of the size) is for pip to know, as by PIP_EXTRA_INDEX_URL.
 
 PYTHON ?= python3
 VENV := .venv

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from tasks.config import cli, refusing_bad_input, resolve
@@ -17,7 +16,7 @@ def main(config: DictConfig) -> None:
 
     from rnnzoo import UserError, registry
     from tasks import run
-    from tasks.base import build
+    from tasks.base import build, find_class, refuse_unknown
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with refusing_bad_input(discard=None if config.resume else folder):
@@ -31,9 +30,11 @@ def main(config: DictConfig) -> None:
         if settings["test_only"] and not settings["ckpt"]:
             raise UserError("test_only=true needs ckpt=, the checkpoint to evaluate")
 
-        data = build(get_class(task["datamodule"]), {**task, "seed": seed}, "task")
+        kinds = [find_class(task, key) for key in ("datamodule", "module")]
+        refuse_unknown(task.keys() - {"name", "datamodule", "module", "preset"}, kinds, "task")
         known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
-        module = build(get_class(task["module"]), {**task, **known, **data.arguments()}, "task")
+        data = build(kinds[0], {**task, **known}, "task")
+        module = build(kinds[1], {**task, **known, **data.arguments()}, "task")
         resumed = f"{config.resume}/checkpoints/last.ckpt" if config.resume else None
         start = run.load_matching(settings["ckpt"] or resumed, module)
         metrics_csv = run.MetricsCSV(folder, start)

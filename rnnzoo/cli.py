@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo import registry
@@ -49,7 +50,7 @@ def _list(pattern: str) -> None:
     table = Table("cell", "states", "what it is", "source")
     for name in names:
         entry = registry.entry(name)
-        table.add_row(name, " ".join(entry.cell.state_names), _first_line(entry.cell), entry.source)
+        table.add_row(name, " ".join(entry.cell.state_names), escape(_first_line(entry.cell)), escape(entry.source))
     Console().print(table)
 
 
@@ -57,7 +58,7 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
     entry = registry.entry(name)
     cell = entry.cell(input_size, hidden_size)
     console = Console(highlight=False)
-    console.print(f"[bold]{name}[/bold]  {entry.source}\n\n{inspect.getdoc(entry.cell)}\n")
+    console.print(f"[bold]{name}[/bold]  {escape(entry.source)}\n\n{escape(inspect.getdoc(entry.cell) or '')}\n")
     console.print(textwrap.dedent(inspect.getsource(entry.cell.step)), markup=False)
 
     table = Table("parameter", "dimensions", "shape", "size")

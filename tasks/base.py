@@ -7,11 +7,14 @@ position in it is the trainer's own, and dropout draws from a generator seeded a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_class
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
@@ -32,22 +35,68 @@ FINITE_CHECK_EVERY = 50
 """Steps between two looks at the loss on an accelerator, where each look waits for the device."""
 
 
-def build(target: Callable[..., T], arguments: Mapping[str, Any], section: str) -> T:
-    """Call `target` with those of `arguments` that it takes, after checking them against its annotations.
+def check(target: Callable[..., Any], arguments: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Those of `arguments` that `target` takes, checked against its annotations.
 
     Raises `UserError` naming `section.key`, what is wanted there and what was given.
     """
     parameters = inspect.signature(target, eval_str=True).parameters
     given = {name: arguments[name] for name in parameters if name in arguments}
+    for name, parameter in parameters.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise UserError(f"{section}.{name} is missing")
     fields: dict[str, Any] = {name: (parameters[name].annotation, ...) for name in given}
     try:
-        create_model(section, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
+        create_model(section, __config__=ConfigDict(arbitrary_types_allowed=True, strict=True), **fields)(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([section, *map(str, first["loc"])])
-        wanted = first["msg"].removeprefix("Input ")
-        raise UserError(f"{key}={first['input']}: {wanted}") from None
-    return target(**given)
+        key = first["loc"][0]
+        wanted = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise UserError(f"{section}.{key}={arguments[str(key)]}: {wanted}") from None
+    return given
+
+
+def build(target: Callable[..., T], arguments: Mapping[str, Any], section: str) -> T:
+    """Call `target` with those of `arguments` that it takes, checked as in `check`."""
+    return target(**check(target, arguments, section))
+
+
+def refuse_unknown(arguments: Iterable[str], targets: Iterable[Callable[..., Any]], section: str) -> None:
+    """Raise `UserError` naming the first of `arguments` that none of `targets` takes."""
+    known = {name for target in targets for name in inspect.signature(target).parameters}
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{section}.{name}: no such key; {nearest(name, known)}")
+
+
+def find_class(task: Mapping[str, Any], key: str) -> type[Any]:
+    """The class whose dotted name is `task[key]`; `UserError` when there is none."""
+    path = task.get(key)
+    try:
+        return get_class(str(path))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"task.{key}={path}: no such class ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file so that it is whole or not there: yields the file to write, then moves it to `path`.
+
+    Raises `UserError` naming `path` when it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch's writer buries a full disk in others
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
 
 
 class Batches(Generic[Key, T]):
@@ -163,6 +212,7 @@ class SequenceModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.last_loss = self.last_norm = torch.zeros(())
+        self._optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
     def recurrent(self, input_size: int) -> Recurrent:
         """The layer under test, time first: [T, B, input_size] to [T, B, output_size]."""
@@ -196,16 +246,30 @@ class SequenceModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
 
-    def configure_optimizers(self) -> Any:
-        options = dict(self.hparams["optimizer"])
-        name, schedule = options.pop("name"), options.pop("schedule")
+    def _optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        options = {key: value for key, value in self.hparams["optimizer"].items() if key not in ("name", "schedule")}
+        name, schedule = self.hparams["optimizer"].get("name"), self.hparams["optimizer"].get("schedule")
         if name not in OPTIMIZERS:
-            raise UserError(f"optimizer.name={name}: unknown; {nearest(name, OPTIMIZERS)}")
-        optimizer = OPTIMIZERS[name](self.parameters(), **options)
+            raise UserError(f"optimizer.name={name}: unknown; {nearest(str(name), OPTIMIZERS)}")
+        if schedule not in ("constant", "linear"):
+            raise UserError(f"optimizer.schedule={schedule}: must be constant or linear")
+        if "lr" not in options:
+            raise UserError("optimizer.lr is missing")
+        for key in ("lr", "weight_decay", "momentum"):
+            if isinstance(options.get(key), (int, float)) and options[key] < 0:
+                raise UserError(f"optimizer.{key}={options[key]}: must not be negative")
+        if isinstance(options.get("betas"), list):
+            options["betas"] = tuple(options["betas"])
+        refuse_unknown(options, [OPTIMIZERS[name]], "optimizer")
+        try:
+            return build(OPTIMIZERS[name], {**options, "params": parameters}, "optimizer")
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from None
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self._optimizer(self.parameters()), self.hparams["optimizer"]["schedule"]
         if schedule == "constant":
             return optimizer
-        if schedule != "linear":
-            raise UserError(f"optimizer.schedule={schedule}: must be constant or linear")
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("optimizer.schedule=linear needs an end: set trainer.max_epochs or trainer.max_steps")
@@ -228,7 +292,7 @@ class SequenceModule(pl.LightningModule):
         if gradient_clip_val is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.last_norm)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:  # the only steps whose values Lightning hands on
+        if every and (self.global_step + 1) % every == 0:  # the only steps whose values Lightning hands on
             rate = optimizer.param_groups[0]["lr"]
             self.log_dict({"step/loss": self.last_loss, "step/grad_norm": self.last_norm, "step/lr": rate})
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.recurrent import State
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share, writing
 from tasks.download import download
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -102,6 +102,10 @@ class Characters(SequenceData):
         self.alphabet = "".join(sorted(set(characters)))
         number = {character: index for index, character in enumerate(self.alphabet)}
         codes = torch.tensor([number[character] for character in characters])
+        if val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
+            )
         held_out = [int(len(codes) * fraction) for fraction in (val_fraction, test_fraction)]
         parts = codes.split([len(codes) - sum(held_out), *held_out])
         if len(parts[0]) <= window:
@@ -109,6 +113,8 @@ class Characters(SequenceData):
                 f"{source}: {len(parts[0]):,} characters to train on are fewer than a window of {window} and the "
                 f"character after it; lower task.window or give a longer text"
             )
+        if len(parts[1]) < 2:
+            raise UserError(f"{source}: {len(parts[1])} characters to validate on are too few; raise task.val_fraction")
         self.window = window
         self.has_test = len(parts[2]) > 1
         self.train, self.val, self.test = (_streams(part, streams, window) for part in parts)
@@ -234,8 +240,8 @@ class CharLM(SequenceModule):
         if self.hparams["sample_length"] and self.trainer.is_global_zero and not self.trainer.sanity_checking:
             text = self.hparams["sample_prime"] + "".join(self.sample())
             path = Path(self.trainer.default_root_dir) / "samples" / f"epoch_{self.current_epoch + 1:03d}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8")
+            with writing(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
             print(f"sample after epoch {self.current_epoch + 1}: {text[:200]!r}", flush=True)
 
     @torch.no_grad()
@@ -260,17 +266,15 @@ class CharLM(SequenceModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
 
-        # Each process carries its own streams; all are saved, [processes, ...].
-        def gather(state: Tensor) -> Tensor:
-            gathered = self.all_gather(state)
-            assert isinstance(gathered, Tensor)
-            return gathered if self.trainer.world_size > 1 else gathered[None]
-
-        checkpoint["carried"] = None if self.carried is None else _with_states(self.carried, gather)
+        # Each process carries its own streams, not always as many: all are saved, in order of the processes.
+        carried = [self.carried]
+        if self.trainer.world_size > 1:
+            carried = carried * self.trainer.world_size
+            torch.distributed.all_gather_object(carried, self.carried)
+        checkpoint["carried"] = carried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        carried = checkpoint["carried"]
-        self.carried = None if carried is None else _with_states(carried, lambda states: states[self.global_rank])
+        self.carried = checkpoint["carried"][self.global_rank]
 
 
 def _with_states(state: State, change: Callable[[Tensor], Tensor]) -> State:

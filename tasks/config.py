@@ -23,8 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 
-VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether a person asked for tracebacks."""
+GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment")
 
 RECURRENT_FIELDS: tuple[tuple[str, type], ...] = (
     ("hidden_size", int),
@@ -37,22 +36,23 @@ RECURRENT_FIELDS: tuple[tuple[str, type], ...] = (
 
 def cli(main: Callable[[], Any]) -> None:
     """Run a Hydra main; bad input ends with one line on stderr and exit code 1. HYDRA_FULL_ERROR=1 shows all."""
+    # a variable of our own, because processes started from this one inherit what is set for Hydra below
+    os.environ.setdefault("RNNZOO_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0"))
     with refusing_bad_input():
         sys.argv[1:] = prepare(sys.argv[1:])
-        if not VERBOSE:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
         main()
 
 
 @contextmanager
 def refusing_bad_input(discard: Path | None = None) -> Iterator[None]:
-    """End the process with one line when bad input shows; remove the folder `discard` if no checkpoint is in it."""
+    """End the process with one line when bad input shows; remove the folder `discard` if only Hydra wrote to it."""
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if discard is not None and not (discard / "checkpoints").exists():
+        if discard is not None and [path.name for path in discard.glob("*")] == [".hydra"]:
             shutil.rmtree(discard, ignore_errors=True)
-        if VERBOSE:
+        if os.environ.get("RNNZOO_TRACEBACK") == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
@@ -61,14 +61,20 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[None]:
 def prepare(arguments: list[str]) -> list[str]:
     """Make every registered cell, those of `cells=` included, a `model=` option; point `resume=` at its run.
 
-    Returns the arguments for Hydra. Raises `UserError` for cells that cannot be loaded, and for a run folder that
-    holds no run to resume, or one that would be overwritten.
+    Returns the arguments for Hydra. Raises `UserError` for cells that cannot be loaded, for a run folder that holds
+    no run to resume, or one that would be overwritten, and for what Hydra would answer with a traceback.
     """
     values = {}
     for argument in arguments:
-        key = argument.partition("=")[0]
+        key, equals, text = argument.partition("=")
+        if equals and not key:
+            raise UserError(f"cannot read the argument {argument!r}; arguments are KEY=VALUE")
+        if key == "model.cell":
+            raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
         if key in ("cells", "resume", "hydra.run.dir"):
-            values[key] = OverridesParser.create().parse_override(argument).value()
+            values[key] = _value(argument)
+        if equals and key in GROUPS and isinstance(_value(argument), (int, float, type(None))) and argument != "experiment=null":
+            raise UserError(f"{key}={text}: name one; python train.py --help lists them")
     resume = values.get("resume")
     if {"--help", "-h"} & set(arguments):
         _name_models(values.get("cells"))
@@ -90,6 +96,11 @@ def prepare(arguments: list[str]) -> list[str]:
         f"hydra.run.dir='{folder}'", "hydra.output_subdir=null",
         "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
     ]  # fmt: skip
+
+
+def _value(argument: str) -> Any:
+    """What Hydra understands after the = of an argument."""
+    return OverridesParser.create().parse_override(argument).value()
 
 
 def register_models(cells: str | None) -> None:
@@ -122,21 +133,29 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     for section, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
         if section.get(key) and Path(str(section[key])).exists():
             section[key] = str(Path(section[key]).resolve())
-    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "test_only": (bool,)}
+    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,)}
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None)))
+    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:-1]), (dict,))
+    for key in settings.keys() ^ kinds.keys():
+        raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
     for key, kind in kinds.items():
         if type(settings[key]) not in kind:
-            raise UserError(f"{key}={settings[key]}: must be {kind[0].__name__}")
-    for section, key in (("checkpoint", "every_n_steps"), ("early_stopping", "patience")):
-        value = settings[section][key]
-        optional = key == "patience" and value is None
-        if not optional and (type(value) is not int or value < 1):
-            raise UserError(f"{section}.{key}={value}: must be a positive integer")
+            raise UserError(
+                f"{key}={settings[key]}: must be {'a group of keys' if kind[0] is dict else kind[0].__name__}"
+            )
     if settings["seed"] < 0:
         raise UserError(f"seed={settings['seed']}: must not be negative")
-    for key in ("name", "schedule"):
-        if not isinstance(settings["optimizer"].get(key), str):
-            raise UserError(f"optimizer.{key}={settings['optimizer'].get(key)}: must be a name")
+    positive: dict[str, tuple[type, ...]] = {
+        "checkpoint.every_n_steps": (int,),
+        "early_stopping.patience": (int, type(None)),
+    }
+    positive |= {"trainer.accumulate_grad_batches": (int,), "trainer.gradient_clip_val": (int, float, type(None))}
+    for name, kind in positive.items():
+        section, key = name.split(".")
+        value = settings[section].get(key)
+        if type(value) not in kind or (value is not None and value <= 0):
+            other = ", or null for none" if type(None) in kind else ""
+            raise UserError(f"{name}={value}: must be a positive {'number' if float in kind else 'integer'}{other}")
     record = folder / ".hydra" / "config.yaml"
     if settings["resume"] is None and record.is_file() and "LOCAL_RANK" not in os.environ:
         OmegaConf.save(OmegaConf.create(settings), record)
@@ -159,7 +178,10 @@ def one_line(error: BaseException) -> str:
             problem = f"no such key; {nearest(str(cause.key), map(str, known))}"
         return f"{cause.full_key}: {problem}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read the argument {error.override!r}; arguments are key=value"
+        return (
+            f"cannot read the argument {error.override!r}: arguments are KEY=VALUE, and a value with brackets, '=' or "
+            "letters beyond ASCII needs quotes of its own, as in 'task.text=\"my novel (1).txt\"'"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'input/output'}: {error.strerror}"
     return " ".join(str(error).split())

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
 from tasks.download import cache_folder, digest, download
 
 PADDING, UNKNOWN = 0, 1
@@ -103,7 +103,8 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
                     assert file is not None
                     reviews.append((member.name, file.read()))
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"task.data={source}: damaged or not a tar archive ({error}); fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"task.data={source}: damaged or not a tar archive ({reason}); fetch it again") from error
     # The order in an archive is whatever the packer's was; names make it the same as a folder's.
     yield from sorted(reviews)
 
@@ -208,7 +209,7 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
     path = cache_folder() / f"imdb_{key}.npz"
     if path.is_file():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as cached, np.load(cached) as stored:
                 words = str(stored["vocabulary"]).split("\n")
                 train, test = (
                     Reviews(*(torch.from_numpy(stored[f"{split}_{field}"]) for field in Reviews._fields))
@@ -222,11 +223,8 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
     arrays = {
         f"{split}_{k}": v.numpy() for split, r in (("train", train), ("test", test)) for k, v in r._asdict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with writing(path) as partial, partial.open("wb") as file:
         np.savez(file, vocabulary=np.array("\n".join(words)), **arrays)
-    partial.replace(path)
     return words, train, test
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import json
 import logging
 import os
@@ -30,12 +29,13 @@ from rich.table import Table
 
 import rnnzoo
 from rnnzoo import UserError
-from tasks.base import build
+from tasks.base import build, refuse_unknown, writing
 
 HARMLESS = (
     ".*LeafSpec",  # Lightning 2.6 asks torch for a class that torch 2.13 is about to rename
     "The number of training batches .* is smaller than the logging interval",  # epochs are logged all the same
     "Grad strides do not match bucket view strides",  # of inputs with a single feature, under DDP
+    "The dirpath has changed",  # a checkpoint is tested in a folder of its own
     "Checkpoint directory .* exists and is not empty",  # as it must be when a run is resumed
 )
 """Warnings of Lightning that call for nothing, each with the reason."""
@@ -80,12 +80,10 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         columns = ["epoch", *sorted({key for row in self.rows.values() for key in row} - {"epoch"})]
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
+        with writing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))
-        partial.replace(self.path)
 
     def best(self, monitor: str) -> dict[str, float]:
         """The validation metrics of the epoch that was best by `monitor`; empty if it was never logged."""
@@ -101,18 +99,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or not there: written beside their place, flushed, then moved into it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write the checkpoint {target}: {one_cause(error)}") from error
-        partial.replace(target)
+        with writing(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def one_cause(error: BaseException) -> str:
@@ -150,7 +140,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class Clock(pl.Callback):
-    """Counts seconds and steps of training and, without a terminal, prints a line for each epoch."""
+    """Counts seconds and steps of training and prints a line for each epoch."""
 
     FIELDS = ("training", "validation", "epochs", "steps")
 
@@ -184,23 +174,25 @@ class Clock(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epochs += 1
-        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+        if trainer.is_global_zero:
             metrics = (f"{k} {float(v):.4g}" for k, v in trainer.callback_metrics.items() if not k.startswith("step/"))
             print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(metrics)}  {self.training:.0f} s", flush=True)
 
 
 def plot_losses(logger: MetricsCSV, path: Path) -> None:
-    """Training and validation loss over the epochs, as PNG."""
+    """Training and validation loss over the epochs, as PNG; nothing if none was logged."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for name, style in (("train/loss", "-"), ("val/loss", "--")):
         points = [(row["epoch"] + 1, row[name]) for row in logger.rows.values() if name in row]
         if points:
             axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=name)
+    if not axes.lines:
+        return
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def print_parameters(module: pl.LightningModule) -> None:
@@ -230,10 +222,9 @@ def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCS
     ]
     if settings["early_stopping"]["patience"] is not None:
         callbacks.append(EarlyStopping(monitor, patience=settings["early_stopping"]["patience"], mode=mode))
-    # A bar needs a terminal; elsewhere `Clock` prints a line for each epoch.
-    watched = sys.stdout.isatty()
+    watched = sys.stdout.isatty()  # a bar needs a terminal
     if watched:
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(RichProgressBar())
     options = {
         **settings["trainer"],
         **settings["hardware"],
@@ -245,13 +236,13 @@ def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCS
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    unknown = options.keys() - inspect.signature(pl.Trainer).parameters.keys()
-    if unknown:
-        raise UserError(f"trainer.{min(unknown)}: Lightning's Trainer has no such option")
+    refuse_unknown(options, [pl.Trainer], "trainer")
+    if options.get("accelerator") == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("hardware.accelerator=gpu: no GPU was found; use hardware=auto or hardware=cpu")
     try:
         return build(pl.Trainer, options, "trainer")
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
 
 
 def extra_loggers(settings: dict[str, Any], folder: Path) -> list[Logger]:
@@ -317,10 +308,9 @@ def finish(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "commit": _commit(),
     }
-    partial = folder / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(folder / "summary.json")
-    if isinstance(trainer.loggers[0], MetricsCSV) and clock.epochs:
+    with writing(folder / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    if isinstance(trainer.loggers[0], MetricsCSV):
         plot_losses(trainer.loggers[0], folder / "plots" / "loss.png")
 
     table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -50,7 +50,7 @@ class Waves(SequenceData):
         generator = torch.Generator().manual_seed(seed)
         held_out = max(samples // 10, 2)
         theta = math.pi * torch.rand(samples + 2 * held_out, generator=generator, dtype=torch.float64)
-        wave = torch.sin(theta[:, None] + step * torch.arange(window + 1))  # [M, T + 1]
+        wave = torch.sin(theta[:, None] + step * torch.arange(window + 1, dtype=torch.float64))  # [M, T + 1]
         self.train, self.val, self.test = wave[:, :, None].float().split([samples, held_out, held_out])
 
     def train_dataloader(self) -> Any:
@@ -74,6 +74,7 @@ class Sine(SequenceModule):
     """A recurrent layer and a linear head that predict the next value at every step.
 
     Args:
+        window: time steps of input, T.
         step: Δθ of the waves in radians, for continuing them.
         warmup: steps at a window's start that are not scored: from one value nobody can tell a rise from a fall.
         prefix: true steps shown before a continuation.
@@ -87,6 +88,7 @@ class Sine(SequenceModule):
         optimizer: dict[str, Any],
         engine: str,
         seed: int,
+        window: PositiveInt,
         step: PositiveFloat,
         warmup: NonNegativeInt,
         prefix: PositiveInt,
@@ -94,6 +96,8 @@ class Sine(SequenceModule):
         probes: bool,
     ) -> None:
         super().__init__(model, optimizer, engine, seed)
+        if warmup >= window:
+            raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
         if probes and not math.isclose(step, math.pi / 6):
             raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
         self.layer = self.recurrent(1)
@@ -125,8 +129,6 @@ class Sine(SequenceModule):
         """Windows [B, T + 1, 1] to predictions and targets of all steps but the warm-up's, [(T - warmup)·B] each."""
         wave = windows.transpose(0, 1)
         warmup = self.hparams["warmup"]
-        if warmup >= len(wave) - 1:
-            raise UserError(f"task.warmup={warmup} leaves no step of task.window={len(wave) - 1} to score")
         return self(wave[:-1])[warmup:].reshape(-1), wave[1 + warmup :].reshape(-1)
 
     @torch.no_grad()
@@ -187,5 +189,5 @@ def _plot(path: Path, wave: Tensor, continuation: Tensor, prefix: int, rmse: flo
     axes.set(xlabel="time step t", ylabel="x_t", ylim=(-1.6, 1.6))
     axes.set_title(f"closed loop over {len(continuation)} steps, RMSE {rmse:.4f}")
     axes.legend(loc="upper right", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

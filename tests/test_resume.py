@@ -38,14 +38,14 @@ class Mortal(Cell):
 """
 
 SINE = (
-    "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2", "task.prefix=2",
-    "model.hidden_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=2", "optimizer=adamw",
+    "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
+    "task.prefix=2", "model.hidden_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=2", "optimizer=adamw",
 )  # fmt: skip
 STEPS_A_CALL = 3
 TEXT = (
-    "hardware=cpu", "task=char_lm", "task.corpus=hello", "task.window=5", "task.streams=4", "task.sample_length=3", "task.embedding=3",
-    "task.restart=0.2", "task.dropout=0.5", "model.hidden_size=4", "trainer.max_epochs=2", "checkpoint.every_n_steps=3",
-    "trainer.limit_train_batches=7",
+    "hardware=cpu", "task=char_lm", "task.corpus=hello", "task.window=5", "task.streams=4", "task.sample_length=3",
+    "task.embedding=3", "task.restart=0.2", "task.dropout=0.5", "model.hidden_size=4", "trainer.max_epochs=2",
+    "checkpoint.every_n_steps=3", "trainer.limit_train_batches=7",
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_resumed_equals_uninterrupted(at: int, tmp_path: Path, train: Callable[.
     assert (folder / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("at", [2, 5, 7, 9, 12])
+@pytest.mark.parametrize("at", [4, 5, 7, 9, 12])
 def test_carried_state_and_dropout_come_back(at: int, tmp_path: Path, train: Callable[..., Path]) -> None:
     """Language model: a carried state, random restarts and dropout, killed in the `at`-th batch of 14."""
     name = f"mortal_text_{at}"
@@ -167,7 +167,7 @@ def test_a_checkpoint_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(UserError, match=r"cannot write the checkpoint .*last.ckpt: .*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*last.ckpt: .*No space left"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]

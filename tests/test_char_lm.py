@@ -1,0 +1,357 @@
+"""Character language models: which characters are read and predicted when, the carried state, and samples.
+
+The texts of the tests of the data are made of characters that all differ and are sorted, so that a character's number
+is its position in the text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import socket
+from collections.abc import Callable
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rnnzoo import UserError
+from tasks.char_lm import CORPORA, Characters, CharLM, read_text
+
+ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
+TASK = {
+    "embedding": 3, "dropout": 0.0, "restart": 0.0, "sample_prime": "", "sample_length": 20, "temperature": 0.8,
+}  # fmt: skip
+
+
+def all_different(length: int) -> str:
+    return "".join(chr(0x4E00 + position) for position in range(length))
+
+
+def characters(text: str, window: int = 5, streams: int = 2, val: float = 0.25, test: float = 0.25) -> Characters:
+    with patch.dict(CORPORA, {"given": lambda: text}):
+        return Characters("given", None, window, streams, val, test)
+
+
+def model(alphabet: str = "ehlo", cell: str = "gru", seed: int = 1, **options: Any) -> CharLM:
+    torch.manual_seed(0)
+    task = {key: options.pop(key, default) for key, default in TASK.items()}
+    return CharLM({"cell": cell, "hidden_size": 4, **options}, ADAM, "auto", seed, alphabet, **task).double()
+
+
+# The data
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    length=st.integers(20, 400),
+    window=st.integers(1, 20),
+    streams=st.integers(1, 9),
+    val=st.floats(0.2, 0.4),
+    test=st.floats(0.2, 0.4),
+)
+def test_every_character_is_predicted_once(length: int, window: int, streams: int, val: float, test: float) -> None:
+    held_out = [int(length * val), int(length * test)]
+    sizes = [length - sum(held_out), *held_out]
+    if sizes[0] <= window:
+        with pytest.raises(UserError, match="fewer than a window"):
+            characters(all_different(length), window, streams, val, test)
+        return
+    data = characters(all_different(length), window, streams, val, test)
+    assert data.alphabet == all_different(length)
+    first = 0
+    parts = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    for size, batches, held_out_part in zip(sizes, parts, (False, True, True)):
+        windows = [batches.fetch(start) for start in batches.plan(0)]
+        rows = len(windows[0])
+        each = size // rows
+        # as many streams as asked for, unless they became too short for a window
+        assert rows == streams or (rows < streams and (rows + 1) * (window + 1) > size)
+        # the streams are the part in order; less than one character a stream is left over at its end
+        begin = first + each * torch.arange(rows)
+        assert torch.equal(windows[0][:, 0], begin)
+        # each window goes on where the one before ended, and what it predicts is always the next character
+        for before, after in pairwise(windows):
+            assert torch.equal(before[:, -1], after[:, 0])
+        for codes in windows:
+            assert torch.equal(codes[:, 1:], codes[:, :-1] + 1)
+            assert codes.shape[1] <= window + 1
+        targets = torch.cat([codes[:, 1:] for codes in windows], 1)
+        left_over = each - 1 - targets.shape[1]
+        # evaluation leaves out nothing but the streams' first characters; training, less than a window besides
+        assert left_over == 0 if held_out_part else 0 <= left_over < window
+        assert all(codes.shape[1] == window + 1 for codes in windows) or held_out_part
+        first += size
+    assert first == length
+
+
+def test_the_same_order_in_every_epoch() -> None:
+    batches = characters(all_different(100)).train_dataloader()
+    assert list(batches.plan(0)) == list(batches.plan(3))
+    assert len(batches) == len(batches.plan(0))
+
+
+def test_fewer_streams_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    characters(all_different(40), window=5, streams=8)
+    assert "task.corpus=given: 40 characters make 3 streams, not 8" in capsys.readouterr().out
+
+
+def test_without_a_test_part() -> None:
+    assert not characters(all_different(60), test=0.0).has_test
+    assert characters(all_different(60)).has_test
+
+
+@pytest.mark.parametrize(("val", "characters_held_out"), [(0.01, 0), (0.05, 1)])
+def test_too_little_to_validate_on_is_refused(val: float, characters_held_out: int) -> None:
+    """One character predicts nothing."""
+    assert int(30 * val) == characters_held_out
+    with pytest.raises(UserError):
+        characters(all_different(30), val=val, test=0.0)
+
+
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    text = "Ünïcödé\r\n\t吾輩は猫である\n" * 20
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    assert read_text(str(path), "hello") == text
+    data = Characters("hello", str(path), 5, 1, 0.1, 0.0)
+    assert data.alphabet == "".join(sorted(set(text)))
+    assert "".join(data.alphabet[code] for code in data.train[0]) == text[: len(text) - len(text) // 10]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the text is empty"),
+        (b"abc", "3 characters to train on are fewer than a window of 5"),
+        (b"abcdef", "character"),
+        (b"line\nline\nline \xff\nline\n" * 9, r"not UTF-8 in line 3 \(byte 15\)"),
+        ("latin-1: é\n".encode("latin-1"), "not UTF-8 in line 1"),
+        ("a text in UTF-16".encode("utf-16"), "not UTF-8 in line 1"),
+    ],
+)
+def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        Characters("hello", str(path), 5, 2, 0.1, 0.1)
+    assert str(error.value).startswith(f"task.text={path}: ") and "\n" not in str(error.value)
+
+
+def test_a_file_or_corpus_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(UserError, match=r"task\.text=.*: no such file"):
+            read_text(str(path), "hello")
+    with pytest.raises(UserError, match=r"task\.corpus=pydoc: unknown; did you mean pydocs\?.*task\.text=FILE"):
+        read_text(None, "pydoc")
+
+
+def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert read_text(None, "hello") == "hello" * 1000
+    assert "with" in read_text(None, "pydocs") and len(read_text(None, "pydocs")) > 300_000
+    stdlib = read_text(None, "stdlib")
+    assert len(stdlib) > 1_000_000 and "def dataclass(" in stdlib
+    assert read_text(None, "stdlib") == stdlib
+
+
+# The model
+
+
+def nats(module: CharLM, codes: Tensor) -> Tensor:
+    """Losses [B, T] of the model's weights, by torch's own GRU, from a zero state over all of codes [B, T + 1]."""
+    gru = nn.GRU(module.layer.input_size, module.layer.hidden_size).double()
+    gru.load_state_dict(module.layer.torch_state_dict())
+    with torch.no_grad():
+        output, _ = gru(module.embed(codes.T[:-1]))
+        logits = module.head(output)  # [T, B, A]
+        return F.cross_entropy(logits.movedim(-1, 1), codes.T[1:], reduction="none").T
+
+
+def training_losses(module: CharLM, windows: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The losses of the windows of one epoch, without a trainer to log them to."""
+    monkeypatch.setattr(module, "training_loss", lambda loss, count: loss)
+    module.on_train_epoch_start()
+    return [module.training_step(window, index).item() for index, window in enumerate(windows)]
+
+
+def test_the_state_is_carried_from_window_to_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = characters("hello" * 40, window=7, streams=3)
+    batches = data.train_dataloader()
+    windows = [batches.fetch(start) for start in batches.plan(0)]
+    assert len(windows) > 3
+    module = model()
+    long_run = nats(module, data.train)
+    expected = [float(long_run[:, 7 * k : 7 * (k + 1)].mean()) for k in range(len(windows))]
+    assert training_losses(module, windows, monkeypatch) == pytest.approx(expected, rel=1e-12)
+    assert isinstance(module.carried, Tensor) and not module.carried.requires_grad
+    # each epoch begins from zero again
+    assert training_losses(module, windows, monkeypatch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_restarts_begin_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = characters("hello" * 40, window=7, streams=3)
+    batches = data.train_dataloader()
+    windows = [batches.fetch(start) for start in batches.plan(0)]
+    always = model(restart=1 - 1e-9)
+    expected = [float(nats(always, window).mean()) for window in windows]
+    assert training_losses(always, windows, monkeypatch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_evaluation_reads_the_streams_to_their_ends() -> None:
+    data = characters("hello" * 40, window=7, streams=3)
+    module = model("ehlo", cell="gru", dropout=0.5, restart=0.9).eval()
+    module.on_validation_epoch_start()
+    for window in data.val_dataloader():
+        module.validation_step(window, 0)
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_windows_equal_one_long_run_for_any_number_of_states(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = characters("hello" * 40, window=6, streams=2)
+    batches = data.train_dataloader()
+    windows = [batches.fetch(start) for start in batches.plan(0)]
+    module = model(cell=cell, num_layers=2)
+    whole = torch.cat([windows[0], *(window[:, 1:] for window in windows[1:])], 1)
+    [expected] = training_losses(module, [whole], monkeypatch)
+    losses = training_losses(module, windows, monkeypatch)
+    assert sum(losses) / len(losses) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_hot_input() -> None:
+    module = model(all_different(3000), embedding=0)
+    codes = torch.tensor([[0, 2999], [17, 5]])
+    assert torch.equal(module.embed(codes), F.one_hot(codes, 3000).double())
+    logits, state = module(codes)
+    assert logits.shape == (2, 2, 3000) and state.shape == (1, 2, 4)
+    assert not any(name.startswith("embed") for name in module.state_dict())
+
+
+def test_what_the_model_refuses() -> None:
+    with pytest.raises(UserError, match=r"task\.sample_prime: 'XY' not in the text"):
+        model(sample_prime="heYlXlo")
+    with pytest.raises(UserError, match=r"model\.bidirectional=true"):
+        model(bidirectional=True)
+
+
+# Samples
+
+
+def test_the_same_seed_draws_the_same_text() -> None:
+    assert list(model().sample()) == list(model().sample())
+    assert list(model().sample()) != list(model(seed=2).sample())
+    assert len(list(model().sample())) == 20 and set(model().sample()) <= set("ehlo")
+    module = model(dropout=0.9).train()
+    assert list(module.sample()) == list(module.sample())
+    assert module.training
+
+
+@pytest.mark.parametrize(("cell", "prime"), [("gru", "hel"), ("lstm", "")])
+def test_a_cold_sample_is_the_likeliest_text(cell: str, prime: str) -> None:
+    """Near temperature 0 every character is the most probable after all those before, all read anew here."""
+    module = model(cell=cell, num_layers=2, sample_prime=prime, temperature=1e-6)
+    text = prime or "e"  # without a prime text, the alphabet's first character begins
+    for character in islice(module.sample(), 12):
+        logits, _ = module(torch.tensor([["ehlo".index(c)] for c in text]))
+        assert character == "ehlo"[int(logits[-1, 0].argmax())]
+        text += character
+
+
+def test_samples_follow_the_probabilities() -> None:
+    """From weights that see nothing, characters are drawn with the softmax of the head's bias over the temperature."""
+    module = model(sample_length=4000, temperature=0.5)
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.bias.copy_(torch.tensor([0.5, 0.0, -0.5, -1.0]))
+    text = "".join(module.sample())
+    weights = [math.exp(logit / 0.5) for logit in (0.5, 0.0, -0.5, -1.0)]
+    for character, weight in zip("ehlo", weights):
+        p = weight / sum(weights)
+        assert text.count(character) / 4000 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 4000))
+
+
+# Runs
+
+
+TOY = (
+    "hardware=cpu", "task=char_lm", "task.corpus=hello", "task.window=20", "task.streams=8", "task.embedding=4",
+    "task.dropout=0", "task.restart=0.1", "task.sample_length=30", "model.hidden_size=16", "optimizer.lr=0.02",
+)  # fmt: skip
+
+
+def test_hello_is_learned(train: Callable[..., Path]) -> None:
+    folder = train(*TOY, "task.sample_prime=hell", "trainer.max_epochs=4")
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    for split in ("val", "test"):
+        loss = metrics[f"{split}/loss"]
+        assert loss < 0.1
+        assert metrics[f"{split}/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+        assert metrics[f"{split}/bits_per_character"] == pytest.approx(loss / math.log(2), rel=1e-5)
+    samples = sorted((folder / "samples").iterdir())
+    assert [path.name for path in samples] == [f"epoch_00{epoch}.txt" for epoch in (1, 2, 3, 4)]
+    for path in samples:
+        assert path.read_text().startswith("hell") and len(path.read_text()) == 4 + 30 + len("\n")
+    assert samples[-1].read_text().startswith("hellohello")
+
+
+def test_samples_do_not_disturb_the_training(train: Callable[..., Path]) -> None:
+    few = ("trainer.max_epochs=2", "trainer.limit_train_batches=4", "task.dropout=0.5")
+    with_samples, without = train(*TOY, *few), train(*TOY, *few, "task.sample_length=0")
+    assert (with_samples / "metrics.csv").read_text() == (without / "metrics.csv").read_text()
+    assert (with_samples / "samples").is_dir() and not (without / "samples").exists()
+
+
+def test_three_thousand_characters_and_one_hot_input(tmp_path: Path, train: Callable[..., Path]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(all_different(3000) * 2, encoding="utf-8")
+    prime = all_different(3000)[:2]
+    folder = train(
+        *TOY, f"task.text={text}", "task.embedding=0", f"task.sample_prime='{prime}'", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2", "task.test_fraction=0",
+    )  # fmt: skip
+    sample = (folder / "samples" / "epoch_001.txt").read_text(encoding="utf-8")
+    assert sample.startswith(prime) and set(sample[:-1]) <= set(all_different(3000))
+    with (folder / "metrics.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert float(row["val/loss"]) == pytest.approx(math.log(3000), rel=0.1)
+    assert not any(name.startswith("test/") for name in row)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("task.sample_prime=XY", "task.sample_prime: 'XY' not in the text"),
+        ("model.bidirectional=true", "model.bidirectional=true"),
+        ("task.corpus=helo", "task.corpus=helo: unknown; did you mean hello?"),
+        ("task.text=missing.txt", "task.text=missing.txt: no such file"),
+        ("task.window=5000", "lower task.window"),
+        ("task.val_fraction=0", "task.val_fraction=0: should be greater than 0"),
+        ("task.test_fraction=1", "task.test_fraction=1: should be less than 1"),
+        ("task.val_fraction=0.5 task.test_fraction=0.6", "fraction"),
+        ("task.temperature=0", "task.temperature=0: should be greater than 0"),
+        ("task.dropout=1", "task.dropout=1: should be less than 1"),
+        ("task.restart=-0.1", "task.restart=-0.1: should be greater than or equal to 0"),
+        ("task.embedding=-1", "task.embedding=-1: should be greater than or equal to 0"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    argument: str, said: str, train: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train(*TOY, *argument.split())
+    error = capsys.readouterr().err
+    assert end.value.code == 1
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,176 @@
+"""The command `rnnzoo`: what it prints of every cell, and how it refuses."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rnnzoo import cli, get, list_cells, registry
+from rnnzoo.registry import entry
+
+ROOT = Path(__file__).parent.parent
+CELL = '''\
+from torch import tanh
+from rnnzoo import Cell, Scalar, Weight, gate, register
+
+
+@register("shown_cell", source="a note [in brackets], [bold]eq. 1[/bold]")
+class Shown(Cell):
+    """A cell [to show]."""
+
+    rank: int = 3
+    slope: float = 0.5
+    W, U, b = gate()
+    low = Weight("rank", "hidden")
+    scale = Scalar()
+
+    def step(self, x, h, c):
+        h = tanh(x @ self.W + h @ self.U + self.b) * self.scale
+        return h, c + h
+'''
+
+
+@pytest.fixture(autouse=True)
+def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that a test loads are forgotten after it."""
+    list_cells()  # installed cells are loaded once only, so before the copies are made
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+
+
+@pytest.fixture
+def rnnzoo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`rnnzoo("list")` runs the command on a wide terminal and returns what it prints."""
+
+    def run(*arguments: str) -> str:
+        printed = io.StringIO()
+
+        def wide(**options: Any) -> Console:
+            return Console(file=printed, width=400, **options)
+
+        monkeypatch.setattr(cli, "Console", wide)
+        assert cli.main(list(arguments)) == 0
+        return printed.getvalue()
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal(...)` runs the command on bad input: exit code 1, nothing printed but one line on stderr."""
+
+    def run(*arguments: str) -> str:
+        assert cli.main(list(arguments)) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ") and printed.err.endswith("\n") and printed.err.count("\n") == 1
+        return printed.err.strip()
+
+    return run
+
+
+@pytest.fixture
+def my_cells(tmp_path: Path) -> Path:
+    path = tmp_path / "my_cells.py"
+    path.write_text(CELL)
+    return path
+
+
+def listed(printed: str) -> list[str]:
+    """The names in the first column of the table."""
+    rows = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    return [name for name in rows if name]
+
+
+def test_list_shows_all_cells(rnnzoo: Callable[..., str]) -> None:
+    printed = rnnzoo("list")
+    assert listed(printed) == list_cells()
+    [lstm] = [line for line in printed.splitlines() if line.startswith("│ lstm ")]
+    assert "h c" in lstm and "Gers, Schmidhuber" in lstm and "A memory c" in lstm
+
+
+@pytest.mark.parametrize("pattern", ["*lstm*", "gru", "?nn", "*"])
+def test_list_takes_wildcards(pattern: str, rnnzoo: Callable[..., str]) -> None:
+    assert listed(rnnzoo("list", pattern)) == list_cells(pattern) != []
+
+
+def test_list_without_a_match(refusal: Callable[..., str]) -> None:
+    assert "'qqq*'" in refusal("list", "qqq*")
+
+
+@pytest.mark.parametrize("name", list_cells())
+def test_show(name: str, rnnzoo: Callable[..., str]) -> None:
+    """Source, equations, each parameter with its shape, hyperparameters, states and engines."""
+    printed = rnnzoo("show", name, "--input-size", "7", "--hidden-size", "5")
+    cell = get(name)(7, 5)
+    assert entry(name).source in printed
+    assert "def step(self" in printed and "@" in printed
+    rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")}
+    for key, parameter in cell.named_parameters():
+        assert (" × ".join(map(str, parameter.shape)) or "scalar") in rows[key]
+        assert f"{parameter.numel():,} │" in re.sub(" +", " ", rows[key])
+    assert f"{sum(p.numel() for p in cell.parameters()):,}" in rows["all"]
+    for key, declared in cell.hyperparameters.items():
+        assert f"{key}: {declared.type.__name__} = {declared.default!r}" in printed
+    assert f"states: {', '.join(cell.state_names)}" in printed
+    for engine in ("reference", "native"):
+        assert f"engine={engine}: " in printed
+    assert "engine=reference: runs it" in printed
+    assert re.search(r"engine=auto takes \w+", printed)
+
+
+def test_show_names_the_engine_that_torch_has(rnnzoo: Callable[..., str]) -> None:
+    assert "engine=native: runs it" in rnnzoo("show", "gru")
+    assert "engine=native: runs it" not in rnnzoo("show", "mgu")
+    assert "engine=auto takes reference" in rnnzoo("show", "mgu")
+
+
+def test_a_cell_of_ones_own(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
+    assert listed(rnnzoo("--cells", str(my_cells), "list", "shown*")) == ["shown_cell"]
+    printed = rnnzoo("--cells", str(my_cells), "show", "shown_cell", "--hidden-size", "5")
+    assert "A cell [to show]." in printed
+    assert "a note [in brackets], [bold]eq. 1[/bold]" in printed
+    assert "rank: int = 3" in printed and "slope: float = 0.5" in printed
+    assert re.search(r"low +│ rank × hidden +│ 3 × 5 +│ 15 +│", printed)
+    assert re.search(r"scale +│ scalar +│ +│ 1 +│", printed)
+    assert "states: h, c" in printed
+
+
+def test_what_is_refused(my_cells: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    assert "did you mean" in refusal("show", "lstn") and "'lstn'" in refusal("show", "lstn")
+    assert "known: " in refusal("show", "qqq")
+    assert str(tmp_path / "none.py") in refusal("--cells", str(tmp_path / "none.py"), "list")
+    assert "hidden_size" in refusal("show", "gru", "--hidden-size", "0")
+    assert "input_size" in refusal("show", "gru", "--input-size", "-1")
+    my_cells.write_text("x = (\n")
+    assert "line 1: syntax error" in refusal("--cells", str(my_cells), "list")
+
+
+@pytest.mark.parametrize("arguments", [[], ["shwo"], ["show"], ["show", "gru", "--hidden-size", "x"]])
+def test_arguments_that_do_not_parse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert "usage: rnnzoo" in capsys.readouterr().err
+
+
+def test_the_readme_names_commands_that_work(rnnzoo: Callable[..., str]) -> None:
+    found = re.findall(r"`rnnzoo ((?:list|show)[^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(found) >= 2
+    for line in found:
+        assert rnnzoo(*line.split())
+
+
+def test_the_module_is_the_command(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    good = command("-m", "rnnzoo", "show", "gru")
+    assert good.returncode == 0 and good.stderr == "" and "def step(self" in good.stdout
+    bad = command("-m", "rnnzoo", "show", "gruu")
+    assert bad.returncode == 1 and bad.stdout == "" and bad.stderr.count("\n") == 1
+    assert "Traceback" not in bad.stderr and "did you mean gru" in bad.stderr

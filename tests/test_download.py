@@ -1,0 +1,236 @@
+"""Downloads, against a server of our own: resumed, checked, cached, and never half there under their final name."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rnnzoo import UserError
+from tasks.download import cache_folder, digest, download
+
+CONTENT = bytes(range(256)) * 2000
+SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content`; what it is to do wrong is set by a test, what it was asked is noted."""
+
+    daemon_threads = True
+    content = CONTENT
+    ranges = True  # whether it can go on in the middle
+    sized = True  # whether it says how much will come
+    cut_after: int | None = None  # bytes after which the connection ends, once
+    status = 200
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/data.bin"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        asked = self.headers["Range"]
+        server.requests.append(asked)
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        body = server.content
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges else 0
+        if start and start >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if asked and server.ranges else 200)
+        if asked and server.ranges:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        body = body[start:]
+        if server.sized:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.cut_after is not None:
+            body, server.cut_after = body[: server.cut_after], None
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: the tests look at `requests`."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def get(server: Server, checksum: str = SHA) -> Path:
+    return download(server.url, "data.bin", checksum, "task.data=PATH")
+
+
+def refused(server: Server, checksum: str = SHA) -> str:
+    """The message of a download that fails; nothing may then be there under the final name."""
+    with pytest.raises(UserError) as error:
+        get(server, checksum)
+    assert not (cache_folder() / "data.bin").exists()
+    assert "\n" not in str(error.value)
+    assert server.url in str(error.value)
+    message = str(error.value)
+    del error
+    gc.collect()  # a connection left open warns when it is collected: here, not in some later test
+    return message
+
+
+def test_a_file_is_fetched_once(server: Server, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = get(server)
+    assert path == own_cache / "data.bin" and path.read_bytes() == CONTENT
+    assert f"downloading {server.url} to {path}" in capsys.readouterr().out
+    assert get(server) == path
+    assert capsys.readouterr().out == ""
+    assert server.requests == [None]
+    assert list(own_cache.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_checksums_of_both_kinds(algorithm: str, server: Server) -> None:
+    checksum = hashlib.new(algorithm, CONTENT).hexdigest()
+    assert digest(get(server, f"{algorithm}:{checksum}"), algorithm) == checksum
+
+
+def test_a_cut_connection_is_resumed(server: Server, own_cache: Path) -> None:
+    server.cut_after = 100_000
+    message = refused(server)
+    assert "task.data=PATH" in message and "try again" in message
+    kept = (own_cache / "data.bin.partial").read_bytes()
+    assert kept == CONTENT[: len(kept)] and len(kept) == 100_000
+    assert get(server).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-"]
+    assert list(own_cache.iterdir()) == [own_cache / "data.bin"]
+
+
+def test_it_is_resumed_as_often_as_need_be(server: Server) -> None:
+    for _ in range(2):
+        server.cut_after = 200_000
+        refused(server)
+    assert get(server).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=200000-", "bytes=400000-"]
+
+
+def test_a_server_that_cannot_go_on_begins_anew(server: Server) -> None:
+    server.ranges = False
+    server.cut_after = 100_000
+    refused(server)
+    assert get(server).read_bytes() == CONTENT
+
+
+def test_a_server_that_does_not_say_how_much_there_is(server: Server, own_cache: Path) -> None:
+    """A cut cannot be told from the end then, but by the checksum."""
+    server.sized = False
+    server.cut_after = 100_000
+    assert "sha256" in refused(server)
+    assert get(server).read_bytes() == CONTENT
+
+
+def test_a_file_that_was_complete_but_not_yet_in_place(server: Server, own_cache: Path) -> None:
+    (own_cache / "data.bin.partial").write_bytes(CONTENT)
+    assert get(server).read_bytes() == CONTENT
+    assert server.requests == [f"bytes={len(CONTENT)}-"]
+
+
+@pytest.mark.parametrize("left", [b"something else altogether", CONTENT + b"more"], ids=["another", "longer"])
+def test_what_was_left_there_by_another_file_is_dropped(left: bytes, server: Server, own_cache: Path) -> None:
+    (own_cache / "data.bin.partial").write_bytes(left)
+    assert "sha256" in refused(server)
+    assert not (own_cache / "data.bin.partial").exists()
+    assert get(server).read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_drops_the_file_and_says_so(server: Server, own_cache: Path) -> None:
+    server.content = b"another file"
+    message = refused(server)
+    assert hashlib.sha256(b"another file").hexdigest() in message and SHA.partition(":")[2] in message
+    assert "dropped" in message
+    assert list(own_cache.iterdir()) == []
+    server.content = CONTENT
+    assert get(server).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_error_of_the_server(status: int, server: Server, own_cache: Path) -> None:
+    server.status = status
+    message = refused(server)
+    assert "task.data=PATH" in message
+    assert str(status) in message or "Not Found" in message or "Internal Server Error" in message
+    server.status = 200
+    assert get(server).read_bytes() == CONTENT
+
+
+def test_an_error_later_keeps_what_is_there(server: Server, own_cache: Path) -> None:
+    server.cut_after = 100_000
+    refused(server)
+    server.status = 503
+    refused(server)
+    server.status = 200
+    assert get(server).read_bytes() == CONTENT
+    assert server.requests[-1] == "bytes=100000-"
+
+
+def test_no_network(own_cache: Path) -> None:
+    with socket.socket() as taken:  # a port on which nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
+        with pytest.raises(UserError) as error:
+            download(url, "data.bin", SHA, "task.text=FILE")
+    message = str(error.value)
+    assert message.startswith(f"cannot download {url}: ") and "task.text=FILE" in message and "\n" not in message
+    assert "refused" in message.lower()
+    assert not (own_cache / "data.bin").exists()
+
+
+def test_a_cached_file_needs_no_network(own_cache: Path) -> None:
+    (own_cache / "data.bin").write_bytes(CONTENT)
+    assert download("http://nowhere.invalid/data.bin", "data.bin", SHA, "").read_bytes() == CONTENT
+
+
+def test_the_final_name_appears_at_the_end(server: Server, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a block is written, and when the checksum is made, the final name is not yet there."""
+    seen = []
+
+    def looking(path: Path, algorithm: str) -> str:
+        seen.append(sorted(p.name for p in own_cache.iterdir()))
+        return digest(path, algorithm)
+
+    monkeypatch.setattr("tasks.download.digest", looking)
+    get(server)
+    assert seen == [["data.bin.partial"]]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RNNZOO_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("RNNZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "rnnzoo"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "rnnzoo"
+    monkeypatch.setenv("RNNZOO_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+
+
+def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("a regular file")
+    monkeypatch.setenv("RNNZOO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises((OSError, UserError), match="file"):
+        get(server)

@@ -1,0 +1,631 @@
+"""Film reviews: how they are read, numbered, cached and put into batches, what the model sees, and the baseline.
+
+The reviews are made here: a small aclImdb tree with all that the real one holds besides labelled reviews.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rnnzoo import UserError
+from tasks.imdb import Batch, Reviews, Sentiment, Sentiments, bag_of_words, encode, load_cached, tokenize
+
+ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
+GOOD, BAD, FILLER = "good lovely great", "bad awful dull", "the film was of a length and had an end"
+ROOT = Path(__file__).parent.parent
+ARCHIVE = ROOT.parent / "shared" / "data" / "imdb" / "aclImdb_labelled.tar.gz"
+
+
+def write_tree(folder: Path, reviews: int = 8) -> Path:
+    """An aclImdb tree with `reviews` of each class in each part, and with what has to be passed over."""
+    for split in ("train", "test"):
+        for sentiment, words in (("pos", GOOD.split()), ("neg", BAD.split())):
+            place = folder / "aclImdb" / split / sentiment
+            place.mkdir(parents=True)
+            for number in range(reviews):
+                filler = FILLER.split() * (1 + number % 3)
+                filler.insert(number % 5, words[number % 3])
+                (place / f"{number}_7.txt").write_text(" ".join(filler) + "<br /><br />" + sentiment[0] * 3)
+        (folder / "aclImdb" / split / "labeledBow.feat").write_text("9 0:9 1:1")
+        (folder / "aclImdb" / split / "urls_pos.txt").write_text("http://example.org/")
+    unsup = folder / "aclImdb" / "train" / "unsup"
+    unsup.mkdir()
+    (unsup / "0_0.txt").write_text("unlabelled " * 1000)
+    (folder / "aclImdb" / "imdb.vocab").write_text("the\n")
+    (folder / "aclImdb" / "README").write_text("about the data")
+    return folder / "aclImdb"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "data")
+
+
+def pack(tree: Path, path: Path, mode: str = "w:gz") -> Path:
+    """The tree as an archive, its members in an order that no folder has."""
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for member in sorted((p for p in tree.rglob("*") if p.is_file()), key=lambda p: p.name[::-1]):
+            archive.add(member, f"aclImdb/{member.relative_to(tree).as_posix()}")
+    return path
+
+
+def sentiments(data: Path, **options: Any) -> Sentiments:
+    defaults = {"vocabulary": 100, "maxlen": 50, "batch_size": 4, "pool": 2, "val_fraction": 0.25, "seed": 1}
+    return Sentiments(str(data), **(defaults | options))
+
+
+def texts(reviews: Reviews, vocabulary: list[str]) -> list[tuple[str, int]]:
+    return [
+        (" ".join(vocabulary[word] for word in reviews[row]), int(label)) for row, label in enumerate(reviews.labels)
+    ]
+
+
+def encoded(*reviews: tuple[str, int, str], vocabulary: int = 100, maxlen: int = 50) -> tuple[list[str], Any, Any]:
+    """Vocabulary, and both parts as lists of (words, label)."""
+    words, train, test = encode(iter(reviews), vocabulary, maxlen)
+    return words, texts(train, words), texts(test, words)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A fine Film.", ["a", "fine", "film"]),
+        ("end.<br /><br />Start", ["end", "start"]),
+        ("don't 'quoted' dogs' rock'n'roll", ["don't", "quoted", "dogs", "rock'n'roll"]),
+        ("well-made, 10/10 (1980's)", ["well", "made", "10", "10", "1980's"]),
+        ("snake_case __init__", ["snake", "case", "init"]),
+        ("Éclair ÜBER naïve 映画", ["éclair", "über", "naïve", "映画"]),
+        ("", []),
+        (" ... !!! <br />", []),
+        ("a\tb\nc\u00a0d", ["a", "b", "c", "d"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert tokenize(text) == words
+
+
+def test_the_vocabulary_is_the_training_parts() -> None:
+    words, train, test = encoded(
+        ("train", 1, "b b b a a c c d"), ("train", 0, "b e"), ("test", 1, "z z z z a b"), ("test", 0, "d")
+    )
+    # by frequency, ties by the alphabet; the test part's words count for nothing
+    assert words == ["<padding>", "<unknown>", "b", "a", "c", "d", "e"]
+    assert train == [("b b b a a c c d", 1), ("b e", 0)]
+    assert test == [(" ".join(["<unknown>"] * 4) + " a b", 1), ("d", 0)]
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_a_vocabulary_is_limited(size: int) -> None:
+    words, train, _ = encoded(("train", 1, "b b b d c a a d"), ("train", 0, "b"), vocabulary=size)
+    assert words == ["<padding>", "<unknown>", "b", "a", "d"][:size]
+    unknown = {3: "b b b ? ? ? ? ?", 4: "b b b ? ? a a ?", 5: "b b b d ? a a d"}[size]
+    assert train[0][0] == unknown.replace("?", "<unknown>")
+
+
+def test_the_last_words_are_kept() -> None:
+    words, train, test = encoded(("train", 1, "a b c d e"), ("test", 0, "e d c b a"), maxlen=2)
+    assert train == [("d e", 1)] and test == [("b a", 0)]
+    # a frequency is that of whole reviews
+    assert sorted(words[2:]) == list("abcde")
+
+
+def test_a_review_without_words_is_one_unknown_word() -> None:
+    words, train, test = encoded(("train", 1, "..."), ("train", 0, "a"), ("test", 1, ""))
+    assert words == ["<padding>", "<unknown>", "a"]
+    assert train == [("<unknown>", 1), ("a", 0)] and test == [("<unknown>", 1)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    reviews=st.lists(
+        st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 1), st.text("ab c.'é\n", max_size=30)),
+        max_size=12,
+    ),
+    vocabulary=st.integers(3, 12),
+    maxlen=st.integers(1, 6),
+)
+def test_encoding_agrees_with_counting(reviews: list[tuple[str, int, str]], vocabulary: int, maxlen: int) -> None:
+    reviews = [("train", 1, "a"), ("test", 0, "b"), *reviews]
+    words, train, test = encoded(*reviews, vocabulary=vocabulary, maxlen=maxlen)
+    count = Counter(word for split, _, text in reviews if split == "train" for word in tokenize(text))
+    known = sorted(count, key=lambda word: (-count[word], word))[: vocabulary - 2]
+    assert words == ["<padding>", "<unknown>", *known]
+    for part, found in (("train", train), ("test", test)):
+        expected = [
+            (" ".join(w if w in known else "<unknown>" for w in tokenize(text)[-maxlen:]) or "<unknown>", label)
+            for split, label, text in reviews
+            if split == part
+        ]
+        assert found == expected
+
+
+# Reading
+
+
+def test_folder_and_archive_give_the_same_data(tree: Path, tmp_path: Path) -> None:
+    found = [load_cached(tree, 100, 50)]
+    for name, mode in (("a.tar.gz", "w:gz"), ("a.tar", "w"), ("a.tar.xz", "w:xz")):
+        found.append(load_cached(pack(tree, tmp_path / name, mode), 100, 50))
+    words, train, test = found[0]
+    for other_words, *parts in found[1:]:
+        assert other_words == words
+        for part, other in zip((train, test), parts):
+            assert all(torch.equal(a, b) for a, b in zip(part, other))
+    # hand count: 8 reviews a class; nothing of what is not a labelled review
+    assert len(train.labels) == len(test.labels) == 16
+    assert train.labels.sum() == test.labels.sum() == 8
+    assert set(words[2:]) == {*GOOD.split(), *BAD.split(), *FILLER.split(), "ppp", "nnn"}
+    for text, label in texts(train, words) + texts(test, words):
+        assert text.split()[-1] == ("ppp" if label else "nnn")
+        assert bool(set(text.split()) & set(GOOD.split())) == bool(label)
+
+
+def test_the_folder_above_will_do_as_well(tree: Path) -> None:
+    words, train, _ = load_cached(tree, 100, 50)
+    above_words, above, _ = load_cached(tree.parent, 100, 50)
+    assert words == above_words and torch.equal(train.words, above.words)
+
+
+def damage(archive: Path, keep: float) -> None:
+    raw = archive.read_bytes()
+    archive.write_bytes(raw[: int(len(raw) * keep)])
+
+
+@pytest.mark.parametrize("name", ["cut.tar.gz", "cut.tar"])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
+def test_an_archive_cut_off_is_refused(name: str, keep: float, tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / name, "w:gz" if name.endswith("gz") else "w")
+    damage(archive, keep)
+    with pytest.raises(UserError) as error:
+        sentiments(archive)
+    assert str(error.value).startswith(f"task.data={archive}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar archive at all" * 100, b"PK\x03\x04"])
+def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.zip"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"task\.data=.*reviews\.zip: .*not a tar archive"):
+        sentiments(path)
+
+
+@pytest.mark.parametrize("name", ["aclImdb/train/../../evil.txt", "/etc/evil.txt", "../train/pos/evil.txt"])
+def test_an_archive_with_unsafe_paths_is_refused(name: str, tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "unsafe.tar", "w")
+    with tarfile.open(archive, "a") as file:
+        member = tarfile.TarInfo(name)
+        member.size = 4
+        file.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(UserError, match=r"unsafe path '.*evil\.txt'"):
+        sentiments(archive)
+
+
+def test_a_link_in_an_archive_is_not_followed(tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "linked.tar", "w")
+    with tarfile.open(archive, "a") as file:
+        member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(member)
+    assert len(load_cached(archive, 100, 50)[1].labels) == 16
+
+
+@pytest.mark.parametrize("missing", ["train/pos", "train/neg", "test/pos", "test/neg"])
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_a_class_that_is_missing_is_named(missing: str, packed: bool, tree: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tree / missing)
+    source = pack(tree, tmp_path / "a.tar") if packed else tree
+    with pytest.raises(UserError, match=rf"task\.data=.*: no reviews in {missing}/"):
+        sentiments(source)
+
+
+def test_other_mistakes_in_the_source(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.data=.*missing: no such file or folder"):
+        sentiments(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no reviews in train/pos/"):
+        sentiments(tmp_path / "empty")
+    (tree / "train" / "pos" / "0_7.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"train/pos/0_7\.txt is not UTF-8"):
+        sentiments(tree)
+
+
+# The cache
+
+
+def cached(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def said_reading(capsys: pytest.CaptureFixture[str]) -> bool:
+    return "reading the reviews" in capsys.readouterr().out
+
+
+def test_the_second_time_nothing_is_read(
+    tree: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in (tree, pack(tree, tmp_path / "a.tar.gz")):
+        words, train, test = load_cached(source, 100, 50)
+        assert said_reading(capsys)
+        with monkeypatch.context() as patch:
+            patch.delattr("tasks.imdb.read_reviews")
+            again_words, again_train, again_test = load_cached(source, 100, 50)
+        assert not said_reading(capsys)
+        assert words == again_words
+        for first, second in ((train, again_train), (test, again_test)):
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first, second))
+    assert len(cached(own_cache)) == 2
+
+
+def test_settings_and_content_make_other_caches(
+    tree: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_cached(tree, 100, 50)
+    for vocabulary, maxlen in ((99, 50), (100, 49)):
+        load_cached(tree, vocabulary, maxlen)
+    assert len(cached(own_cache)) == 3
+    capsys.readouterr()
+
+    review = tree / "train" / "pos" / "0_7.txt"
+    stamp = review.stat().st_mtime_ns
+    changes: list[Callable[[], object]] = [
+        lambda: review.write_text(review.read_text() + " more"),
+        lambda: os.utime(review, ns=(stamp + 10**9, stamp + 10**9)),
+        lambda: review.rename(review.with_name("9_9.txt")),
+        lambda: (tree / "test" / "neg" / "1_7.txt").unlink(),
+    ]
+    for number, change in enumerate(changes):
+        change()
+        load_cached(tree, 100, 50)
+        assert said_reading(capsys)
+        assert len(cached(own_cache)) == 4 + number
+
+    # an archive is known by its contents, wherever it is
+    archive = pack(tree, tmp_path / "a.tar")
+    load_cached(archive, 100, 50)
+    assert said_reading(capsys)
+    archive.rename(tmp_path / "b.tar")
+    load_cached(tmp_path / "b.tar", 100, 50)
+    assert not said_reading(capsys)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.99])
+def test_a_damaged_cache_is_made_anew_with_a_warning(
+    keep: float, tree: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, train, _ = load_cached(tree, 100, 50)
+    [path] = cached(own_cache)
+    whole = path.read_bytes()
+    damage(path, keep)
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="is damaged"):
+        again_words, again, _ = load_cached(tree, 100, 50)
+    assert said_reading(capsys)
+    assert words == again_words and torch.equal(train.words, again.words)
+    assert cached(own_cache) == [path] and len(path.read_bytes()) == len(whole)
+
+
+def test_a_cache_with_a_wrong_byte_is_noticed(tree: Path, own_cache: Path) -> None:
+    load_cached(tree, 100, 50)
+    [path] = cached(own_cache)
+    with np.load(path) as stored:
+        needle = stored["train_words"].tobytes()
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(needle) + 8] ^= 1
+    path.write_bytes(bytes(raw))
+    with pytest.warns(UserWarning, match="is damaged"):
+        load_cached(tree, 100, 50)
+
+
+def test_a_source_that_is_refused_leaves_no_cache(tree: Path, own_cache: Path) -> None:
+    shutil.rmtree(tree / "test" / "neg")
+    with pytest.raises(UserError):
+        sentiments(tree)
+    assert cached(own_cache) == []
+
+
+# Batches
+
+
+def rows(reviews: Reviews) -> list[tuple[int, ...]]:
+    return [(*reviews[row].tolist(), int(label)) for row, label in enumerate(reviews.labels)]
+
+
+def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
+    return [
+        (*batch.words[: batch.lengths[row], row].tolist(), int(batch.labels[row]))
+        for batch in batches
+        for row in range(len(batch.labels))
+    ]
+
+
+def test_the_held_out_part_is_stratified(tree: Path) -> None:
+    whole = load_cached(tree, 100, 50)[1]
+    for fraction, held_out in ((0.25, 2), (0.5, 4), (0.01, 1), (0.9, 7)):
+        data = sentiments(tree, val_fraction=fraction)
+        assert data.val.labels.tolist().count(1) == data.val.labels.tolist().count(0) == held_out
+        assert len(data.train.labels) == 16 - 2 * held_out
+        assert sorted(rows(data.train) + rows(data.val)) == sorted(rows(whole))
+    assert rows(sentiments(tree, seed=1).val) == rows(sentiments(tree, seed=1).val)
+    assert any(rows(sentiments(tree, seed=1).val) != rows(sentiments(tree, seed=seed).val) for seed in (2, 3, 4))
+
+
+def test_too_few_reviews_to_hold_some_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too few to hold some out"):
+        sentiments(write_tree(tmp_path / "few", reviews=1))
+
+
+def random_reviews(lengths: list[int], seed: int = 0) -> Reviews:
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    words = torch.randint(1, 9, (int(ends[-1]),), generator=generator, dtype=torch.int32)
+    return Reviews(words, ends, torch.randint(0, 2, (len(lengths),), generator=generator))
+
+
+@pytest.fixture(scope="module")
+def any_data(tmp_path_factory: pytest.TempPathFactory) -> Sentiments:
+    return sentiments(write_tree(tmp_path_factory.mktemp("any")))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60),
+    batch_size=st.integers(1, 9),
+    pool=st.integers(1, 4),
+    epoch=st.integers(0, 3),
+)
+def test_every_review_once_an_epoch(
+    any_data: Sentiments, lengths: list[int], batch_size: int, pool: int, epoch: int
+) -> None:
+    reviews = random_reviews(lengths)
+    any_data.train = any_data.val = any_data.test = reviews
+    any_data.batch_size, any_data.pool = batch_size, pool
+    training = any_data.train_dataloader()
+    keys = training.plan(epoch)
+    assert len(keys) == len(training)
+    batches = [training.fetch(key) for key in keys]
+    assert sorted(rows_of(batches)) == sorted(rows(reviews))
+    assert max(len(batch.labels) for batch in batches) <= batch_size
+    for loader in (any_data.val_dataloader(), any_data.test_dataloader()):
+        assert sorted(rows_of(list(loader))) == sorted(rows(reviews))
+    for batch in batches:
+        assert len(batch.words) == batch.lengths.max()
+        past = torch.arange(len(batch.words))[:, None] >= batch.lengths
+        assert batch.words[past].eq(0).all() and batch.words[~past].ne(0).all()
+
+
+def test_order_depends_on_seed_and_epoch(tree: Path) -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        data = sentiments(tree, val_fraction=0.1, batch_size=2)
+        data.seed = seed
+        batches = data.train_dataloader()
+        return rows_of([batches.fetch(key) for key in batches.plan(epoch)])
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_little_is_padding(any_data: Sentiments) -> None:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 400, (2000,), generator=generator).tolist()
+    any_data.train = any_data.val = random_reviews(lengths)
+    any_data.batch_size, any_data.pool = 16, 20
+    training = any_data.train_dataloader()
+    for batches in ([training.fetch(key) for key in training.plan(0)], list(any_data.val_dataloader())):
+        padded = sum(batch.words.numel() for batch in batches)
+        # at random nearly half of a batch of 16 would be padding: its longest review has some 375 words of 400
+        assert 1 - sum(lengths) / padded < 0.1
+
+
+# The model
+
+
+def model(pooling: str, bidirectional: bool, dropout: float = 0.0) -> Sentiment:
+    torch.manual_seed(0)
+    layer = {"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional}
+    return Sentiment(layer, ADAM, "auto", 1, 12, 3, pooling, dropout).double().eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("pooling", ["max", "mean", "last"])
+def test_padding_is_not_seen(pooling: str, bidirectional: bool) -> None:
+    """Reviews in a batch get what each gets alone, pooled here by hand."""
+    module = model(pooling, bidirectional)
+    lengths = [7, 1, 4, 7, 2]
+    generator = torch.Generator().manual_seed(2)
+    reviews = [torch.randint(1, 12, (length,), generator=generator) for length in lengths]
+
+    def alone(words: Tensor) -> Tensor:
+        output, _ = module.layer(module.embed(words)[:, None])  # [T, 1, D·H]
+        output = output[:, 0]
+        if pooling == "max":
+            pooled = output.max(0).values
+        elif pooling == "mean":
+            pooled = output.mean(0)
+        else:  # each direction's output where it has read all of the review
+            pooled = torch.cat([output[-1, :4], output[0, 4:]])
+        return module.head(pooled)[0]
+
+    words = torch.nn.utils.rnn.pad_sequence(reviews)
+    logits = module(words, torch.tensor(lengths))
+    assert torch.allclose(logits, torch.stack([alone(review) for review in reviews]), atol=1e-12)
+    # more padding changes nothing
+    padded = torch.cat([words, torch.zeros(3, 5, dtype=words.dtype)])
+    assert torch.allclose(module(padded, torch.tensor(lengths)), logits, atol=1e-12)
+
+
+def test_the_embedding_of_padding_stays_zero() -> None:
+    module = model("mean", True).train()
+    words = torch.tensor([[3, 5], [4, 0]])
+    module(words, torch.tensor([2, 1])).sum().backward()
+    assert module.embed.weight[0].eq(0).all() and module.embed.weight.grad[0].eq(0).all()
+    assert module.embed.weight.grad[4].ne(0).any()
+
+
+def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = model("max", False)
+    logits = torch.tensor([2.0, 1.0, -1.0, -2.0, 0.5, -3.0])
+    labels = torch.tensor([1, 0, 1, 0, 1, 0])
+    answers = iter(logits.split(4))
+    monkeypatch.setattr(module, "forward", lambda words, lengths: next(answers))
+    for part in labels.split(4):
+        module.test_step(Batch(torch.ones(1, len(part)), torch.ones(len(part)), part), 0)
+    found = {name: float(value) for name, value in module.test_metrics.compute().items()}
+
+    probabilities = [1 / (1 + math.exp(-logit)) for logit in logits.tolist()]
+    losses = [-math.log(p if label else 1 - p) for p, label in zip(probabilities, labels.tolist())]
+    assert found["loss"] == pytest.approx(sum(losses) / 6)
+    # said positive: 1st, 2nd, 5th; of these 1st and 5th are, and the 3rd was missed
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["f1"] == pytest.approx(2 * (2 / 3) * (2 / 3) / (2 / 3 + 2 / 3))
+    # pairs of a positive and a negative review in the right order: 2.0 beats all three, 0.5 and -1.0 two each
+    assert found["auroc"] == pytest.approx(7 / 9, abs=0.01)
+    # every probability lies in a bin of its own, so that each bin's gap is that of one review
+    gaps = [abs(p - label) for p, label in zip(probabilities, labels.tolist())]
+    assert len({math.floor(15 * p) for p in probabilities}) == 6
+    assert found["calibration_error"] == pytest.approx(sum(gaps) / 6, abs=1e-5)
+
+
+# The baseline
+
+
+def bags(texts_and_labels: list[tuple[list[int], int]]) -> Reviews:
+    words = [word for text, _ in texts_and_labels for word in text]
+    ends = torch.tensor([0, *(len(text) for text, _ in texts_and_labels)]).cumsum(0)
+    labels = torch.tensor([label for _, label in texts_and_labels])
+    return Reviews(torch.tensor(words, dtype=torch.int32), ends, labels)
+
+
+def random_bags(rows: int, signal: float, seed: int) -> Reviews:
+    """Word 2 marks positive reviews and word 3 negative ones, reliably so with `signal` 1; the others say nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for row in range(rows):
+        label = row % 2
+        truthful = bool(torch.rand((), generator=generator) < signal)
+        noise = torch.randint(4, 20, (6,), generator=generator).tolist()
+        made.append(([*noise, 3 - label if truthful else 2 + label], label))
+    return bags(made)
+
+
+def test_the_baseline_separates_what_can_be_separated() -> None:
+    found = bag_of_words(random_bags(60, 1, 0), random_bags(20, 1, 1), random_bags(30, 1, 2), 20)
+    assert found == {"baseline/val_accuracy": 1.0, "baseline/test_accuracy": 1.0}
+
+
+def test_the_baseline_is_logistic_regression_with_its_penalty_chosen_on_validation() -> None:
+    """Plain gradient descent, to the end, on mean log-loss + penalty·|w|² without the bias, for each penalty."""
+    parts = [random_bags(200, 0.7, 3), random_bags(61, 0.7, 4), random_bags(61, 0.7, 5)]
+    dense = []
+    for part in parts:
+        present = torch.zeros(len(part.labels), 21, dtype=torch.float64)
+        present[:, -1] = 1
+        for row in range(len(part.labels)):
+            present[row, part[row].long()] = 1
+        dense.append((present, part.labels.double()))
+    (x, y), (x_val, y_val), (x_test, y_test) = dense
+    scores = []
+    for penalty in (1e-4, 3e-4, 1e-3):
+        w = torch.zeros(21, dtype=torch.float64)
+        shrink = torch.full_like(w, 2 * penalty)
+        shrink[-1] = 0
+        for _ in range(20_000):
+            w -= 1.0 * (x.T @ ((x @ w).sigmoid() - y) / len(y) + shrink * w)
+        accuracy = [float(((a @ w > 0) == b).double().mean()) for a, b in ((x_val, y_val), (x_test, y_test))]
+        scores.append(accuracy)
+    found = bag_of_words(*parts, 20)
+    best = max(scores, key=lambda accuracy: accuracy[0])  # the weaker penalty on a tie
+    assert [found["baseline/val_accuracy"], found["baseline/test_accuracy"]] == best
+
+
+# Runs
+
+
+TOY = (
+    "hardware=cpu", "task=imdb", "task.batch_size=8", "task.embedding=8", "task.vocabulary=50", "task.dropout=0.1",
+    "model.hidden_size=8", "optimizer.lr=0.02",
+)  # fmt: skip
+
+
+def test_a_run_learns_and_leaves_its_baseline(tmp_path: Path, train: Callable[..., Path]) -> None:
+    data = pack(write_tree(tmp_path / "data", reviews=40), tmp_path / "reviews.tar.gz")
+    folder = train(*TOY, f"task.data={data}", "trainer.max_epochs=4")
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    names = ("loss", "accuracy", "f1", "auroc", "calibration_error")
+    expected = {f"{split}/{name}" for split in ("val", "test") for name in names}
+    assert metrics.keys() == expected | {"baseline/val_accuracy", "baseline/test_accuracy"}
+    assert metrics["baseline/test_accuracy"] == metrics["baseline/val_accuracy"] == 1
+    assert metrics["test/accuracy"] > 0.95 and metrics["test/auroc"] > 0.95
+    module = Sentiment.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    # padding, unknown, and hand-counted words of the tree
+    assert module.embed.num_embeddings == 2 + len({*GOOD.split(), *BAD.split(), *FILLER.split(), "ppp", "nnn"})
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_another_vocabulary_is_not_a_continuation(
+    tree: Path, tmp_path: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many words, but others: their numbers mean something else."""
+    folder = train(*TOY, f"task.data={tree}", "trainer.max_epochs=1")
+    for path in tree.rglob("*.txt"):
+        path.write_text(path.read_text().replace("awful", "terrible"))
+    with pytest.raises(SystemExit) as end:
+        train(f"resume={folder}", "trainer.max_epochs=2")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.count("\n") == 1
+    assert error.startswith("error: task.data: its vocabulary is not the one")
+    with pytest.raises(SystemExit) as end:
+        train(*TOY, f"task.data={tree}", "test_only=true", f"ckpt={folder / 'checkpoints' / 'best.ckpt'}")
+    assert "vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("task.data=/nowhere", "task.data=/nowhere: no such file or folder"),
+        ("task.vocabulary=2", "task.vocabulary=2: should be greater than 2"),
+        ("task.pooling=median", "task.pooling=median: should be 'max', 'mean' or 'last'"),
+        ("task.maxlen=0", "task.maxlen=0: should be greater than 0"),
+        ("task.val_fraction=1", "task.val_fraction=1: should be less than 1"),
+        ("task.pool=0", "task.pool=0: should be greater than 0"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    argument: str, said: str, tree: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train(*TOY, f"task.data={tree}", argument)
+    error = capsys.readouterr().err
+    assert end.value.code == 1
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not ARCHIVE.is_file(), reason="the real reviews are not here")
+def test_the_real_reviews() -> None:
+    """The counts of the data set's own README."""
+    data = sentiments(ARCHIVE, vocabulary=20_000, maxlen=400, val_fraction=0.1)
+    assert len(data.vocabulary) == 20_000
+    assert [len(part.labels) for part in (data.train, data.val, data.test)] == [22_500, 2_500, 25_000]
+    assert [int(part.labels.sum()) for part in (data.train, data.val, data.test)] == [11_250, 1_250, 12_500]
+    assert data.vocabulary[2:5] == ["the", "and", "a"]
