@@ -246,7 +246,7 @@ class SequenceModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
 
-    def _optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         options = {key: value for key, value in self.hparams["optimizer"].items() if key not in ("name", "schedule")}
         name, schedule = self.hparams["optimizer"].get("name"), self.hparams["optimizer"].get("schedule")
         if name not in OPTIMIZERS:
@@ -267,7 +267,7 @@ class SequenceModule(pl.LightningModule):
             raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from None
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = self._optimizer(self.parameters()), self.hparams["optimizer"]["schedule"]
+        optimizer, schedule = self._optimizer(list(self.parameters())), self.hparams["optimizer"]["schedule"]
         if schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches

@@ -73,7 +73,8 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
         if key in ("cells", "resume", "hydra.run.dir"):
             values[key] = _value(argument)
-        if equals and key in GROUPS and isinstance(_value(argument), (int, float, type(None))) and argument != "experiment=null":
+        chooses = equals and key in GROUPS and argument != "experiment=null"
+        if chooses and isinstance(_value(argument), (int, float, type(None))):
             raise UserError(f"{key}={text}: name one; python train.py --help lists them")
     resume = values.get("resume")
     if {"--help", "-h"} & set(arguments):
@@ -148,8 +149,9 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     positive: dict[str, tuple[type, ...]] = {
         "checkpoint.every_n_steps": (int,),
         "early_stopping.patience": (int, type(None)),
+        "trainer.accumulate_grad_batches": (int,),
+        "trainer.gradient_clip_val": (int, float, type(None)),
     }
-    positive |= {"trainer.accumulate_grad_batches": (int,), "trainer.gradient_clip_val": (int, float, type(None))}
     for name, kind in positive.items():
         section, key = name.split(".")
         value = settings[section].get(key)

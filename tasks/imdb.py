@@ -300,7 +300,9 @@ class Sentiment(SequenceModule):
         dropout: Annotated[float, Field(ge=0, lt=1)],
     ) -> None:
         super().__init__(model, optimizer, engine, seed)
-        self.embed = nn.Embedding(vocabulary_size, embedding, padding_idx=PADDING)
+        self.embed = nn.Embedding(vocabulary_size, embedding)
+        # Small, so that a rare word stays near nothing: at torch's scale of 1 it keeps the noise that it starts from.
+        nn.init.normal_(self.embed.weight, std=0.1)
         self.layer = self.recurrent(embedding)
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(self.layer.output_size, 1)

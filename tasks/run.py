@@ -248,7 +248,10 @@ def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCS
 def extra_loggers(settings: dict[str, Any], folder: Path) -> list[Logger]:
     """The logger chosen beside metrics.csv, which every run writes."""
     if settings["name"] == "tensorboard":
-        return [TensorBoardLogger(folder, name="tensorboard", version="")]
+        try:
+            return [TensorBoardLogger(folder, name="tensorboard", version="")]
+        except ModuleNotFoundError as error:
+            raise UserError("logger=tensorboard needs a package more: pip install 'rnnzoo[tensorboard]'") from error
     if settings["name"] == "wandb":
         offline = settings["mode"] == "offline"
         return [WandbLogger(project=settings["project"], group=settings["group"], save_dir=folder, offline=offline)]

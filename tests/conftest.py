@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from rnnzoo import list_cells, registry
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 
@@ -62,3 +64,23 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that a test loads are forgotten after it."""
+    list_cells()  # installed cells are loaded once only, so before the copies are made
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """A tree of film reviews, 21 of each kind in both parts, of different lengths."""
+    for split in ("train", "test"):
+        for sentiment, word in (("pos", "fine"), ("neg", "dull")):
+            for number in range(21):
+                path = tmp_path / "aclImdb" / split / sentiment / f"{number}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("it is a " * (1 + number % 4) + (word if number % 5 else "film") + " and long" * number)
+    return tmp_path / "aclImdb"

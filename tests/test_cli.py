@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rnnzoo import cli, get, list_cells, registry
+from rnnzoo import cli, get, list_cells
 from rnnzoo.registry import entry
 
 ROOT = Path(__file__).parent.parent
@@ -35,14 +35,6 @@ class Shown(Cell):
         h = tanh(x @ self.W + h @ self.U + self.b) * self.scale
         return h, c + h
 '''
-
-
-@pytest.fixture(autouse=True)
-def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells that a test loads are forgotten after it."""
-    list_cells()  # installed cells are loaded once only, so before the copies are made
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
 
 
 @pytest.fixture

@@ -43,26 +43,6 @@ class Mine(Cell):
 """
 
 
-@pytest.fixture(autouse=True)
-def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells that a test loads are forgotten after it."""
-    list_cells()  # installed cells are loaded once only, so before the copies are made
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
-
-
-@pytest.fixture
-def reviews(tmp_path: Path) -> Path:
-    """A tree of film reviews, four of each kind in both parts."""
-    for split in ("train", "test"):
-        for sentiment, text in (("pos", "a fine film"), ("neg", "a dull film")):
-            for number in range(4):
-                path = tmp_path / "aclImdb" / split / sentiment / f"{number}.txt"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-    return tmp_path / "aclImdb"
-
-
 @pytest.fixture
 def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
     """For each task, overrides that make it small and keep it off the network."""

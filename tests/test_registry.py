@@ -29,11 +29,8 @@ class {kind}(Cell):
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(monkeypatch, tmp_path):
-    """Cells that a test registers and modules that it imports from its folder are gone after it."""
-    list_cells()  # installed cells are loaded once only, so before the copies are made
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+def modules_as_they_were(tmp_path):
+    """Modules that a test imports from its folder are gone after it."""
     yield
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):

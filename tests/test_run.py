@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from rnnzoo import list_cells, registry
 from tasks.run import MetricsCSV, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -47,14 +46,6 @@ class Fragile(Cell):
         h = torch.tanh(x @ self.W + h @ self.U + self.b)
         return h * float("nan") if calls > {at} else h
 """
-
-
-@pytest.fixture(autouse=True)
-def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells that a test loads are forgotten after it."""
-    list_cells()  # installed cells are loaded once only, so before the copies are made
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
 
 
 @pytest.fixture
@@ -336,18 +327,6 @@ def test_wandb_offline(
 
 
 # Two processes
-
-
-@pytest.fixture
-def reviews(tmp_path: Path) -> Path:
-    """A tree of film reviews, 21 of each kind in both parts, of different lengths."""
-    for split in ("train", "test"):
-        for sentiment, word in (("pos", "fine"), ("neg", "dull")):
-            for number in range(21):
-                path = tmp_path / "aclImdb" / split / sentiment / f"{number}.txt"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("it is a " * (1 + number % 4) + (word if number % 5 else "film") + " and long" * number)
-    return tmp_path / "aclImdb"
 
 
 IMDB = (
