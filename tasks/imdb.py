@@ -283,7 +283,7 @@ class Sentiment(SequenceModule):
         vocabulary_size: V.
         embedding: features of a word, E.
         pooling: of the outputs over time: their maximum, their mean, or the last state of each direction.
-        dropout: probability of dropping a feature of the pooled output.
+        dropout: probability of dropping a feature of a word, and of the pooled output.
     """
 
     monitor = "val/accuracy"
@@ -315,7 +315,7 @@ class Sentiment(SequenceModule):
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
-        output, _ = self.layer(self.embed(words), lengths=lengths)  # [T, B, D·H]
+        output, _ = self.layer(self.drop(self.embed(words)), lengths=lengths)  # [T, B, D·H]
         logit: Tensor = self.head(self.drop(self._pool(output, lengths))).squeeze(-1)
         return logit
 

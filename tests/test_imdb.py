@@ -473,11 +473,11 @@ def test_padding_is_not_seen(pooling: str, bidirectional: bool) -> None:
     assert torch.allclose(module(padded, torch.tensor(lengths)), logits, atol=1e-12)
 
 
-def test_the_embedding_of_padding_stays_zero() -> None:
+def test_padding_reaches_no_gradient() -> None:
     module = model("mean", True).train()
     words = torch.tensor([[3, 5], [4, 0]])
     module(words, torch.tensor([2, 1])).sum().backward()
-    assert module.embed.weight[0].eq(0).all() and module.embed.weight.grad[0].eq(0).all()
+    assert module.embed.weight.grad[0].eq(0).all()
     assert module.embed.weight.grad[4].ne(0).any()
 
 
