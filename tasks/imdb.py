@@ -32,6 +32,7 @@ PADDING, UNKNOWN = 0, 1
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 FORMAT = "1"
 """Part of the cache's key; to be raised with any change to how reviews are read."""
 
@@ -283,7 +284,9 @@ class Sentiment(SequenceModule):
         vocabulary_size: V.
         embedding: features of a word, E.
         pooling: of the outputs over time: their maximum, their mean, or the last state of each direction.
-        dropout: probability of dropping a feature of a word, and of the pooled output.
+        word_dropout: probability that a word is taken for an unknown one.
+        embedding_dropout: probability of dropping a feature of a word.
+        dropout: probability of dropping a feature of the pooled output.
     """
 
     monitor = "val/accuracy"
@@ -297,7 +300,9 @@ class Sentiment(SequenceModule):
         vocabulary_size: int,
         embedding: PositiveInt,
         pooling: Literal["max", "mean", "last"],
-        dropout: Annotated[float, Field(ge=0, lt=1)],
+        word_dropout: Fraction,
+        embedding_dropout: Fraction,
+        dropout: Fraction,
     ) -> None:
         super().__init__(model, optimizer, engine, seed)
         self.embed = nn.Embedding(vocabulary_size, embedding)
@@ -315,7 +320,12 @@ class Sentiment(SequenceModule):
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
-        output, _ = self.layer(self.drop(self.embed(words)), lengths=lengths)  # [T, B, D·H]
+        if self.training:
+            words = words.masked_fill(
+                torch.rand(words.shape, device=words.device) < self.hparams["word_dropout"], UNKNOWN
+            )
+        features = F.dropout(self.embed(words), self.hparams["embedding_dropout"], self.training)  # [T, B, E]
+        output, _ = self.layer(features, lengths=lengths)  # [T, B, D·H]
         logit: Tensor = self.head(self.drop(self._pool(output, lengths))).squeeze(-1)
         return logit
 

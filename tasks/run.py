@@ -181,15 +181,20 @@ class Clock(pl.Callback):
 
 def plot_losses(logger: MetricsCSV, path: Path) -> None:
     """Training and validation loss over the epochs, as PNG; nothing if none was logged."""
+    curves = {
+        name: [(row["epoch"] + 1, row[name]) for row in logger.rows.values() if name in row]
+        for name in ("train/loss", "val/loss")
+    }
+    losses = [loss for points in curves.values() for _, loss in points]
+    if not losses:
+        return
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for name, style in (("train/loss", "-"), ("val/loss", "--")):
-        points = [(row["epoch"] + 1, row[name]) for row in logger.rows.values() if name in row]
+    for (name, points), style in zip(curves.items(), ("-", "--")):
         if points:
             axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=name)
-    if not axes.lines:
-        return
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    wide = 0 < 10 * min(losses) < max(losses)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log" if wide else "linear")
     axes.legend(frameon=False)
     with writing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")

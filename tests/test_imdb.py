@@ -439,10 +439,10 @@ def test_little_is_padding(any_data: Sentiments) -> None:
 # The model
 
 
-def model(pooling: str, bidirectional: bool, dropout: float = 0.0) -> Sentiment:
+def model(pooling: str, bidirectional: bool, dropout: float = 0.0, words: float = 0.0) -> Sentiment:
     torch.manual_seed(0)
     layer = {"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional}
-    return Sentiment(layer, ADAM, "auto", 1, 12, 3, pooling, dropout).double().eval()  # type: ignore[arg-type]
+    return Sentiment(layer, ADAM, "auto", 1, 12, 3, pooling, words, 0.0, dropout).double().eval()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
@@ -471,6 +471,14 @@ def test_padding_is_not_seen(pooling: str, bidirectional: bool) -> None:
     # more padding changes nothing
     padded = torch.cat([words, torch.zeros(3, 5, dtype=words.dtype)])
     assert torch.allclose(module(padded, torch.tensor(lengths)), logits, atol=1e-12)
+
+
+def test_dropped_words_are_unknown_ones_and_only_in_training() -> None:
+    module = model("mean", True, words=0.999_999)
+    words, lengths = torch.tensor([[3, 5], [4, 2]]), torch.tensor([2, 1])
+    unknown = module(torch.full_like(words, 1), lengths)
+    assert not torch.allclose(module(words, lengths), unknown)
+    assert torch.allclose(module.train()(words, lengths), unknown)
 
 
 def test_padding_reaches_no_gradient() -> None:

@@ -330,8 +330,8 @@ def test_wandb_offline(
 
 
 IMDB = (
-    "task=imdb", "task.batch_size=7", "task.pool=2", "task.embedding=4", "task.dropout=0", "task.val_fraction=0.2",
-    "model.hidden_size=4", "trainer.max_epochs=2",
+    "task=imdb", "task.batch_size=7", "task.pool=2", "task.embedding=4", "task.dropout=0", "task.word_dropout=0",
+    "task.embedding_dropout=0", "task.val_fraction=0.2", "model.hidden_size=4", "trainer.max_epochs=2",
 )  # fmt: skip
 
 
