@@ -1,4 +1,4 @@
-"""The command `rnnzoo`, also `python -m rnnzoo`: look at the registered cells."""
+"""The command `rnnzoo`, also `python -m rnnzoo`: look at the registered cells, and measure them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import inspect
 import math
 import sys
 import textwrap
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rnnzoo import registry
+from rnnzoo import bench, bench_report, registry
 from rnnzoo.cell import Cell
 from rnnzoo.engine import ENGINES, choose
 from rnnzoo.errors import UserError
@@ -29,14 +30,27 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("name")
     showing.add_argument("--input-size", type=int, default=64)
     showing.add_argument("--hidden-size", type=int, default=128)
+    measuring = commands.add_parser("bench", help="speed and memory, side by side with the alternatives")
+    measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
+    sizes = " ".join(map(str, bench.SIZES))
+    measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", default=sizes.split(), help=f"default: {sizes}")
+    measuring.add_argument("--against", default="torch,loop", help=f"some of {','.join(bench.RIVALS)}")
+    measuring.add_argument("--engine", default="auto", help=f"one of auto, {', '.join(ENGINES)}")
+    measuring.add_argument("--threads", type=int, help="default: torch's own choice")
+    measuring.add_argument("--dtype", default="float32", help=f"one of {', '.join(bench.DTYPES)}")
+    measuring.add_argument("--device", default="cpu", help="cpu or cuda")
+    measuring.add_argument("--rounds", type=int, default=9, help="in each of which all contenders take their turn")
+    measuring.add_argument("--out", type=Path, default=Path("bench"), help="folder of bench.csv and bench.png")
     options = parser.parse_args(arguments)
     try:
         if options.cells:
             registry.load(options.cells)
         if options.command == "list":
             _list(options.pattern)
-        else:
+        elif options.command == "show":
             _show(options.name, options.input_size, options.hidden_size)
+        else:
+            _bench(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -78,6 +92,27 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
         reason = module.refuses(cell)
         console.print(f"engine={engine}: {'runs it' if reason is None else reason}", markup=False)
     console.print(f"engine=auto takes {choose('auto', cell)}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    rivals = tuple(dict.fromkeys(options.against.split(",")))
+    setting = bench.Setting(rivals, options.engine, options.threads, options.dtype, options.device, options.rounds)
+    sizes = [bench.parse_size(text) for text in options.sizes]
+    names = options.names or registry.list_cells()
+    for name in names:
+        registry.get(name)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error.strerror}; name a folder that can be made") from None
+    machine = bench.machine(setting)
+    cases = bench_report.write_csv(bench.run(names, sizes, setting), options.out / "bench.csv", machine)
+    bench_report.plot(cases, rivals, machine, options.out / "bench.png")
+    console = Console()
+    console.width = max(console.width, 200)  # in a narrow terminal or a pipe, rich would cut the numbers
+    for table in bench_report.tables(cases, rivals):
+        console.print(table)
+    console.print(machine, f"written: {options.out}/bench.csv, bench.png", sep="\n", markup=False, highlight=False)
 
 
 def _first_line(cell: type) -> str:

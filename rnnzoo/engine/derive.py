@@ -1,0 +1,278 @@
+"""The backward pass of a recurrence, derived: what is saved, what is computed again, what waits till the end.
+
+The step's vector-Jacobian product is traced. What the gradients of states and leaves need runs at every time step;
+what only the gradients of shared tensors need (sums over all rows) is deferred and runs once. A minimal cut decides
+what the forward pass saves: as few numbers as possible, such that no product and no sum over features is computed
+twice. Element-wise functions are computed again where that saves memory, tanh(c) of an LSTM for one: on every machine
+measured, a transcendental function costs less than writing its result and reading it back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import networkx
+import torch
+from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
+
+from rnnzoo.engine.trace import (
+    Tracer, ancestors, aten, extract, has_rows, inputs, is_size, module, outputs, recomputable, tensors,
+)  # fmt: skip
+
+@dataclass(frozen=True)
+class Derived:
+    """Graphs of a recurrence with its backward pass, for N rows.
+
+    `step`: leaves, states, shared -> new states, saved. `back`: leaves, states, `new_h` (new states), saved, shared,
+    `d_new_h` (gradients of the new states) -> `d_h` (of the states), `d_leaf0`, and `kept0`, which only `defer`
+    reads. `defer`: any of these -> gradients of the shared tensors. `back` and `defer` have placeholders for what
+    they read, and no others.
+    """
+
+    step: fx.Graph
+    back: fx.Graph
+    defer: fx.Graph
+    saved: int
+    kept: int
+
+
+def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]) -> Derived:
+    """Derive the backward pass of `recur`, whose placeholders are `leaves` leaves, the states, and shared tensors."""
+    graph, names, results = _joint(tracer, recur, leaves, states)
+    count = len(states)
+    new, d_leaves, d_states, d_shared = (
+        results[:count],
+        results[count : count + leaves],
+        results[count + leaves : 2 * count + leaves],
+        results[2 * count + leaves :],
+    )
+    tangents = [node for node, name in names.items() if name.startswith("d_new_")]
+    backward = _after(graph, tangents)
+    own = {node: name for node, name in names.items() if node not in tangents}
+    free = {node for node, name in own.items() if not name.startswith("leaf")} | set(new)
+
+    saved = _cut(backward | set(tangents), own, free, [*d_leaves, *d_states, *d_shared])
+    given = dict(own)
+    given |= {node: f"new_{name}" for node, name in zip(new, states) if node not in given and node not in backward}
+    fresh = [node for node in saved if node not in given]
+    given |= {node: f"saved{k}" for k, node in enumerate(fresh)}
+    given |= {node: names[node] for node in tangents}
+
+    serial = {n for n in ancestors([*d_states, *d_leaves], stop=lambda n: n in given) if n in backward}
+    available = given | {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in backward}
+    pieces = _pieces(tracer, graph, [n for n in available if n in backward])
+    d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
+    kept = [n for n in ancestors(d_shared, stop=lambda n: n in available or n in serial) if n in serial - set(available)]
+    available |= {node: f"kept{k}" for k, node in enumerate(kept)}
+    return Derived(
+        step=extract(own, [*new, *fresh]),
+        back=extract(_read(given, [*d_states, *d_leaves, *kept]), [*d_states, *d_leaves, *kept]),
+        defer=extract(_read(available, d_shared), d_shared),
+        saved=len(fresh),
+        kept=len(kept),
+    )
+
+
+def _joint(
+    tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
+) -> tuple[fx.Graph, dict[fx.Node, str], list[fx.Node]]:
+    """The graph of `recur` and its vector-Jacobian product, the names of its placeholders, and its results."""
+    run = module(recur)
+    given = inputs(recur)
+    floating = [k for k, node in enumerate(given) if node.meta["val"].is_floating_point()]
+
+    def joint(arguments: list[torch.Tensor], tangents: list[torch.Tensor]) -> Any:
+        def function(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            every = list(arguments)
+            for k, tensor in zip(floating, some):
+                every[k] = tensor
+            return tuple(run(*every))
+
+        new, pull = torch.func.vjp(function, *(arguments[k] for k in floating))
+        found = dict(zip(floating, pull(tuple(tangents))))
+        return [*new, *(found.get(k) for k in range(len(arguments)))]
+
+    arguments = [tracer.again(node) for node in given]
+    tangents = [tracer.again(node) for node in outputs(recur)]
+    graph = _tile(tracer, fx_graph_cse(tracer.trace(joint, arguments, tangents)))
+    names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
+    results = outputs(graph)
+    return graph, dict(zip(inputs(graph), names)), results
+
+
+def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
+    """Sums of the gradients of a tensor's slices become one concatenation."""
+
+    def padded(node: Any) -> bool:
+        if not (isinstance(node, fx.Node) and node.target is aten.slice_backward.default):
+            return False
+        _, sizes, dim, start, stop, step = node.args
+        return isinstance(sizes[dim], int) and step == 1  # type: ignore[index, call-overload]
+
+    def terms(node: Any) -> list[Any]:
+        if isinstance(node, fx.Node) and node.target is aten.add.Tensor and not node.kwargs:
+            if len(node.users) == 1 or node in roots:
+                return [*terms(node.args[0]), *terms(node.args[1])]
+        return [node]
+
+    adds = [n for n in graph.nodes if n.target is aten.add.Tensor and not n.kwargs]
+    roots = {n: None for n in adds if not (len(n.users) == 1 and next(iter(n.users)) in set(adds))}
+    made: dict[Any, fx.Node] = {}
+    for root in [*roots, *(n for n in graph.nodes if padded(n))]:
+        found = terms(root)
+        slices = [t for t in found if padded(t)]
+        if not slices or (root not in roots and any(u in set(adds) for u in root.users)):
+            continue
+        key = frozenset((n.args[0], *n.args[2:]) for n in slices)
+        total = made[key] = made.get(key) or _concatenate(tracer, graph, slices)
+        for term in (t for t in found if t not in slices):
+            total = tracer.call(graph, aten.add.Tensor, total, term)
+        root.replace_all_uses_with(total, propagate_meta=False)
+    placeholders = {node: str(node.target) for node in inputs(graph)}
+    return extract(placeholders, outputs(graph))
+
+
+def _concatenate(tracer: Tracer, graph: fx.Graph, slices: list[fx.Node]) -> fx.Node:
+    """The sum of `slice_backward` nodes of one tensor."""
+    dim = slices[0].args[2]
+    ordered = sorted(slices, key=lambda n: n.args[3])  # type: ignore[arg-type, return-value]
+    size = slices[0].args[1][dim]  # type: ignore[index]
+    position, pieces = 0, []
+    for node in ordered:
+        _, _, other, start, stop, _ = node.args
+        if other != dim or start < position:  # type: ignore[operator]
+            break
+        if start > position:  # type: ignore[operator]
+            pieces.append(_zeros(tracer, graph, node.args[0], dim, start - position))  # type: ignore[operator]
+        pieces.append(node.args[0])
+        position = min(stop, size)  # type: ignore[type-var]
+    else:
+        if position < size:
+            pieces.append(_zeros(tracer, graph, ordered[0].args[0], dim, size - position))
+        return tracer.call(graph, aten.cat.default, pieces, dim) if len(pieces) > 1 else pieces[0]
+    total = slices[0]
+    for node in slices[1:]:
+        total = tracer.call(graph, aten.add.Tensor, total, node)
+    return total
+
+
+def _zeros(tracer: Tracer, graph: fx.Graph, like: Any, dim: int, size: int) -> fx.Node:
+    """Zeros shaped as `like`, of another size in one dimension."""
+    column = tracer.call(graph, aten.slice.Tensor, like, dim, 0, 1)
+    shape = list(like.meta["val"].shape)
+    rows = tracer.call(graph, aten.sym_size.int, like, 0)
+    sizes = [rows, *(size if d == dim % len(shape) else shape[d] for d in range(1, len(shape)))]
+    zero = tracer.call(graph, aten.mul.Tensor, column, 0)
+    return tracer.call(graph, aten.expand.default, zero, sizes)
+
+
+def _after(graph: fx.Graph, roots: list[fx.Node]) -> set[fx.Node]:
+    """All that is computed from `roots`, without them."""
+    found = set(roots)
+    for node in ancestors(n for n in outputs(graph) if n is not None):
+        if any(n in found for n in node.all_input_nodes) and not is_size(node):
+            found.add(node)
+    return found - set(roots)
+
+
+def _cut(
+    backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], results: list[fx.Node]
+) -> list[fx.Node]:
+    """What the forward pass saves: the cheapest set of values from which the backward pass can be computed.
+
+    A value costs its numbers a row; the states, the new states and shared tensors are there anyway.
+    """
+    needed = {  # a dict, for its order: what a plan looks like must not change from process to process
+        operand: None
+        for node in ancestors([r for r in results if r is not None])
+        if node in backward
+        for operand in tensors(node)
+        if operand not in backward and has_rows(operand)
+    }
+    network = networkx.DiGraph()
+    network.add_nodes_from(("given", "needed"))
+    for node in ancestors(needed):
+        if is_size(node) or not has_rows(node):
+            continue
+        size = math.prod(dim for dim in node.meta["val"].shape if isinstance(dim, int))
+        # a leaf is in memory already, what is saved beside it is not
+        cost = 1 if node in free else 19 * size if node in own else 20 * size
+        network.add_edge((node, "in"), (node, "out"), capacity=cost)
+        if node in own or not recomputable(node):
+            network.add_edge("given", (node, "in"))
+        for operand in tensors(node):
+            if has_rows(operand):
+                network.add_edge((operand, "out"), (node, "in"))
+        if node in needed:
+            network.add_edge((node, "out"), "needed")
+    # of equally cheap cuts this is the last, sigmoid(a) rather than a
+    _, (before, _) = networkx.minimum_cut(network, "given", "needed")
+    return [n for n in ancestors(needed) if (n, "in") in before and (n, "out") not in before]
+
+
+def _pieces(tracer: Tracer, graph: fx.Graph, stored: list[fx.Node]) -> dict[fx.Node, tuple[fx.Node, int, int]]:
+    """Values that are part of a stored concatenation over features: in which, from where, to where."""
+    found: dict[fx.Node, tuple[fx.Node, int, int]] = {}
+    for whole in stored:
+        if whole.target is aten.cat.default and whole.args[1:] == (1,) and whole.meta["val"].dim() == 2:
+            start = 0
+            for piece in whole.args[0]:  # type: ignore[union-attr]
+                stop = start + piece.meta["val"].shape[1]  # type: ignore[union-attr]
+                found.setdefault(piece, (whole, start, stop))  # type: ignore[arg-type]
+                start = stop
+    return found
+
+
+def _defer(
+    tracer: Tracer,
+    graph: fx.Graph,
+    results: list[fx.Node],
+    serial: set[fx.Node],
+    available: dict[fx.Node, str],
+    pieces: dict[fx.Node, tuple[fx.Node, int, int]],
+) -> list[fx.Node]:
+    """The deferred computation on what is stored anyway: leaf gradients and slices of them.
+
+    A product with a concatenation that is stored in part only becomes several products, so that just the other part
+    must be stored too.
+    """
+    copies: dict[fx.Node, fx.Node] = {}
+
+    def slices(node: fx.Node) -> list[fx.Node]:
+        """A concatenation as neighbouring slices of what is stored, and values that are not."""
+        runs: list[Any] = []
+        for piece in node.args[0]:  # type: ignore[union-attr]
+            whole, start, stop = pieces.get(piece, (None, 0, 0))  # type: ignore[arg-type]
+            if runs and whole is not None and runs[-1][0] is whole and runs[-1][2] == start:
+                runs[-1] = (whole, runs[-1][1], stop)
+            else:
+                runs.append((whole, start, stop) if whole is not None else (None, piece, None))
+        return [b if a is None else tracer.call(graph, aten.slice.Tensor, a, 1, b, c) for a, b, c in runs]
+
+    for node in ancestors([n for n in results if n is not None], stop=lambda n: n in available or n in serial):
+        if node in available or is_size(node) or node.op == "placeholder":
+            copies[node] = node
+        elif node in pieces:
+            whole, start, stop = pieces[node]
+            copies[node] = tracer.call(graph, aten.slice.Tensor, whole, 1, start, stop)
+        elif node in serial:
+            copies[node] = node
+        else:
+            right = node.args[1] if node.target is aten.mm.default else None
+            if right in serial and right not in available and right.target is aten.cat.default:  # type: ignore[union-attr]
+                left = copies[node.args[0]]  # type: ignore[index]
+                products = [tracer.call(graph, aten.mm.default, left, part) for part in slices(right)]  # type: ignore[arg-type]
+                copies[node] = products[0] if len(products) == 1 else tracer.call(graph, aten.cat.default, products, 1)
+            else:
+                with graph.inserting_before(graph.output_node()):
+                    copies[node] = graph.node_copy(node, lambda n: copies.get(n, n))
+    return [n if n is None else copies[n] for n in results]
+
+
+def _read(given: dict[fx.Node, str], wanted: list[fx.Node]) -> dict[fx.Node, str]:
+    """Those of `given` that the computation of `wanted` reads."""
+    read = set(ancestors([n for n in wanted if n is not None], stop=lambda n: n in given))
+    return {node: name for node, name in given.items() if node in read}

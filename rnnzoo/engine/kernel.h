@@ -1,0 +1,145 @@
+// What every generated kernel stands on: functions of one number that compilers can vectorise, and products of a few
+// rows with a packed matrix. The generated code defines S (float or double) before this file.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, TILE_ROWS = 6, TILE_VECTORS = 4;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, TILE_ROWS = 6, TILE_VECTORS = 2;
+#else
+constexpr int BYTES = 16, TILE_ROWS = 6, TILE_VECTORS = 4;
+#endif
+constexpr int LANES = BYTES / sizeof(S);
+constexpr int PANEL = TILE_VECTORS * LANES;
+
+typedef S vec __attribute__((vector_size(BYTES)));
+typedef S unaligned __attribute__((vector_size(BYTES), aligned(sizeof(S)), may_alias));
+
+constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+inline S* allocate(int64_t numbers) {
+  int64_t bytes = (numbers * sizeof(S) + BYTES - 1) / BYTES * BYTES;
+  return static_cast<S*>(std::aligned_alloc(BYTES, bytes ? bytes : BYTES));
+}
+
+// exp(x) = 2^n (1 + p) with n = round(x / ln 2) and p = exp(r) - 1, |r| <= ln(2) / 2, a Taylor polynomial.
+struct Parts { float scale, p; };
+
+inline Parts exponential(float x) {
+  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the last bits
+  float shifted = x * 1.44269504f + shift;
+  float n = shifted - shift;
+  float r = x - n * 0.693145752f - n * 1.42860677e-6f;
+  float p = r * (1.f + r * (0.5f + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720 + r / 5040))))));
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits << 23) + 0x3f800000u;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return {scale, p};
+}
+
+inline float within(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+inline float exp_(float x) {
+  Parts e = exponential(within(x, -86.9f, 89.f));
+  float half = 0.5f * e.scale;  // so that scale, a power of two, does not overflow before the result does
+  return x < -86.9f ? 0.f : (half + half * e.p) * 2.f;
+}
+inline float expm1_(float x) {
+  Parts e = exponential(within(x, -80.f, 80.f));
+  float y = e.scale * e.p + (e.scale - 1.f);
+  return x > 80.f ? exp_(x) : y;
+}
+inline float sigmoid_(float x) { return 1.f / (1.f + exp_(-x)); }
+inline float tanh_(float x) {
+  Parts e = exponential(within(2.f * x, -40.f, 40.f));
+  float y = e.scale * e.p + (e.scale - 1.f);
+  return y / (y + 2.f);
+}
+
+inline double exp_(double x) { return std::exp(x); }
+inline double expm1_(double x) { return std::expm1(x); }
+inline double sigmoid_(double x) { return 1. / (1. + std::exp(-x)); }
+inline double tanh_(double x) { return std::tanh(x); }
+
+// b [K, N] with any strides -> panels of PANEL columns, in each row after row, the last one filled up with zeros.
+inline void pack(const S* b, int64_t K, int64_t N, int64_t down, int64_t right, S* to) {
+#pragma omp for schedule(static)
+  for (int64_t first = 0; first < N; first += PANEL) {
+    int64_t width = padded(N - first < PANEL ? N - first : PANEL);
+    S* panel = to + first * K;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t j = 0; j < width; ++j)
+        panel[k * width + j] = first + j < N ? b[k * down + (first + j) * right] : S(0);
+  }
+}
+
+template <int ROWS, int VECTORS>
+inline void tile(const S* a, int64_t lda, const S* panel, int64_t K, S* c, int64_t ldc) {
+  vec sum[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    vec b[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) b[v] = *(const vec*)(panel + (k * VECTORS + v) * LANES);
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[m][v] += a[m * lda + k] * b[v];
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) *(unaligned*)(c + m * ldc + v * LANES) = sum[m][v];
+}
+
+template <int VECTORS>
+inline void tiles(int64_t rows, const S* a, int64_t lda, const S* panel, int64_t K, S* c, int64_t ldc) {
+  int64_t m = 0;
+  for (; m + TILE_ROWS <= rows; m += TILE_ROWS) tile<TILE_ROWS, VECTORS>(a + m * lda, lda, panel, K, c + m * ldc, ldc);
+  a += m * lda;
+  c += m * ldc;
+  switch (rows - m) {
+    case 5: return tile<5, VECTORS>(a, lda, panel, K, c, ldc);
+    case 4: return tile<4, VECTORS>(a, lda, panel, K, c, ldc);
+    case 3: return tile<3, VECTORS>(a, lda, panel, K, c, ldc);
+    case 2: return tile<2, VECTORS>(a, lda, panel, K, c, ldc);
+    case 1: return tile<1, VECTORS>(a, lda, panel, K, c, ldc);
+  }
+}
+
+// c [rows, padded(N)] = a [rows, K] @ b [K, N], b packed.
+[[maybe_unused]] void product(int64_t rows, const S* a, int64_t lda, const S* b, int64_t K, int64_t N, S* c, int64_t ldc) {
+  for (int64_t first = 0; first < N; first += PANEL) {
+    int64_t left = N - first;
+    const S* panel = b + first * K;
+    if (left > 3 * LANES && TILE_VECTORS >= 4) tiles<TILE_VECTORS>(rows, a, lda, panel, K, c + first, ldc);
+    else if (left > 2 * LANES && TILE_VECTORS >= 4) tiles<3>(rows, a, lda, panel, K, c + first, ldc);
+    else if (left > LANES) tiles<2>(rows, a, lda, panel, K, c + first, ldc);
+    else tiles<1>(rows, a, lda, panel, K, c + first, ldc);
+  }
+}
+
+// Past a sequence's end: rows keep what they hold.
+[[maybe_unused]] void hold(int64_t rows, int64_t n, const int64_t* lengths, int64_t t, const S* from, S* to) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (t >= lengths[r]) std::memcpy(to + r * n, from + r * n, n * sizeof(S));
+}
+
+[[maybe_unused]] void clear(int64_t rows, int64_t n, const int64_t* lengths, int64_t t, S* what) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (t >= lengths[r]) std::memset(what + r * n, 0, n * sizeof(S));
+}
+
+[[maybe_unused]] void add(int64_t numbers, const S* what, S* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < numbers; ++j) to[j] += what[j];
+}
+
+}  // namespace

@@ -1,0 +1,427 @@
+"""A step's graph as C++ for a block of rows: loops over features between products with packed matrices.
+
+Rows (sequences of a batch) do not depend on each other, so a thread takes a block of them through all time steps
+without ever waiting for another. Within a step, operations are put into stages: element-wise operations of one shape
+and stage share a loop and hand each other values in registers; what a product, a sum or a later stage reads goes
+through memory, which for one block stays in the cache.
+
+Shapes here leave out the rows: a state [B, H] is (H,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import SymInt, fx
+
+from rnnzoo.engine.trace import VIEWS, ancestors, aten, has_rows, inputs, is_size, outputs
+
+
+class Unsupported(Exception):
+    """An operation, named in the message, that has no C++ form here."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies in memory: at `base + row * pitch + offset`, element by element with the given strides."""
+
+    base: str
+    pitch: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @classmethod
+    def dense(cls, base: str, shape: Iterable[int], pitch: int | None = None) -> Place:
+        """Numbers one after the other; rows too, unless `pitch` says otherwise."""
+        shape = tuple(shape)
+        strides = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
+        return cls(base, math.prod(shape) if pitch is None else pitch, shape, strides)
+
+    def at(self, index: list[str]) -> str:
+        """The element at these loop variables, as C++."""
+        terms = [f"{i} * {s}" if s != 1 else i for i, s in zip(index, self.strides) if s]
+        return f"{self.base}_r[{' + '.join([*terms, *([str(self.offset)] if self.offset or not terms else [])])}]"
+
+
+Value: TypeAlias = "Place | fx.Node | float"
+"""What an operation reads: memory, the result of another operation, or a number."""
+
+
+@dataclass
+class Operation:
+    """Something to be computed: `kind` is point, product, sum, max or min."""
+
+    kind: str
+    shape: tuple[int, ...]
+    operands: list[Value]
+    expression: str = ""
+    stage: int = 0
+    stores: list[Place] = field(default_factory=list)
+    reduced: tuple[int, ...] = ()
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape without rows."""
+    return tuple(size for size in node.meta["val"].shape if not isinstance(size, SymInt))
+
+
+POINT = {
+    aten.add.Tensor: "({0} + {1})", aten.sub.Tensor: "({0} - {1})", aten.mul.Tensor: "({0} * {1})",
+    aten.div.Tensor: "({0} / {1})", aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
+    aten.sigmoid.default: "sigmoid_({0})", aten.tanh.default: "tanh_({0})", aten.exp.default: "exp_({0})",
+    aten.expm1.default: "expm1_({0})", aten.log.default: "std::log({0})", aten.log1p.default: "std::log1p({0})",
+    aten.sin.default: "std::sin({0})", aten.cos.default: "std::cos({0})", aten.tan.default: "std::tan({0})",
+    aten.asin.default: "std::asin({0})", aten.acos.default: "std::acos({0})", aten.atan.default: "std::atan({0})",
+    aten.sinh.default: "std::sinh({0})", aten.cosh.default: "std::cosh({0})", aten.erf.default: "std::erf({0})",
+    aten.atan2.default: "std::atan2({0}, {1})", aten.sqrt.default: "std::sqrt({0})",
+    aten.rsqrt.default: "(S(1) / std::sqrt({0}))", aten.reciprocal.default: "(S(1) / {0})",
+    aten.sign.default: "S(({0} > 0) - ({0} < 0))", aten.sgn.default: "S(({0} > 0) - ({0} < 0))",
+    aten.relu.default: "({0} < 0 ? S(0) : {0})", aten.floor.default: "std::floor({0})",
+    aten.ceil.default: "std::ceil({0})", aten.round.default: "std::nearbyint({0})", aten.trunc.default: "std::trunc({0})",
+    aten.maximum.default: "({0} != {0} || {0} > {1} ? {0} : {1})",
+    aten.minimum.default: "({0} != {0} || {0} < {1} ? {0} : {1})",
+    aten.remainder.Scalar: "({0} - {1} * std::floor({0} / {1}))",
+    aten.remainder.Tensor: "({0} - {1} * std::floor({0} / {1}))",
+    aten.fmod.Scalar: "std::fmod({0}, {1})", aten.fmod.Tensor: "std::fmod({0}, {1})",
+    aten.pow.Tensor_Tensor: "std::pow({0}, {1})", aten.pow.Scalar: "std::pow({0}, {1})",
+    aten.where.self: "({0} ? {1} : {2})",
+    aten.logical_and.default: "({0} & {1})", aten.bitwise_and.Tensor: "({0} & {1})",
+    aten.logical_or.default: "({0} | {1})", aten.bitwise_or.Tensor: "({0} | {1})",
+    aten.logical_not.default: "(!{0})", aten.bitwise_not.default: "(!{0})",
+    **{
+        getattr(getattr(aten, name), overload): f"({{0}} {sign} {{1}})"
+        for name, sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}.items()
+        for overload in ("Scalar", "Tensor")
+    },
+}  # fmt: skip
+"""Element-wise operations and their C++."""
+
+
+class Lowering:
+    """The C++ of one graph.
+
+    Args:
+        graph: a graph of `rnnzoo.engine.plan`.
+        places: where each placeholder lies.
+        results: where each output goes.
+
+    Raises `Unsupported`.
+    """
+
+    def __init__(self, graph: fx.Graph, places: dict[str, Place], results: list[Place | None]) -> None:
+        self.operations: dict[Any, Operation] = {}
+        self.values: dict[fx.Node, Value] = {}
+        self.packs: dict[str, tuple[Place, int, int]] = {}
+        self.scratches: dict[str, Place] = {}
+        self._given = {n: places[str(n.target)] for n in inputs(graph)}
+        wanted = [(node, place) for node, place in zip(outputs(graph), results) if node is not None and place is not None]
+        self._wanted: dict[fx.Node, list[Place]] = {}
+        for node, place in wanted:
+            self._wanted.setdefault(node, []).append(place)
+        for node in ancestors(node for node, _ in wanted):
+            if not is_size(node):
+                self.values[node] = self._value(node)
+        for node, place in wanted:
+            value = self.values[node]
+            if value != place and not (isinstance(value, fx.Node) and place in self.operations[value].stores):
+                self._store(value, place)
+        self._schedule()
+
+    def _value(self, node: fx.Node) -> Value:
+        if node in self._given:
+            return self._given[node]
+        if node.target in VIEWS:
+            return self._view(node)
+        operands = [n for n in node.all_input_nodes if not is_size(n)]
+        if not operands:
+            return self._constant(node)
+        if not has_rows(node):
+            raise Unsupported(f"{node.target} of weights inside the step")
+        if node.target is aten.cat.default:
+            return self._concatenate(node)
+        if node.target is aten.mm.default:
+            return self._product(node)
+        if node.target in (aten.sum.dim_IntList, aten.amax.default, aten.amin.default):
+            return self._reduce(node)
+        return self._point(node)
+
+    def _point(self, node: fx.Node) -> Value:
+        arguments = list(node.args)
+        expression = POINT.get(node.target)
+        if node.target is aten.clamp.default:
+            arguments += [None] * (3 - len(arguments))
+            expression = "{0}"
+            for k, (bound, sign) in enumerate(zip(arguments[1:], "<>"), 1):
+                if bound is not None:
+                    expression = f"({expression} {sign} {{{k}}} ? {{{k}}} : {expression})"
+        elif node.target is aten.pow.Tensor_Scalar:
+            exponent = arguments.pop()
+            expression = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "std::sqrt({0})", 1: "{0}"}.get(
+                exponent, f"std::pow({{0}}, S({exponent}))"
+            )
+        elif node.target in (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default):
+            return float(arguments[1]) if len(arguments) > 1 else float(node.target is aten.ones_like.default)
+        elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
+            expression = "S({0})"
+        if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
+            raise Unsupported(f"{node.target}")
+        operands = [self._operand(a, shape_of(node)) for a in arguments]
+        boolean = "bool" if node.meta["val"].dtype == torch.bool else "S"
+        stores = list(self._wanted.get(node, ()))
+        self.operations[node] = Operation(f"point {boolean}", shape_of(node), operands, expression, stores=stores)
+        return node
+
+    def _operand(self, argument: Any, shape: tuple[int, ...]) -> Value:
+        """An operand of an element-wise operation of this shape."""
+        if not isinstance(argument, fx.Node):
+            return float("inf") if argument is None else float(argument)
+        if is_size(argument):
+            raise Unsupported("arithmetic with the batch size")
+        value = self.values[argument]
+        if isinstance(value, float):
+            return value
+        if isinstance(value, fx.Node) and self.operations[value].shape == shape == shape_of(argument):
+            return value
+        place = self._memory(value)
+        missing = len(shape) - len(place.shape)
+        strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
+        return replace(place, shape=shape, strides=strides)
+
+    def _memory(self, value: Value) -> Place:
+        """Where the value lies; what an operation has in registers is stored."""
+        if isinstance(value, Place):
+            return value
+        if isinstance(value, float):
+            raise Unsupported("a product with a constant")
+        operation = self.operations[value]
+        if not operation.stores:
+            operation.stores.append(self._scratch(operation.shape))
+        return operation.stores[0]
+
+    def _scratch(self, shape: tuple[int, ...], pitch: int | None = None) -> Place:
+        place = Place.dense(f"scratch{len(self.scratches)}", shape, pitch)
+        self.scratches[place.base] = place
+        return place
+
+    def _store(self, value: Value, place: Place) -> None:
+        """Have the value written to `place`."""
+        if isinstance(value, fx.Node) and self.operations[value].kind.startswith("point"):
+            self.operations[value].stores.append(place)
+        elif value != place:
+            source = value if isinstance(value, float) else self._memory(value)
+            self.operations[object()] = Operation("point S", place.shape, [source], "{0}", stores=[place])
+
+    def _constant(self, node: fx.Node) -> Value:
+        if node.target is aten.full.default:
+            return float(node.args[1])  # type: ignore[arg-type]
+        if node.target in (aten.zeros.default, aten.ones.default):
+            return float(node.target is aten.ones.default)
+        if node.target is aten.scalar_tensor.default:
+            return float(node.args[0])  # type: ignore[arg-type]
+        raise Unsupported(f"{node.target}")
+
+    def _concatenate(self, node: fx.Node) -> Value:
+        (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]
+        dim = self._dim(node, node.args[1] if len(node.args) > 1 else 0)
+        start = 0
+        for piece in node.args[0]:  # type: ignore[union-attr]
+            shape = shape_of(piece)  # type: ignore[arg-type]
+            self._store(self.values[piece], replace(whole, shape=shape, offset=whole.offset + start * whole.strides[dim]))  # type: ignore[index]
+            start += shape[dim]
+        return whole
+
+    def _product(self, node: fx.Node) -> Value:
+        left, right = self._memory(self.values[node.args[0]]), self._memory(self.values[node.args[1]])  # type: ignore[index]
+        if len(left.shape) != 1 or left.strides != (1,) or right.pitch or len(right.shape) != 2:
+            raise Unsupported("a product other than of rows with a weight matrix")
+        width = right.shape[1]
+        pack = f"pack{len(self.packs)}"
+        pack = next((name for name, (place, *_) in self.packs.items() if place == right), pack)
+        self.packs[pack] = (right, *right.shape)
+        place = self._scratch((width,), -width)  # a negative pitch: filled up to whole vectors
+        self.operations[node] = Operation("product", (width,), [left], pack, stores=[place])
+        return place
+
+    def _reduce(self, node: fx.Node) -> Value:
+        (source, dims, *keep) = node.args
+        shape = shape_of(source)  # type: ignore[arg-type]
+        reduced = tuple(sorted(self._dim(source, d) for d in (dims or [])))  # type: ignore[union-attr, arg-type]
+        if not reduced or node.kwargs:
+            raise Unsupported("a sum over the batch")
+        kept = tuple(1 if k in reduced else n for k, n in enumerate(shape))
+        place = self._scratch(kept)
+        strides = tuple(0 if k in reduced else s for k, s in enumerate(place.strides))
+        kind = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}[node.target]  # type: ignore[index]
+        target = replace(place, shape=shape, strides=strides)
+        self.operations[node] = Operation(
+            kind, shape, [self._operand(source, shape)], stores=[target], reduced=reduced
+        )
+        return place if keep and keep[0] else Place.dense(place.base, shape_of(node))
+
+    def _dim(self, node: Any, dim: Any) -> int:
+        """A dimension of `node` counted without the rows."""
+        sizes = node.meta["val"].shape
+        dim %= len(sizes)
+        if isinstance(sizes[dim], SymInt):
+            raise Unsupported("an operation across the batch")
+        return dim - sum(isinstance(size, SymInt) for size in sizes[:dim])
+
+    def _view(self, node: fx.Node) -> Value:
+        source, *arguments = node.args
+        value = self.values[source]  # type: ignore[index]
+        shape = shape_of(node)
+        if isinstance(value, float) or (isinstance(value, fx.Node) and self.operations[value].shape == shape):
+            same = node.target is not aten.permute.default and node.target is not aten.slice.Tensor
+            if isinstance(value, float) or same:
+                return value
+        place = self._memory(value)
+        if node.target is aten.slice.Tensor:
+            dim, start, stop, step = [*arguments, *(0, 0, None, 1)[len(arguments) :]]
+            d = self._dim(source, dim)
+            start = min(max((start or 0) + ((start or 0) < 0) * place.shape[d], 0), place.shape[d])
+            strides = tuple(s * (step if k == d else 1) for k, s in enumerate(place.strides))
+            return replace(place, shape=shape, strides=strides, offset=place.offset + start * place.strides[d])
+        if node.target is aten.select.int:
+            d, index = self._dim(source, arguments[0]), arguments[1] % place.shape[self._dim(source, arguments[0])]
+            strides = place.strides[:d] + place.strides[d + 1 :]
+            return replace(place, shape=shape, strides=strides, offset=place.offset + index * place.strides[d])
+        if node.target is aten.permute.default:
+            order = [self._dim(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]  # type: ignore[union-attr]
+            return replace(place, shape=shape, strides=tuple(place.strides[d] for d in order))
+        if node.target is aten.expand.default:
+            missing = len(shape) - len(place.shape)
+            strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
+            return replace(place, shape=shape, strides=strides)
+        return replace(place, shape=shape, strides=_reshaped(place, shape))
+
+    def _schedule(self) -> None:
+        """Give each operation the earliest stage at which its operands are there."""
+        written: dict[str, int] = {}
+        for operation in self.operations.values():
+            for operand in operation.operands:
+                if isinstance(operand, fx.Node):
+                    operation.stage = max(operation.stage, self.operations[operand].stage)
+                elif isinstance(operand, Place):
+                    operation.stage = max(operation.stage, written.get(operand.base, -1) + 1)
+            for place in operation.stores:
+                written[place.base] = max(written.get(place.base, 0), operation.stage)
+        # values that cross from one loop into another go through memory
+        for operation in list(self.operations.values()):
+            for k, operand in enumerate(operation.operands):
+                if isinstance(operand, fx.Node):
+                    source = self.operations[operand]
+                    if (source.stage, source.shape) != (operation.stage, operation.shape):
+                        operation.operands[k] = self._memory(operand)
+
+    def code(self) -> str:
+        """The step's statements, for `rows` rows."""
+        lines: list[str] = []
+        for stage in range(1 + max((o.stage for o in self.operations.values()), default=-1)):
+            here = {key: o for key, o in self.operations.items() if o.stage == stage}
+            for operation in here.values():
+                if operation.kind == "product":
+                    lines.append(self._product_code(operation))
+            shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
+            for shape in shapes:
+                group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
+                lines += self._loop_code(shape, group)
+        return "\n".join(lines)
+
+    def _product_code(self, operation: Operation) -> str:
+        (left,) = operation.operands
+        assert isinstance(left, Place)
+        _, K, N = self.packs[operation.expression]
+        to = operation.stores[0].base
+        return (
+            f"product(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, "
+            f"{to}, padded({N}));"
+        )
+
+    def _loop_code(self, shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
+        """One loop over rows and the elements of `shape`, for all the operations of a group."""
+        depth = len(shape)
+        index = [f"i{k}" for k in range(depth)] or ["i0"]
+        inner = max(depth - 1, 0)
+        names = {key: f"v{k}" for k, key in enumerate(group)}
+        loads: dict[str, str] = {}
+        body: list[str] = []
+        stores: list[str] = []
+        before: list[str] = []
+        after: list[str] = []
+        clauses = ""
+
+        def read(operand: Value) -> str:
+            if isinstance(operand, Place):
+                return loads.setdefault(operand.at(index), f"m{len(loads)}")
+            if isinstance(operand, fx.Node):
+                return names[operand]
+            return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
+
+        for key, operation in group.items():
+            operands = [read(operand) for operand in operation.operands]
+            if operation.kind.startswith("point"):
+                body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
+                stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
+                continue
+            (target,) = operation.stores
+            sign = {"sum": "+", "max": "max", "min": "min"}[operation.kind]
+            combine = {"sum": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
+            start = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}[operation.kind]
+            if inner in operation.reduced:
+                total = f"total{names[key]}"
+                before.append(f"S {total} = {start};")
+                clauses += f" reduction({sign}:{total})"
+                body.append(combine[operation.kind].format(total, operands[0]))
+                after.append(combine[operation.kind].format(target.at(index), total))
+            else:
+                stores.append(combine[operation.kind].format(target.at(index), operands[0]))
+        lines = ["for (int64_t r = 0; r < rows; ++r) {"]
+        places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
+        for place in {p.base: p for p in places}.values():
+            lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
+        for operation in group.values():
+            if operation.kind in ("sum", "max", "min"):
+                start = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}[operation.kind]
+                (target,) = operation.stores
+                count = math.prod(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
+                lines.append(f"for (int64_t j = 0; j < {count}; ++j) {target.base}_r[j] = {start};")
+        for k in range(inner):
+            lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
+        lines += [*before, f"#pragma omp simd{clauses}"]
+        lines.append(f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{")
+        lines += [f"S {name} = {source};" for source, name in loads.items()]
+        lines += [*body, *stores, "}"]
+        return [*lines, *after, "}" * inner, "}"]
+
+
+def pitch(place: Place) -> str:
+    """Numbers from one row to the next, as C++."""
+    return f"padded({-place.pitch})" if place.pitch < 0 else str(place.pitch)
+
+
+def _reshaped(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides with which memory is seen in another shape."""
+    old = [(n, s) for n, s in zip(place.shape, place.strides) if n != 1]
+    strides: list[int] = []
+    for size in reversed(shape):
+        if size == 1:
+            strides.append(0)
+            continue
+        if not old:
+            raise Unsupported("a view across the batch")
+        n, s = old.pop()
+        while n < size:  # several dimensions seen as one must lie one after the other
+            if not old or old[-1][1] != n * s:
+                raise Unsupported("a view that copies")
+            n *= old.pop()[0]
+        if n % size:
+            raise Unsupported("a view that copies")
+        strides.append(s)
+        if n > size:
+            old.append((n // size, s * size))
+    return tuple(reversed(strides))

@@ -1,0 +1,231 @@
+"""A cell's `step` as a graph of elementary operations, and the few things one does with such graphs.
+
+Every node carries in `meta["val"]` what it stands for, its number of rows left open (a symbol), all else known.
+Shapes: N rows, I input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from rnnzoo.cell import Cell
+from rnnzoo.errors import UserError
+
+aten = torch.ops.aten
+
+VIEWS = frozenset({
+    aten.slice.Tensor, aten.select.int, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.expand.default, aten.alias.default,
+    aten.clone.default, aten.detach.default,
+})  # fmt: skip
+"""Operations that only look at a tensor in another way, or copy it."""
+
+
+class Tracer:
+    """Traces functions of tensors whose leading dimension, the rows, stays open."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def rows(self, *shape: int, like: Tensor) -> Tensor:
+        """A tensor [N, *shape] of unknown N."""
+        real = torch.empty(3, *shape, dtype=like.dtype, device=like.device)
+        sizes = [DimDynamic.DUCK] + [DimDynamic.STATIC] * len(shape)  # equal open sizes get one symbol
+        context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * len(sizes))
+        return self.mode.from_tensor(real, symbolic_context=context)
+
+    def fixed(self, tensor: Tensor) -> Tensor:
+        """A tensor of known shape."""
+        return self.mode.from_tensor(tensor.detach(), static_shapes=True)
+
+    def again(self, node: fx.Node) -> Tensor:
+        """A new tensor like the one that `node` stands for."""
+        with self.mode:
+            return torch.empty_like(node.meta["val"])
+
+    def trace(self, function: Callable[..., Any], *groups: Sequence[Tensor]) -> fx.Graph:
+        """The graph of `function(*groups)`, its inputs in order of the groups."""
+        with self.mode:
+            return make_fx(function, decomposition_table=_decompositions())(*groups).graph
+
+    def call(self, graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+        """Add an operation to the end of `graph`; `args` may hold nodes."""
+        with graph.inserting_before(graph.output_node()):
+            node = graph.call_function(target, args)
+        with self.mode:
+            node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+        return node
+
+
+def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
+    """The graph of (x [N, I], states, weights) -> new states, and the names of the weights.
+
+    Raises `UserError` when the step cannot be traced.
+    """
+    weights = effective(cell)
+    like = next(iter(weights.values()), torch.empty(0))
+    x = torch.empty(3, cell.input_size, dtype=like.dtype, device=like.device)
+    states = [tracer.rows(*s.shape[1:], like=s) for s in cell.initial_state(x)]
+
+    def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return _bare(cell, dict(zip(weights, tensors)))(x, *states)
+
+    try:
+        fakes = [tracer.fixed(w) for w in weights.values()]
+        graph = tracer.trace(step, tracer.rows(cell.input_size, like=like), states, fakes)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
+    for node, state in zip(outputs(graph), states):
+        if tuple(node.meta["val"].shape[1:]) != tuple(state.shape[1:]):
+            raise UserError(
+                f"{author(cell).__name__}.step returns a state of shape {list(node.meta['val'].shape)} "
+                f"where {list(state.shape)} came in"
+            )
+    return graph, tuple(weights)
+
+
+def author(cell: Cell) -> type[Cell]:
+    """The class that wrote the cell's step: a parametrization puts a subclass of its own in its place."""
+    return next(c for c in type(cell).__mro__ if "step" in vars(c))
+
+
+def effective(cell: Cell) -> dict[str, Tensor]:
+    """The tensors that step sees, by name: parameters, also tied, pruned or parametrized, and buffers."""
+    return {name: getattr(cell, name) for name in cell.weights} | dict(cell.named_buffers(recurse=False))
+
+
+def _bare(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
+    """The cell's equations on other tensors, without hooks and parametrizations."""
+    bare = object.__new__(author(cell))
+    vars(bare).update({k: v for k, v in vars(cell).items() if k not in tensors})
+    vars(bare).update(_parameters=tensors, _buffers={}, _forward_pre_hooks={}, _forward_hooks={})
+    return bare
+
+
+@cache
+def _decompositions() -> Mapping[Any, Any]:
+    table = dict(core_aten_decompositions())
+    for kept in (aten.slice_backward.default,):
+        table.pop(kept, None)
+    return table | {
+        aten.mean.dim: _mean,
+        aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
+        aten.var.correction: _var,
+        aten.bmm.default: lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2),
+        aten.addmm.default: _addmm,
+        aten.dot.default: lambda a, b: (a * b).sum(),
+        aten.mv.default: lambda a, b: (a * b).sum(-1),
+    }
+
+
+def _mean(x: Tensor, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    count = 1
+    for d in dim:
+        count = count * x.shape[d]
+    return x.sum(dim, keepdim) / count
+
+
+def _var(x: Tensor, dim: list[int], correction: float | None = None, keepdim: bool = False) -> Tensor:
+    centred = x - _mean(x, dim, True)
+    count = 1
+    for d in dim:
+        count = count * x.shape[d]
+    return (centred * centred).sum(dim, keepdim) / (count - (1 if correction is None else correction))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = torch.mm(a, b)
+    return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)
+
+
+def inputs(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders, in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def outputs(graph: fx.Graph) -> list[fx.Node]:
+    """What the graph returns, in order."""
+    (returned,) = graph.output_node().args
+    return list(returned) if isinstance(returned, (tuple, list)) else [returned]  # type: ignore[list-item]
+
+
+def tensors(node: fx.Node) -> list[fx.Node]:
+    """The operands of `node` that are tensors."""
+    return [n for n in node.all_input_nodes if isinstance(n.meta["val"], Tensor)]
+
+
+def recomputable(node: fx.Node) -> bool:
+    """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether `node` is a size rather than a tensor."""
+    return not isinstance(node.meta.get("val"), Tensor)
+
+
+def has_rows(node: fx.Node) -> bool:
+    """Whether the tensor that `node` stands for has an open dimension."""
+    return any(isinstance(size, SymInt) for size in node.meta["val"].shape)
+
+
+def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
+    """All that `roots` are computed from, themselves included, operands first; what `stop` holds for has none."""
+    found: dict[fx.Node, None] = {}
+    stack: list[tuple[fx.Node, Iterator[fx.Node]]] = []
+    for root in roots:
+        stack.append((root, iter(() if stop(root) else root.all_input_nodes)))
+        while stack:
+            node, operands = stack[-1]
+            following = next((n for n in operands if n not in found), None)
+            if following is not None:
+                stack.append((following, iter(() if stop(following) else following.all_input_nodes)))
+            else:
+                stack.pop()
+                found.setdefault(node)
+    return list(found)
+
+
+def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> fx.Graph:
+    """A new graph that computes the nodes `wanted` from those `given`, which become its placeholders, so named.
+
+    A wanted None is returned as None. Sizes are read off the first placeholder that has rows.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node, name in given.items():
+        copies[node] = graph.placeholder(name)
+        copies[node].meta = dict(node.meta)
+    rows = next((copies[node] for node in given if has_rows(node)), None)
+    for node in ancestors([n for n in wanted if n is not None], stop=lambda n: n in given):
+        if node in copies:
+            continue
+        if node.op == "placeholder":
+            raise AssertionError(f"{node} is needed and not given")
+        if node.target is aten.sym_size.int:
+            assert rows is not None
+            dim = next(d for d, size in enumerate(rows.meta["val"].shape) if isinstance(size, SymInt))
+            copies[node] = graph.call_function(aten.sym_size.int, (rows, dim))
+            copies[node].meta = dict(node.meta)
+        else:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(tuple(None if n is None else copies[n] for n in wanted))
+    return graph
+
+
+def module(graph: fx.Graph) -> fx.GraphModule:
+    """The graph as a function on tensors."""
+    return fx.GraphModule(nn.Module(), graph)
