@@ -318,90 +318,27 @@ class Lowering:
                     if (source.stage, source.shape) != (operation.stage, operation.shape):
                         operation.operands[k] = self._memory(operand)
 
-    def code(self) -> str:
-        """The step's statements, for `rows` rows."""
-        lines: list[str] = []
-        for stage in range(1 + max((o.stage for o in self.operations.values()), default=-1)):
-            here = {key: o for key, o in self.operations.items() if o.stage == stage}
-            for operation in here.values():
-                if operation.kind == "product":
-                    lines.append(self._product_code(operation))
-            shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
-            for shape in shapes:
-                group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
-                lines += self._loop_code(shape, group)
-        return "\n".join(lines)
+    def clobbers(self, written: dict[str, int], read: dict[str, int]) -> bool:
+        """Whether tensors `written` could overwrite tensors `read` before these are read.
 
-    def _product_code(self, operation: Operation) -> str:
-        (left,) = operation.operands
-        assert isinstance(left, Place)
-        _, K, N = self.packs[operation.expression]
-        to = operation.stores[0].base
-        return (
-            f"product(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, "
-            f"{to}, padded({N}));"
-        )
-
-    def _loop_code(self, shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
-        """One loop over rows and the elements of `shape`, for all the operations of a group."""
-        depth = len(shape)
-        index = [f"i{k}" for k in range(depth)] or ["i0"]
-        inner = max(depth - 1, 0)
-        names = {key: f"v{k}" for k, key in enumerate(group)}
-        loads: dict[str, str] = {}
-        body: list[str] = []
-        stores: list[str] = []
-        before: list[str] = []
-        after: list[str] = []
-        clauses = ""
-
-        def read(operand: Value) -> str:
-            if isinstance(operand, Place):
-                return loads.setdefault(operand.at(index), f"m{len(loads)}")
-            if isinstance(operand, fx.Node):
-                return names[operand]
-            return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
-
-        for key, operation in group.items():
-            operands = [read(operand) for operand in operation.operands]
-            if operation.kind.startswith("point"):
-                body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
-                stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
-                continue
-            (target,) = operation.stores
-            sign = {"sum": "+", "max": "max", "min": "min"}[operation.kind]
-            combine = {"sum": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
-            start = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}[operation.kind]
-            if inner in operation.reduced:
-                total = f"total{names[key]}"
-                before.append(f"S {total} = {start};")
-                clauses += f" reduction({sign}:{total})"
-                body.append(combine[operation.kind].format(total, operands[0]))
-                after.append(combine[operation.kind].format(target.at(index), total))
-            else:
-                stores.append(combine[operation.kind].format(target.at(index), operands[0]))
-        lines = ["for (int64_t r = 0; r < rows; ++r) {"]
-        places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
-        for place in {p.base: p for p in places}.values():
-            lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
-        for operation in group.values():
-            if operation.kind in ("sum", "max", "min"):
-                start = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}[operation.kind]
-                (target,) = operation.stores
-                count = math.prod(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
-                lines.append(f"for (int64_t j = 0; j < {count}; ++j) {target.base}_r[j] = {start};")
-        for k in range(inner):
-            lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
-        lines += [*before, f"#pragma omp simd{clauses}"]
-        lines.append(f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{")
-        lines += [f"S {name} = {source};" for source, name in loads.items()]
-        lines += [*body, *stores, "}"]
-        return [*lines, *after, "}" * inner, "}"]
-
-
-def pitch(place: Place) -> str:
-    """Numbers from one row to the next, as C++."""
-    return f"padded({-place.pitch})" if place.pitch < 0 else str(place.pitch)
+        All lie in one row of memory, each from the position given. A value may be replaced by the loop that reads it
+        last, if that writes each element where it was read.
+        """
+        stores = [(o, p) for o in self.operations.values() for p in o.stores if p.base in written]
+        loads = [(o, p) for o in self.operations.values() for p in o.operands if isinstance(p, Place) and p.base in read]
+        for writer, to in stores:
+            begin = written[to.base] + to.offset
+            for reader, source in loads:
+                other = read[source.base] + source.offset
+                apart = begin + math.prod(to.shape) <= other or other + math.prod(source.shape) <= begin
+                in_turn = reader.stage < writer.stage or (
+                    reader.stage == writer.stage
+                    and reader.kind.startswith("point")
+                    and (reader.shape, source.strides, other) == (writer.shape, to.strides, begin)
+                )
+                if not apart and not in_turn:
+                    return True
+        return False
 
 
 def _reshaped(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.cpp import Kernel, back_parameters
-from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.cpp import Kernel, empty
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.trace import effective, inputs, module, outputs
 from rnnzoo.errors import UserError
@@ -38,15 +37,21 @@ class Program:
         self.project = module(plan.project)
         self.defer = module(plan.derived.defer)
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
-        self.saved_shapes = [node.meta["val"].shape[1:] for node in outputs(plan.derived.step)[len(plan.states) :]]
-        self.given, self.results = back_parameters(plan)
-        self.kept_shapes = [node.meta["val"].shape[1:] for node in outputs(plan.derived.back)[len(self.results) - plan.derived.kept :]]
+        self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
+        self.kept = [_shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]]
+        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
+        self.read = {name for name, _ in self.deferred} | set(self.kernel.source.given)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape[1:])
 
 
 _programs: dict[int, Program] = {}
 
 
 def program(cell: Cell) -> Program:
+    """The compiled plan of this cell; compiled once."""
     made = plan(cell)
     if id(made) not in _programs:
         _programs[id(made)] = Program(made)
@@ -61,10 +66,9 @@ def run(
     tensors = made.prepare(*effective(cell).values())
     leaves = made.project(x.flatten(0, 1), *tensors[: made.outer])
     leaves = [leaf.unflatten(0, x.shape[:2]) for leaf in leaves]
-    shared = tensors[made.outer :]
     readout = type(cell).readout is not Cell.readout
     wanted = len(state) if readout else 1
-    results = _Loop.apply(made, wanted, lengths, len(leaves), *leaves, *state, *shared)
+    results = _Loop.apply(made, wanted, lengths, *leaves, *state, *tensors[made.outer :])
     stacks, final = results[:wanted], results[wanted:]
     output = cell.readout(x, *stacks) if readout else stacks[0]
     if lengths is not None:
@@ -74,74 +78,74 @@ def run(
 
 
 class _Loop(torch.autograd.Function):
+    """Leaves, states and shared tensors to the first `wanted` states at all times and to all states at the end."""
+
     @staticmethod
-    def forward(ctx: Any, made: Program, wanted: int, lengths: Tensor | None, count: int, *tensors: Tensor) -> Any:
-        states = len(made.plan.states)
+    def forward(ctx: Any, made: Program, wanted: int, lengths: Tensor | None, *tensors: Tensor) -> Any:
+        states, homes = len(made.plan.states), made.kernel.source.homes
+        count = len(outputs(made.plan.project))
         leaves = [t.contiguous() for t in tensors[:count]]
         initial = tensors[count : count + states]
         shared = [t.contiguous() for t in tensors[count + states :]]
         T, B = leaves[0].shape[:2]
         saving = any(ctx.needs_input_grad)
-        stacks = []
-        for k, s in enumerate(initial):
-            stack = s.new_empty(T + 1 if saving or k < wanted else 2, *s.shape)
+        slots = [T + 1 if saving or k < wanted else 2 for k in range(states)]
+        stacks = [empty(s, n, *s.shape) for s, n in zip(initial, slots)]
+        for stack, s in zip(stacks, initial):
             stack[0] = s
-            stacks.append(stack)
-        saved = [leaves[0].new_empty(T, B, *shape) for shape in made.saved_shapes] if saving else []
-        made.kernel.forward(leaves, stacks, shared, saved, lengths, T, saving)
+        saved = []
+        for shape, home in zip(made.saved if saving else (), homes):
+            # written in place of a leaf, unknown to autograd, which will not look at that leaf again
+            inside = leaves[home[0]].detach()[..., home[1] : home[1] + shape[0]] if home else None
+            saved.append(empty(leaves[0], T, B, *shape) if inside is None else inside)
+        made.kernel.forward([*leaves, *stacks, *shared, *saved], slots, lengths, T, saving)
+
         ctx.set_materialize_grads(False)
         ctx.made, ctx.wanted, ctx.lengths = made, wanted, lengths
-        ctx.counts = (len(leaves), states, len(shared), len(saved))
         if saving:
-            read = set(made.given) | {str(node.target) for node in inputs(made.plan.derived.defer)}
-            kept = [leaf if f"leaf{k}" in read else None for k, leaf in enumerate(leaves)]
-            ctx.save_for_backward(*kept, *stacks, *shared, *saved)
-        return (*(stack[1:] for stack in stacks[:wanted]), *(stack[T % len(stack)].clone() for stack in stacks))
+            used = {f"leaf{home[0]}" for home in homes if home} | made.read
+            ctx.save_for_backward(*(t if f"leaf{k}" in used else None for k, t in enumerate(leaves)), *stacks, *shared)
+            ctx.saved = saved
+        return (*(stack[1:] for stack in stacks[:wanted]), *(s[T % n].clone() for s, n in zip(stacks, slots)))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        made, wanted = ctx.made, ctx.wanted
-        states = made.plan.states
-        tensors = list(ctx.saved_tensors)
-        groups = []
-        for n in ctx.counts:
-            groups.append(tensors[:n])
-            tensors = tensors[n:]
-        leaves, stacks, shared, saved = groups
+        made, wanted, names = ctx.made, ctx.wanted, ctx.made.plan.states
+        source = made.kernel.source
+        count = len(outputs(made.plan.project))
+        leaves, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        stacks, shared = rest[: len(names)], rest[len(names) :]
         T, B = len(stacks[0]) - 1, stacks[0].shape[1]
-        known: dict[str, Tensor | None] = {}
-        known |= {f"leaf{k}": t for k, t in enumerate(leaves)}
-        known |= dict(zip(states, stacks))
-        known |= {f"shared{k}": t for k, t in enumerate(shared)}
-        known |= {f"saved{k}": t for k, t in enumerate(saved)}
-        outs, ends = gradients[:wanted], gradients[wanted:]
-        for k, name in enumerate(states):
-            known[f"out_{name}"] = outs[k].contiguous() if k < wanted and outs[k] is not None else None
-            known[f"end_{name}"] = None if ends[k] is None else ends[k].contiguous()
-        like = stacks[0]
-        shapes = {f"d_{name}": stack.shape[1:] for name, stack in zip(states, stacks)}
-        for node in outputs(made.plan.project):
-            shapes[f"d_leaf{len(shapes) - len(states)}"] = (T, B, *node.meta["val"].shape[1:])
-        shapes |= {f"kept{k}": (T, B, *shape) for k, shape in enumerate(made.kept_shapes)}
-        results = {name: like.new_empty(shapes[name]) for name in made.results}
-        made.kernel.backward([known[name] for name in made.given], list(results.values()), ctx.lengths, T)
+        known: dict[str, Any] = {f"leaf{k}": t for k, t in enumerate(leaves)} | dict(zip(names, stacks))
+        known |= {f"shared{k}": t for k, t in enumerate(shared)} | {f"saved{k}": t for k, t in enumerate(ctx.saved)}
+        for name, out in zip(names, [*gradients[:wanted], *[None] * len(names)]):
+            known[f"out_{name}"] = None if out is None else out.contiguous()
+        for name, end in zip(names, gradients[wanted:]):
+            known[f"end_{name}"] = None if end is None else end.contiguous()
 
-        known |= results
+        for name, stack in zip(names, stacks):
+            known[f"d_{name}"] = empty(stack, *stack.shape[1:])
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        for k, node in enumerate(outputs(made.plan.project)):
+            reuse = source.reused[k] and not again
+            known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *_shape(node))
+        known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
+        made.kernel.backward([known[name] for name in (*source.given, *source.results)], B, ctx.lengths, T)
+
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
-        if any(ctx.needs_input_grad[-len(shared) :]) and shared:
-            rows = []
-            for node in inputs(made.plan.derived.defer):
-                name = str(node.target)
-                if name in states:
-                    tensor = known[name][:-1].flatten(0, 1)
-                elif name.startswith("new_"):
-                    tensor = known[name[4:]][1:].flatten(0, 1)
-                elif name.startswith("shared"):
-                    tensor = known[name]
-                else:
-                    tensor = known[name].flatten(0, 1)
-                rows.append(tensor.bool() if node.meta["val"].dtype == torch.bool else tensor)
-            d_shared = made.defer(*rows)
-        d_leaves = [results[f"d_leaf{k}"] for k in range(len(leaves))]
-        d_states = [results[f"d_{name}"] for name in states]
-        return None, None, None, None, *d_leaves, *d_states, *d_shared
+        if shared and any(ctx.needs_input_grad[-len(shared) :]):
+            d_shared = made.defer(*(_rows(known, name, dtype, names) for name, dtype in made.deferred))
+        d_leaves = [known[f"d_leaf{k}"] for k in range(count)]
+        return None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
+
+
+def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[str, ...]) -> Tensor:
+    """What `defer` reads, all time steps as rows."""
+    if name.startswith("shared"):
+        return known[name]
+    if name in states:
+        tensor = known[name][:-1]
+    else:
+        tensor = known[name.removeprefix("new_")][1:] if name.startswith("new_") else known[name]
+    return tensor.flatten(0, 1).to(dtype)

@@ -1,0 +1,306 @@
+"""A plan as the text of C++ functions: loops over time, over rows, over features.
+
+`recur` runs a sequence for inference, `step` also saves what the backward pass needs, `back` is the backward pass.
+Shapes: T time steps, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, shape_of
+from rnnzoo.engine.plan import Plan
+from rnnzoo.engine.trace import aten, inputs, outputs
+
+TYPES = {torch.float32: "float", torch.float64: "double"}
+
+START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
+COMBINE = {"sum": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The C++ of a plan, and where its tensors are to lie.
+
+    `homes`: for each saved tensor the leaf and the first feature of it whose place it takes, or None.
+    `reused`: for each leaf, whether its gradient may take its place.
+    `given`, `results`: what `back` takes, by name: `out_h` (the gradient of all values of state h, or none), `end_h` (of
+    its last value, or none), then what its graph reads (`h` is all values of the state, the initial one first);
+    `d_h` [B, ...] for each state, `d_leaf0`, ..., `kept0`, ...
+    """
+
+    text: str
+    homes: tuple[tuple[int, int] | None, ...]
+    reused: tuple[bool, ...]
+    given: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+def write(plan: Plan) -> Source:
+    """The C++ of a plan. Raises `Unsupported` for what has no C++ form."""
+    dtype = inputs(plan.recur)[0].meta["val"].dtype
+    if dtype not in TYPES:
+        raise Unsupported(f"numbers of {dtype}")
+    homes = _homes(plan)
+    given, results = _parameters(plan)
+    back, reused = _backward(plan, homes, given, results)
+    header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
+    recur = _forward("recur", plan, plan.recur, ())
+    step = _forward("step", plan, plan.derived.step, homes)
+    text = "\n".join([f"using S = {TYPES[dtype]};", header, recur, step, back, ""])
+    return Source(text, homes, reused, tuple(given), tuple(results))
+
+
+def _parameters(plan: Plan) -> tuple[list[str], list[str]]:
+    read = [str(n.target) for n in inputs(plan.derived.back) if not str(n.target).startswith("d_new_")]
+    read = list(dict.fromkeys(name.removeprefix("new_") for name in read))
+    given = [f"out_{s}" for s in plan.states] + [f"end_{s}" for s in plan.states] + read
+    results = [f"d_{s}" for s in plan.states] + [f"d_leaf{k}" for k in range(len(outputs(plan.project)))]
+    return given, results + [f"kept{k}" for k in range(plan.derived.kept)]
+
+
+def _place(node: fx.Node, home: Place | None = None) -> Place:
+    """Where a placeholder's value lies, shared tensors the same for all rows."""
+    label = str(node.target)
+    return Place.dense(label, shape_of(node), 0 if label.startswith("shared") else home.pitch if home else None)
+
+
+def _homes(plan: Plan) -> tuple[tuple[int, int] | None, ...]:
+    """Places in the leaves for what is saved: where a leaf is read for the last time, something may be written."""
+    graph, count = plan.derived.step, len(plan.states)
+    read = {str(n.target) for g in (plan.derived.back, plan.derived.defer) for n in inputs(g)}
+    products = (aten.mm.default, aten.addmm.default)  # autograd does not need their results again
+    alone = [n.target in products and len(n.users) == 1 for n in outputs(plan.project)]
+    own = {f"leaf{k}": k for k, free in enumerate(alone) if free and f"leaf{k}" not in read}
+    labels = [*(f"new_{s}" for s in plan.states), *(f"saved{k}" for k in range(plan.derived.saved))]
+    wanted = [Place.dense(label, shape_of(node)) for label, node in zip(labels, outputs(graph))]
+    lowered = Lowering(graph, {str(n.target): _place(n) for n in inputs(graph)}, list(wanted))
+    reads = [p for o in lowered.operations.values() for p in o.operands if isinstance(p, Place) and p.base in own]
+    taken: dict[tuple[int, int], int] = {}
+    homes: list[tuple[int, int] | None] = []
+    for place in wanted[count:]:
+        home = None
+        for candidate in reads:
+            spot = (own[candidate.base], candidate.offset)
+            free = all(
+                leaf != spot[0] or start >= spot[1] + place.pitch or start + size <= spot[1]
+                for (leaf, start), size in taken.items()
+            )
+            fits = candidate.shape == place.shape and candidate.strides == place.strides
+            if fits and free and not lowered.clobbers({place.base: spot[1]}, {candidate.base: 0}):
+                home = spot
+                taken[spot] = place.pitch
+                break
+        homes.append(home)
+    return tuple(homes)
+
+
+def _saved(plan: Plan, homes: tuple[tuple[int, int] | None, ...], k: int, node: fx.Node) -> Place:
+    """Where the saved tensor `k` lies."""
+    home = homes[k]
+    pitch = None if home is None else math.prod(shape_of(outputs(plan.project)[home[0]]))
+    return Place.dense(f"saved{k}", shape_of(node), pitch)
+
+
+def _pointer(place: Place, number: int, time: str = "t") -> str:
+    """C++ that finds a block's rows at one time step."""
+    where = "" if place.base.startswith("shared") else f" + ({time} * B + first) * {place.pitch}"
+    return f"S* {place.base} = p[{number}]{where};"
+
+
+def _forward(name: str, plan: Plan, graph: fx.Graph, homes: tuple[tuple[int, int] | None, ...]) -> str:
+    states = plan.states
+    places = {str(node.target): _place(node) for node in inputs(graph)}
+    results = [Place.dense(f"new_{s}", places[s].shape) for s in states]
+    results += [_saved(plan, homes, k, node) for k, node in enumerate(outputs(graph)[len(states) :])]
+    pointers = []
+    for k, place in enumerate([*places.values(), *results[len(states) :]]):
+        if place.base in states:  # of states that nobody asks for, only the last two values are kept
+            wrap = f"wrap[{states.index(place.base)}]"
+            pointers.append(_pointer(place, k, f"(t % {wrap})"))
+            pointers.append(_pointer(Place.dense(f"new_{place.base}", place.shape), k, f"((t + 1) % {wrap})"))
+        else:
+            pointers.append(_pointer(place, k))
+    lowered = Lowering(graph, places, list(results))
+    hold = [f"hold(rows, {places[s].pitch}, lengths + first, t, {s}, new_{s});" for s in states]
+    step = ["for (int64_t t = 0; t < T; ++t) {", *pointers, statements(lowered), "if (lengths) {", *hold, "}", "}"]
+    return _function(name, lowered, {label: k for k, label in enumerate(places)}, [], step)
+
+
+def _backward(
+    plan: Plan, homes: tuple[tuple[int, int] | None, ...], given: list[str], results: list[str]
+) -> tuple[str, tuple[bool, ...]]:
+    graph, states = plan.derived.back, plan.states
+    number = {name: k for k, name in enumerate([*given, *results])}
+    nodes = {str(n.target): n for n in [*inputs(plan.recur), *inputs(graph)]}
+    places, pointers = {}, []
+    for node in inputs(graph):
+        label = str(node.target)
+        place = _saved(plan, homes, int(label[5:]), node) if label.startswith("saved") else _place(node)
+        places[label] = place
+        if not label.startswith("d_new_"):
+            new = label.startswith("new_") and label not in states
+            pointers.append(_pointer(place, number[label.removeprefix("new_") if new else label], "(t + 1)" if new else "t"))
+    wanted = []
+    for label, output in zip(results, outputs(graph)):
+        wanted.append(Place.dense(label, shape_of(nodes[label[2:]] if output is None else output)))
+        if label[2:] not in states:
+            pointers.append(_pointer(wanted[-1], number[label]))
+    lowered = Lowering(graph, places, wanted)
+
+    start, before, after, end, extra = [], [], [], [], []
+    for s in states:
+        n, out, last = places.get(s, _place(nodes[s])).pitch, number[f"out_{s}"], number[f"end_{s}"]
+        bytes = f"rows * {n} * sizeof(S)"
+        extra += [(f"d_new_{s}", n), (f"d_{s}", n), (f"held_{s}", n)]
+        start.append(f"if (p[{last}]) std::memcpy(d_new_{s}, p[{last}] + first * {n}, {bytes});")
+        start.append(f"else std::memset(d_new_{s}, 0, {bytes});")
+        before.append(f"if (p[{out}]) add(rows * {n}, p[{out}] + (t * B + first) * {n}, d_new_{s});")
+        before.append(f"if (lengths) std::memcpy(held_{s}, d_new_{s}, {bytes});")
+        before.append(f"if (lengths) clear(rows, {n}, lengths + first, t, d_new_{s});")
+        after.append(f"if (lengths) hold(rows, {n}, lengths + first, t, held_{s}, d_{s});")
+        after.append(f"std::swap(d_new_{s}, d_{s});")
+        end.append(f"std::memcpy(p[{number[f'd_{s}']}] + first * {n}, d_new_{s}, {bytes});")
+    loop = [*start, "for (int64_t t = T - 1; t >= 0; --t) {", *pointers, *before, statements(lowered), *after, "}", *end]
+    return _function("back", lowered, number, extra, loop), _reused(plan, homes, lowered)
+
+
+def _reused(plan: Plan, homes: tuple[tuple[int, int] | None, ...], lowered: Lowering) -> tuple[bool, ...]:
+    """For each leaf whether its gradient may be written where it, or what was saved in its place, lay."""
+    later = {str(n.target) for n in inputs(plan.derived.defer)}
+    reused = []
+    for k, node in enumerate(outputs(plan.project)):
+        inside = {f"saved{j}": home[1] for j, home in enumerate(homes) if home is not None and home[0] == k}
+        free = bool(inside) and not later & (inside.keys() | {f"leaf{k}"})
+        reused.append(free and not lowered.clobbers({f"d_leaf{k}": 0}, inside))
+    return tuple(reused)
+
+
+def _function(name: str, lowered: Lowering, shared: dict[str, int], extra: list[tuple[str, int]], step: list[str]) -> str:
+    """A C++ function over blocks of rows, with packed matrices and scratch memory."""
+    buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
+    total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
+    carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
+    allocations, packing, frees = [], [], []
+    for pack, (place, K, N) in lowered.packs.items():
+        allocations.append(f"S* {pack} = allocate({K} * padded({N}));")
+        down, right = place.strides
+        packing.append(f"pack(p[{shared[place.base]}] + {place.offset}, {K}, {N}, {down}, {right}, {pack});")
+        frees.append(f"std::free({pack});")
+    # with products, many rows share what is fetched of a matrix; without, few rows stay in the nearest cache
+    most = 96 if lowered.packs else 8
+    return "\n".join([
+        f'extern "C" void {name}(int64_t T, int64_t B, int64_t threads, const int64_t* wrap, const int64_t* lengths, S* const* p) {{',
+        f"int64_t blocks = threads * ((B + threads * {most} - 1) / (threads * {most}));",
+        "int64_t rows_at_most = (B + blocks - 1) / blocks;",
+        *allocations,
+        "#pragma omp parallel num_threads(threads)",
+        "{",
+        *packing,
+        f"S* const own = allocate({total});",
+        "#pragma omp for schedule(static)",
+        "for (int64_t block = 0; block < blocks; ++block) {",
+        "const int64_t first = block * rows_at_most;",
+        "const int64_t rows = B - first < rows_at_most ? B - first : rows_at_most;",
+        "if (rows <= 0) continue;",
+        "S* memory = own;",
+        *carved,
+        *step,
+        "}",
+        "std::free(own);",
+        "}",
+        *frees,
+        "}",
+    ])  # fmt: skip
+
+
+
+
+def statements(lowered: Lowering) -> str:
+    """The step's statements, for `rows` rows."""
+    lines: list[str] = []
+    for stage in range(1 + max((o.stage for o in lowered.operations.values()), default=-1)):
+        here = {key: o for key, o in lowered.operations.items() if o.stage == stage}
+        for operation in here.values():
+            if operation.kind == "product":
+                lines.append(_product(lowered, operation))
+        shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
+        for shape in shapes:
+            group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
+            lines += _loop(shape, group)
+    return "\n".join(lines)
+
+
+def _product(lowered: Lowering, operation: Operation) -> str:
+    (left,) = operation.operands
+    assert isinstance(left, Place)
+    _, K, N = lowered.packs[operation.expression]
+    to = operation.stores[0].base
+    return (
+        f"product(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, "
+        f"{to}, padded({N}));"
+    )
+
+
+def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
+    """One loop over rows and the elements of `shape`, for all the operations of a group."""
+    depth = len(shape)
+    index = [f"i{k}" for k in range(depth)] or ["i0"]
+    inner = max(depth - 1, 0)
+    names = {key: f"v{k}" for k, key in enumerate(group)}
+    loads: dict[str, str] = {}
+    body: list[str] = []
+    stores: list[str] = []
+    before: list[str] = []
+    after: list[str] = []
+    clauses = ""
+
+    def read(operand: Value) -> str:
+        if isinstance(operand, Place):
+            return loads.setdefault(operand.at(index), f"m{len(loads)}")
+        if isinstance(operand, fx.Node):
+            return names[operand]
+        return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
+
+    for key, operation in group.items():
+        operands = [read(operand) for operand in operation.operands]
+        if operation.kind.startswith("point"):
+            body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
+            stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
+            continue
+        (target,) = operation.stores
+        if inner in operation.reduced:
+            total = f"total{names[key]}"
+            before.append(f"S {total} = {START[operation.kind]};")
+            clauses += f" reduction({'+' if operation.kind == 'sum' else operation.kind}:{total})"
+            body.append(COMBINE[operation.kind].format(total, operands[0]))
+            after.append(COMBINE[operation.kind].format(target.at(index), total))
+        else:
+            stores.append(COMBINE[operation.kind].format(target.at(index), operands[0]))
+    lines = ["for (int64_t r = 0; r < rows; ++r) {"]
+    places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
+    for place in {p.base: p for p in places}.values():
+        lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
+    for operation in group.values():
+        if operation.kind in START:
+            (target,) = operation.stores
+            count = math.prod(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
+            lines.append(f"for (int64_t j = 0; j < {count}; ++j) {target.base}_r[j] = {START[operation.kind]};")
+    for k in range(inner):
+        lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
+    lines += [*before, f"#pragma omp simd{clauses}"]
+    lines.append(f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{")
+    lines += [f"S {name} = {source};" for source, name in loads.items()]
+    lines += [*body, *stores, "}"]
+    return [*lines, *after, "}" * inner, "}"]
+
+
+def pitch(place: Place) -> str:
+    """Numbers from one row to the next, as C++."""
+    return f"padded({-place.pitch})" if place.pitch < 0 else str(place.pitch)
