@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnzoo.engine.emit import write
+from rnnzoo.engine.emit import parameters, write
 from rnnzoo.engine.plan import Plan
 from rnnzoo.errors import UserError
 
@@ -41,9 +41,10 @@ class Kernel:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.source = write(plan)
-        self._library = _load(self.source.text, plan.name)
+        source = write(plan)
+        self.homes, self.reused = source.homes, source.reused
+        self.given, self.results = parameters(plan)
+        self._library = _load(source.text, plan.name)
 
     def forward(self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool) -> None:
         """Run all time steps over leaves, states, shared tensors and, if `saving`, saved tensors.
@@ -56,7 +57,7 @@ class Kernel:
         _call(self._library.step if saving else self._library.recur, batch, steps, wrap, lengths, tensors)
 
     def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
-        """Run all time steps backwards over what the source names as `given` and `results`."""
+        """Run all time steps backwards over what `emit.parameters` names, given and results."""
         _call(self._library.back, batch, steps, None, lengths, tensors)
 
 

@@ -30,16 +30,11 @@ class Source:
 
     `homes`: for each saved tensor the leaf and the first feature of it whose place it takes, or None.
     `reused`: for each leaf, whether its gradient may take its place.
-    `given`, `results`: what `back` takes, by name: `out_h` (the gradient of all values of state h, or none), `end_h` (of
-    its last value, or none), then what its graph reads (`h` is all values of the state, the initial one first);
-    `d_h` [B, ...] for each state, `d_leaf0`, ..., `kept0`, ...
     """
 
     text: str
     homes: tuple[tuple[int, int] | None, ...]
     reused: tuple[bool, ...]
-    given: tuple[str, ...]
-    results: tuple[str, ...]
 
 
 def write(plan: Plan) -> Source:
@@ -48,21 +43,27 @@ def write(plan: Plan) -> Source:
     if dtype not in TYPES:
         raise Unsupported(f"numbers of {dtype}")
     homes = _homes(plan)
-    given, results = _parameters(plan)
+    given, results = parameters(plan)
     back, reused = _backward(plan, homes, given, results)
     header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
     recur = _forward("recur", plan, plan.recur, ())
     step = _forward("step", plan, plan.derived.step, homes)
     text = "\n".join([f"using S = {TYPES[dtype]};", header, recur, step, back, ""])
-    return Source(text, homes, reused, tuple(given), tuple(results))
+    return Source(text, homes, reused)
 
 
-def _parameters(plan: Plan) -> tuple[list[str], list[str]]:
+def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a backward pass is given and what results, by name.
+
+    Given: `out_h` (the gradient of all values of state h, or none), `end_h` (of its last value, or none), then what the
+    graph `back` reads, where `h` is all values of the state, the initial one first. Results: `d_h` [B, ...] for each
+    state, `d_leaf0`, ..., `kept0`, ...
+    """
     read = [str(n.target) for n in inputs(plan.derived.back) if not str(n.target).startswith("d_new_")]
     read = list(dict.fromkeys(name.removeprefix("new_") for name in read))
     given = [f"out_{s}" for s in plan.states] + [f"end_{s}" for s in plan.states] + read
     results = [f"d_{s}" for s in plan.states] + [f"d_leaf{k}" for k in range(len(outputs(plan.project)))]
-    return given, results + [f"kept{k}" for k in range(plan.derived.kept)]
+    return tuple(given), (*results, *(f"kept{k}" for k in range(plan.derived.kept)))
 
 
 def _place(node: fx.Node, home: Place | None = None) -> Place:
@@ -134,7 +135,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, homes: tuple[tuple[int, int
 
 
 def _backward(
-    plan: Plan, homes: tuple[tuple[int, int] | None, ...], given: list[str], results: list[str]
+    plan: Plan, homes: tuple[tuple[int, int] | None, ...], given: tuple[str, ...], results: tuple[str, ...]
 ) -> tuple[str, tuple[bool, ...]]:
     graph, states = plan.derived.back, plan.states
     number = {name: k for k, name in enumerate([*given, *results])}

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine.cpp import Kernel, empty
+from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
+from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs
 from rnnzoo.errors import UserError
 
@@ -27,12 +29,22 @@ def refuses(cell: Cell) -> str | None:
     return None
 
 
+def loop(plan: Plan) -> Kernel | Steps:
+    """What runs the plan's loop: a kernel on a CPU, Inductor elsewhere and where an operation has no C++ form."""
+    if inputs(plan.recur)[0].meta["val"].device.type == "cpu":
+        try:
+            return Kernel(plan)
+        except Unsupported:
+            pass
+    return Steps(plan)
+
+
 class Program:
     """A plan with its compiled loop."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.kernel = Kernel(plan)
+        self.loop = loop(plan)
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
         self.defer = module(plan.derived.defer)
@@ -40,7 +52,7 @@ class Program:
         self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
         self.kept = [_shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]]
         self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
-        self.read = {name for name, _ in self.deferred} | set(self.kernel.source.given)
+        self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -82,7 +94,7 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, made: Program, wanted: int, lengths: Tensor | None, *tensors: Tensor) -> Any:
-        states, homes = len(made.plan.states), made.kernel.source.homes
+        states, homes = len(made.plan.states), made.loop.homes
         count = len(outputs(made.plan.project))
         leaves = [t.contiguous() for t in tensors[:count]]
         initial = tensors[count : count + states]
@@ -98,7 +110,7 @@ class _Loop(torch.autograd.Function):
             # written in place of a leaf, unknown to autograd, which will not look at that leaf again
             inside = leaves[home[0]].detach()[..., home[1] : home[1] + shape[0]] if home else None
             saved.append(empty(leaves[0], T, B, *shape) if inside is None else inside)
-        made.kernel.forward([*leaves, *stacks, *shared, *saved], slots, lengths, T, saving)
+        made.loop.forward([*leaves, *stacks, *shared, *saved], slots, lengths, T, saving)
 
         ctx.set_materialize_grads(False)
         ctx.made, ctx.wanted, ctx.lengths = made, wanted, lengths
@@ -112,7 +124,6 @@ class _Loop(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         made, wanted, names = ctx.made, ctx.wanted, ctx.made.plan.states
-        source = made.kernel.source
         count = len(outputs(made.plan.project))
         leaves, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         stacks, shared = rest[: len(names)], rest[len(names) :]
@@ -128,10 +139,10 @@ class _Loop(torch.autograd.Function):
             known[f"d_{name}"] = empty(stack, *stack.shape[1:])
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         for k, node in enumerate(outputs(made.plan.project)):
-            reuse = source.reused[k] and not again
+            reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *_shape(node))
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
-        made.kernel.backward([known[name] for name in (*source.given, *source.results)], B, ctx.lengths, T)
+        made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
 
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         if shared and any(ctx.needs_input_grad[-len(shared) :]):
