@@ -204,7 +204,10 @@ class Cell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}{chosen}"
 
 
-RESERVED = ("cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "engine")
+RESERVED = (
+    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "checkpoint_every",
+    "engine",
+)  # fmt: skip
 """Keywords of `Recurrent`, which no hyperparameter can be named after."""
 
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from rnnzoo import registry
 from rnnzoo.cell import Cell
-from rnnzoo.engine import ENGINES, choose, native
+from rnnzoo import engine as engines
+from rnnzoo.engine import native
 from rnnzoo.errors import UserError
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
@@ -32,8 +34,14 @@ class Recurrent(nn.Module):
         bidirectional: run each layer in both directions and concatenate the outputs.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
         dropout: probability of dropping an output between layers, so it needs `num_layers` of 2 or more.
+        checkpoint_every: keep only the states of every so many time steps for the backward pass, and compute what
+            lies between again: a third more time, little memory. 0 keeps all.
         engine: how the cells are run: `auto`, or a name from `rnnzoo.engine`.
         hyperparameters: the cell's own, by name.
+
+    `expected_calls`, to be set by whoever knows how often the layer will run, lets `engine="auto"` compile at once or
+    not at all; otherwise it compiles when the layer has run so long that compiling would have paid back. `engine_used`
+    says which engine ran last.
 
     Raises `UserError` for unknown cells, engines and hyperparameters and for values out of range.
     """
@@ -47,6 +55,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         batch_first: bool = False,
         dropout: float = 0.0,
+        checkpoint_every: int = 0,
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> None:
@@ -60,6 +69,8 @@ class Recurrent(nn.Module):
             raise UserError(f"dropout must be at least 0 and below 1, not {dropout!r}")
         if dropout and num_layers == 1:
             raise UserError("dropout acts between layers; use num_layers of 2 or more, or dropout=0")
+        if type(checkpoint_every) is not int or checkpoint_every < 0:
+            raise UserError(f"checkpoint_every must be a number of time steps, or 0, not {checkpoint_every!r}")
         kind = registry.get(cell) if isinstance(cell, str) else cell
         if not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
@@ -76,8 +87,12 @@ class Recurrent(nn.Module):
             for _ in range(directions)
         )
         self.output_size = directions * hidden_size
+        self.checkpoint_every = checkpoint_every
         self.engine = engine
-        self.engine_used = choose(engine, self._cell(0))
+        self.engine_used = engine
+        self.expected_calls: int | None = None
+        self._steps = 0
+        engines.check(engine, self._cell(0))
 
     def forward(
         self, input: Tensor | PackedSequence, state: State | None = None, lengths: Tensor | list[int] | None = None
@@ -153,11 +168,10 @@ class Recurrent(nn.Module):
         return exported
 
     def extra_repr(self) -> str:
-        return f"engine={self.engine_used}"
+        return f"engine={self.engine}"
 
     def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
         """x [T, B, I] to the output [T, B, D·H] and the state."""
-        run = ENGINES[self.engine_used].run
         directions = 2 if self.bidirectional else 1
         states = self._split(state, x[0])
         finals = []
@@ -168,11 +182,35 @@ class Recurrent(nn.Module):
             for direction in range(directions):
                 index = layer * directions + direction
                 source = _reverse(x, lengths) if direction else x
-                output, final = run(self._cell(index), source, states[index], lengths)
+                output, final = self._over_time(self._cell(index), source, states[index], lengths)
                 outputs.append(_reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._drop(torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
         return x, self._join(finals)
+
+    def _over_time(
+        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
+        self._steps += len(x)
+        steps = self._steps if self.expected_calls is None else self.expected_calls * len(x)
+
+        def run(x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
+            self.engine_used, output, final = engines.run(self.engine, steps, cell, x, state, lengths)
+            return output, *final
+
+        every = self.checkpoint_every or len(x)
+        outputs = []
+        for start in range(0, len(x), every):
+            piece = x[start : start + every]
+            left = None if lengths is None else (lengths - start).clamp(0, len(piece))
+            if every < len(x) and torch.is_grad_enabled():
+                output, *final = checkpoint(run, piece, left, *state, use_reentrant=False)
+            else:
+                output, *final = run(piece, left, *state)
+            state = tuple(final)
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), state
 
     def _forward_packed(self, packed: PackedSequence, state: State | None) -> tuple[PackedSequence, State]:
         self._check_features(packed.data, (2,), "2 dimensions when packed")

@@ -5,33 +5,90 @@ An engine is a module with
 - `refuses(cell) -> str | None`: why it cannot run this cell, or None when it can;
 - `run(cell, x, state, lengths) -> (output, state)`: x [T, B, I], each state [B, H], lengths [B] int64 or None;
   output [T, B, H], zero past a sequence's end; each final state [B, H], taken at a sequence's end.
+
+`reference` is the plain loop, `native` torch's own kernels, `serial` the derived and compiled loop, `scan` parallel over
+time for recurrences that are affine in the state.
 """
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
 from rnnzoo.cell import Cell
-from rnnzoo.engine import native, reference
+from rnnzoo.engine import native, reference, scan, serial
 from rnnzoo.errors import UserError, nearest
 
-ENGINES: dict[str, ModuleType] = {"reference": reference, "native": native}
+ENGINES: dict[str, ModuleType] = {"reference": reference, "native": native, "serial": serial, "scan": scan}
 """All engines by name."""
 
-PREFERENCE = ("native", "reference")
-"""The order in which `auto` tries them."""
+PAYS_BACK = 4096
+"""After this many time steps compiling has paid back: it takes about as long as the plain loop takes for them."""
+
+PAYS_BACK_NATIVE = 65536
+"""The same where torch's kernels stand in for the plain loop."""
+
+State = tuple[Tensor, ...]
 
 
-def choose(name: str, cell: Cell) -> str:
-    """The engine that runs `cell` when `name` is asked for; `auto` takes the first that does not refuse.
-
-    Raises `UserError` for an unknown engine, and for one that refuses this cell, with its reason.
-    """
-    if name == "auto":
-        return next(engine for engine in PREFERENCE if ENGINES[engine].refuses(cell) is None)
-    if not isinstance(name, str) or name not in ENGINES:
+def check(name: str, cell: Cell) -> None:
+    """Raise `UserError` for an unknown engine, and for one that refuses this cell, with its reason."""
+    if not isinstance(name, str) or name not in (*ENGINES, "auto"):
         raise UserError(f"no engine is named {name!r}; {nearest(str(name), ['auto', *ENGINES])}")
-    reason = ENGINES[name].refuses(cell)
+    reason = None if name == "auto" else ENGINES[name].refuses(cell)
     if reason:
         raise UserError(f"engine={name} cannot run this cell: {reason}; use engine=auto")
-    return name
+
+
+def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
+    """The engine that `auto` takes on a device for `steps` time steps in all, and why."""
+    exact = native.refuses(cell) is None
+    if exact and device != "cpu":
+        return "native", "torch's kernels are this cell"
+    if steps < (PAYS_BACK_NATIVE if exact else PAYS_BACK):
+        before = "native" if exact else "reference"
+        return before, f"compiling pays back after {PAYS_BACK_NATIVE if exact else PAYS_BACK:,} time steps"
+    if cell in _failed or (reason := serial.refuses(cell)) is not None:
+        return ("native" if exact else "reference"), _failed.get(cell) or str(reason)
+    if device != "cpu" and scan.refuses(cell) is None:
+        return "scan", "affine in the state, so all time steps at once"
+    return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
+
+
+_failed: dict[Cell, str] = {}
+
+
+def run(name: str, steps: int, cell: Cell, x: Tensor, state: State, lengths: Tensor | None) -> tuple[str, Tensor, State]:
+    """Run `cell` by the engine `name`, or by the one `choose` takes for `steps` time steps; also says which it was.
+
+    Raises `UserError` when an engine that was asked for cannot.
+    """
+    special = _special(x)
+    if name != "auto":
+        if special and name in ("serial", "scan"):
+            raise UserError(f"engine={name} cannot run under {special}; use engine=reference")
+        return name, *ENGINES[name].run(cell, x, state, lengths)
+    chosen = "reference" if special else choose(cell, steps, x.device.type)[0]
+    if chosen in ("serial", "scan"):
+        try:
+            ENGINES[chosen].prepare(cell)
+        except UserError as error:
+            _failed[cell] = str(error)
+            warnings.warn(f"{error} (engine=auto goes on with the plain loop)", stacklevel=2)
+            chosen = choose(cell, steps, x.device.type)[0]
+    return chosen, *ENGINES[chosen].run(cell, x, state, lengths)
+
+
+def _special(x: Tensor) -> str | None:
+    """What runs or records x other than as numbers, which only torch's own operations allow."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter):
+        return "tracing"
+    return None

@@ -61,8 +61,9 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     given |= {node: f"saved{k}" for k, node in enumerate(fresh)}
     given |= {node: names[node] for node in tangents}
 
-    serial = {n for n in ancestors([*d_states, *d_leaves], stop=lambda n: n in given) if n in backward}
-    available = given | {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in backward}
+    serial = {n for n in ancestors([*d_states, *d_leaves], stop=lambda n: n in given) if n in backward} | set(tangents)
+    available = {node: name for node, name in given.items() if node not in tangents}
+    available |= {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in serial}
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
     kept = [n for n in ancestors(d_shared, stop=lambda n: n in available or n in serial) if n in serial - set(available)]
@@ -82,7 +83,7 @@ def _joint(
     """The graph of `recur` and its vector-Jacobian product, the names of its placeholders, and its results."""
     run = module(recur)
     given = inputs(recur)
-    floating = [k for k, node in enumerate(given) if node.meta["val"].is_floating_point()]
+    floating = [k for k, node in enumerate(given) if not _discrete(node)]
 
     def joint(arguments: list[torch.Tensor], tangents: list[torch.Tensor]) -> Any:
         def function(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -101,6 +102,10 @@ def _joint(
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
+
+
+def _discrete(node: fx.Node) -> bool:
+    return not (node.meta["val"].is_floating_point() or node.meta["val"].is_complex())
 
 
 def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:

@@ -92,6 +92,7 @@ def run(
     )
     final = [s.squeeze(0) for s in final]
     if lengths is not None:
-        final[0] = output[lengths - 1, torch.arange(len(lengths), device=x.device)]
+        last = output[lengths - 1, torch.arange(len(lengths), device=x.device)]
+        final[0] = torch.where(lengths[:, None] > 0, last, state[0])
         output = output.masked_fill(past[:, :, None], 0)
     return output, tuple(final)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive
 from rnnzoo.engine.trace import (
-    Tracer, ancestors, aten, author, effective, extract, has_rows, inputs, is_size, outputs, recomputable, trace_step,
+    Tracer, ancestors, aten, author, extract, has_rows, inputs, is_size, outputs, recomputable, trace_step,
 )  # fmt: skip
 
 ADD, SUB, MUL, NEG, MM = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.mm.default
@@ -36,12 +37,12 @@ CONSTANT, INPUT, STATE = 0, 1, 2
 """What a value depends on at most: weights, the input, the state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A cell's step taken apart; the graphs are described at the top of this module.
 
-    Placeholders carry a weight's or a state's own name, or `x`, `outer0` (what `project` needs of `prepare`),
-    `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`.
+    Placeholders carry a weight's name, a state's (`h_0`, `c_1`), or `x`, `outer0` (what `project` needs of `prepare`),
+    `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the states' names there.
     """
 
     name: str
@@ -51,7 +52,12 @@ class Plan:
     prepare: fx.Graph
     project: fx.Graph
     recur: fx.Graph
-    derived: Derived
+    tracer: Tracer
+
+    @cached_property
+    def derived(self) -> Derived:
+        """The backward pass; see `Derived`."""
+        return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
 
 
 def plan(cell: Cell) -> Plan:
@@ -59,7 +65,7 @@ def plan(cell: Cell) -> Plan:
 
     Raises `UserError` when the step cannot be traced.
     """
-    like = next(iter(effective(cell).values()), torch.empty(0))
+    like = next(cell.parameters(), torch.empty(0))
     options = tuple(getattr(cell, name) for name in cell.hyperparameters)
     key = (author(cell), cell.input_size, cell.hidden_size, options, cell.training, like.dtype, like.device.type)
     if key not in _plans:
@@ -73,6 +79,7 @@ _plans: dict[Any, Plan] = {}
 def _make(cell: Cell) -> Plan:
     tracer = Tracer()
     graph, weights = trace_step(cell, tracer)
+    labels = tuple(f"{name}_{k}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
     names = ["x", *cell.state_names, *weights]
     merged: list[str] = []
     parts = _Parts(tracer, graph, names, len(cell.state_names))
@@ -85,18 +92,17 @@ def _make(cell: Cell) -> Plan:
     states, own = others[: parts.states], others[parts.states :]
     outer = [n for n in ancestors(leaves, stop=parts.constant) if parts.constant(n)]
     given = {node: f"leaf{k}" for k, node in enumerate(leaves)}
-    given |= dict(zip(states, cell.state_names))
+    given |= dict(zip(states, labels))
     given |= {node: f"shared{k}" for k, node in enumerate(shared)}
-    recur = extract(given, outputs(parts.graph))
     return Plan(
         name=author(cell).__name__,
-        states=cell.state_names,
+        states=labels,
         weights=weights,
         merged=tuple(merged),
         prepare=extract(dict(zip(own, weights)), [*outer, *shared]),
         project=extract({x: "x"} | {node: f"outer{k}" for k, node in enumerate(outer)}, leaves),
-        recur=recur,
-        derived=derive(tracer, recur, len(leaves), cell.state_names),
+        recur=extract(given, outputs(parts.graph)),
+        tracer=tracer,
     )
 
 

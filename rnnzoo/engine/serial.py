@@ -21,7 +21,7 @@ from rnnzoo.errors import UserError
 
 
 def refuses(cell: Cell) -> str | None:
-    """Cells whose step cannot be traced."""
+    """Cells whose step cannot be traced or differentiated."""
     try:
         plan(cell)
     except UserError as error:
@@ -62,8 +62,8 @@ def _shape(node: Any) -> tuple[int, ...]:
 _programs: dict[int, Program] = {}
 
 
-def program(cell: Cell) -> Program:
-    """The compiled plan of this cell; compiled once."""
+def prepare(cell: Cell) -> Program:
+    """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell)
     if id(made) not in _programs:
         _programs[id(made)] = Program(made)
@@ -74,10 +74,10 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
-    made = program(cell)
+    made = prepare(cell)
     tensors = made.prepare(*effective(cell).values())
     leaves = made.project(x.flatten(0, 1), *tensors[: made.outer])
-    leaves = [leaf.unflatten(0, x.shape[:2]) for leaf in leaves]
+    leaves = [leaf.unflatten(0, x.shape[:2]).to(state[0].dtype) for leaf in leaves]  # autocast makes lesser ones
     readout = type(cell).readout is not Cell.readout
     wanted = len(state) if readout else 1
     results = _Loop.apply(made, wanted, lengths, *leaves, *state, *tensors[made.outer :])
@@ -116,20 +116,22 @@ class _Loop(torch.autograd.Function):
         ctx.made, ctx.wanted, ctx.lengths = made, wanted, lengths
         if saving:
             used = {f"leaf{home[0]}" for home in homes if home} | made.read
-            ctx.save_for_backward(*(t if f"leaf{k}" in used else None for k, t in enumerate(leaves)), *stacks, *shared)
-            ctx.saved = saved
+            some = (t if f"leaf{k}" in used else None for k, t in enumerate(leaves))
+            ctx.save_for_backward(*some, *stacks, *shared, *saved)
         return (*(stack[1:] for stack in stacks[:wanted]), *(s[T % n].clone() for s, n in zip(stacks, slots)))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         made, wanted, names = ctx.made, ctx.wanted, ctx.made.plan.states
+        if torch.is_grad_enabled():
+            raise UserError(f"{made.plan.name}: engine=serial has no second derivatives; use engine=reference")
         count = len(outputs(made.plan.project))
         leaves, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        stacks, shared = rest[: len(names)], rest[len(names) :]
+        stacks, rest = rest[: len(names)], rest[len(names) :]
+        shared, saved = rest[: len(rest) - len(made.saved)], rest[len(rest) - len(made.saved) :]
         T, B = len(stacks[0]) - 1, stacks[0].shape[1]
         known: dict[str, Any] = {f"leaf{k}": t for k, t in enumerate(leaves)} | dict(zip(names, stacks))
-        known |= {f"shared{k}": t for k, t in enumerate(shared)} | {f"saved{k}": t for k, t in enumerate(ctx.saved)}
+        known |= {f"shared{k}": t for k, t in enumerate(shared)} | {f"saved{k}": t for k, t in enumerate(saved)}
         for name, out in zip(names, [*gradients[:wanted], *[None] * len(names)]):
             known[f"out_{name}"] = None if out is None else out.contiguous()
         for name, end in zip(names, gradients[wanted:]):

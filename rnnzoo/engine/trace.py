@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx, nn
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -55,7 +55,11 @@ class Tracer:
     def trace(self, function: Callable[..., Any], *groups: Sequence[Tensor]) -> fx.Graph:
         """The graph of `function(*groups)`, its inputs in order of the groups."""
         with self.mode:
-            return make_fx(function, decomposition_table=_decompositions())(*groups).graph
+            graph = make_fx(function, decomposition_table=_decompositions())(*groups).graph
+        for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+            if node.meta["val"].shape == node.args[0].meta["val"].shape:  # x[:, ...] slices the rows too
+                node.replace_all_uses_with(node.args[0])
+        return graph
 
     def call(self, graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
         """Add an operation to the end of `graph`; `args` may hold nodes."""
@@ -87,6 +91,12 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
+    strange = [n for n in graph.nodes if n.op == "get_attr" or (n.op == "call_function" and not is_size(n) and not _plain(n))]
+    if strange:
+        raise UserError(
+            f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
+            "on tensors; use engine=reference"
+        )
     for node, state in zip(outputs(graph), states):
         if tuple(node.meta["val"].shape[1:]) != tuple(state.shape[1:]):
             raise UserError(
@@ -94,6 +104,10 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
                 f"where {list(state.shape)} came in"
             )
     return graph, tuple(weights)
+
+
+def _plain(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def author(cell: Cell) -> type[Cell]:
@@ -116,9 +130,17 @@ def _bare(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
 
 @cache
 def _decompositions() -> Mapping[Any, Any]:
+    """How larger operations are written in elementary ones."""
     table = dict(core_aten_decompositions())
-    for kept in (aten.slice_backward.default,):
-        table.pop(kept, None)
+    table.pop(aten.slice_backward.default, None)  # sums of these become concatenations
+    names = (
+        "native_layer_norm", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data",
+        "native_layer_norm_backward", "elu", "elu_backward", "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward",
+        "silu", "silu_backward", "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish",
+        "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
+        "log_sigmoid_forward", "log_sigmoid_backward", "addcmul", "addcdiv", "lerp", "native_dropout_backward",
+    )  # fmt: skip
+    table |= get_decompositions([getattr(aten, name) for name in names])
     return table | {
         aten.mean.dim: _mean,
         aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
@@ -127,7 +149,45 @@ def _decompositions() -> Mapping[Any, Any]:
         aten.addmm.default: _addmm,
         aten.dot.default: lambda a, b: (a * b).sum(),
         aten.mv.default: lambda a, b: (a * b).sum(-1),
+        aten.split_with_sizes.default: _split,
+        aten.split.Tensor: lambda x, size, dim=0: _split(x, [size] * (x.shape[dim] // size), dim),
+        aten.unbind.int: lambda x, dim=0: [x.select(dim, k) for k in range(x.shape[dim])],
+        aten.roll.default: _roll,
+        aten.flip.default: _flip,
+        aten.native_layer_norm.default: _layer_norm,
     }
+
+
+def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    parts = [x.narrow(dim, start, size) for start, size in zip(starts, sizes)]
+    rest = x.shape[dim] - sum(sizes)
+    return [*parts, x.narrow(dim, sum(sizes), rest)] if rest else parts
+
+
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    for shift, dim in zip(shifts, dims):
+        size = x.shape[dim]
+        if shift % size:
+            x = torch.cat([x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim)
+    return x
+
+
+def _flip(x: Tensor, dims: Sequence[int]) -> Tensor:
+    for dim in dims:
+        x = torch.cat([x.narrow(dim, k, 1) for k in reversed(range(x.shape[dim]))], dim)
+    return x
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mean = _mean(x, dims, True)
+    scale = torch.rsqrt(_var(x, dims, 0, True) + eps)
+    y = (x - mean) * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, scale
 
 
 def _mean(x: Tensor, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
@@ -174,7 +234,7 @@ def recomputable(node: fx.Node) -> bool:
 
 def is_size(node: fx.Node) -> bool:
     """Whether `node` is a size rather than a tensor."""
-    return not isinstance(node.meta.get("val"), Tensor)
+    return isinstance(node.meta.get("val"), (int, SymInt))
 
 
 def has_rows(node: fx.Node) -> bool:
@@ -183,16 +243,23 @@ def has_rows(node: fx.Node) -> bool:
 
 
 def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
-    """All that `roots` are computed from, themselves included, operands first; what `stop` holds for has none."""
+    """All that `roots` are computed from, themselves included, operands first; what `stop` holds for has none.
+
+    Nor has a number of rows, which is the same for all tensors.
+    """
+
+    def operands_of(node: fx.Node) -> Iterator[fx.Node]:
+        return iter(() if stop(node) or node.target is aten.sym_size.int else node.all_input_nodes)
+
     found: dict[fx.Node, None] = {}
     stack: list[tuple[fx.Node, Iterator[fx.Node]]] = []
     for root in roots:
-        stack.append((root, iter(() if stop(root) else root.all_input_nodes)))
+        stack.append((root, operands_of(root)))
         while stack:
             node, operands = stack[-1]
             following = next((n for n in operands if n not in found), None)
             if following is not None:
-                stack.append((following, iter(() if stop(following) else following.all_input_nodes)))
+                stack.append((following, operands_of(following)))
             else:
                 stack.pop()
                 found.setdefault(node)
