@@ -16,6 +16,7 @@ from rich.table import Table
 from rnnzoo import bench, bench_report, registry
 from rnnzoo.cell import Cell
 from rnnzoo.engine import ENGINES, choose
+from rnnzoo.engine.plan import describe, plan
 from rnnzoo.errors import UserError
 
 
@@ -88,10 +89,18 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
         among = f", one of {', '.join(map(str, declared.choices))}" if declared.choices else ""
         console.print(f"{key}: {declared.type.__name__} = {declared.default!r}{among}", markup=False)
     console.print(f"states: {', '.join(entry.cell.state_names)}; the output is {_output(entry.cell)}")
+    console.print()
     for engine, module in ENGINES.items():
         reason = module.refuses(cell)
         console.print(f"engine={engine}: {'runs it' if reason is None else reason}", markup=False)
-    console.print(f"engine=auto takes {choose('auto', cell)}")
+    for device in ("cpu", "cuda"):
+        for steps, run in ((0, "a short run"), (10**9, "a long run")):
+            chosen, why = choose(cell, steps, device)
+            console.print(f"engine=auto on {device} takes {chosen} for {run}: {why}", markup=False)
+    if ENGINES["serial"].refuses(cell) is None:
+        console.print()
+        for line in describe(plan(cell)):
+            console.print(line, markup=False)
 
 
 def _bench(options: argparse.Namespace) -> None:

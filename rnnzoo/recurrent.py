@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
+from rnnzoo import engine as engines
 from rnnzoo import registry
 from rnnzoo.cell import Cell
-from rnnzoo import engine as engines
 from rnnzoo.engine import native
 from rnnzoo.errors import UserError
 

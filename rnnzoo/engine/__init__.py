@@ -6,13 +6,14 @@ An engine is a module with
 - `run(cell, x, state, lengths) -> (output, state)`: x [T, B, I], each state [B, H], lengths [B] int64 or None;
   output [T, B, H], zero past a sequence's end; each final state [B, H], taken at a sequence's end.
 
-`reference` is the plain loop, `native` torch's own kernels, `serial` the derived and compiled loop, `scan` parallel over
-time for recurrences that are affine in the state.
+`reference` is the plain loop, `native` torch's own kernels, `serial` the derived and compiled loop, `scan`
+parallel over time for recurrences that are affine in the state.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
 from types import ModuleType
 
 import torch
@@ -59,10 +60,12 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
 
 
-_failed: dict[Cell, str] = {}
+_failed: weakref.WeakKeyDictionary[Cell, str] = weakref.WeakKeyDictionary()
 
 
-def run(name: str, steps: int, cell: Cell, x: Tensor, state: State, lengths: Tensor | None) -> tuple[str, Tensor, State]:
+def run(
+    name: str, steps: int, cell: Cell, x: Tensor, state: State, lengths: Tensor | None
+) -> tuple[str, Tensor, State]:
     """Run `cell` by the engine `name`, or by the one `choose` takes for `steps` time steps; also says which it was.
 
     Raises `UserError` when an engine that was asked for cannot.
@@ -89,6 +92,10 @@ def _special(x: Tensor) -> str | None:
         return "torch.func transforms"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter):
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or type(x) not in (Tensor, torch.nn.Parameter)
+    ):
         return "tracing"
     return None

@@ -14,8 +14,8 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,11 +46,13 @@ class Kernel:
         self.given, self.results = parameters(plan)
         self._library = _load(source.text, plan.name)
 
-    def forward(self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool) -> None:
+    def forward(
+        self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
+    ) -> None:
         """Run all time steps over leaves, states, shared tensors and, if `saving`, saved tensors.
 
-        A state is given as the memory for its values at all times [T + 1, B, ...], the first one filled in; `slots` says
-        how many there are, T + 1, or 2 for a state of which only the last two values are kept.
+        A state is given as the memory for its values at all times [T + 1, B, ...], the first one filled in; `slots`
+        says how many there are, T + 1, or 2 for a state of which only the last two values are kept.
         """
         wrap = (ctypes.c_int64 * len(slots))(*slots)
         batch = tensors[0].shape[1]
@@ -110,7 +112,7 @@ def _compile(compiler: str, source: str, path: Path, name: str) -> None:
         if done.returncode:
             line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
             raise UserError(f"{name}: {compiler} cannot compile its kernel: {line}; use engine=reference")
-        os.replace(built, path)  # at once, so that another process never loads half a file
+        built.replace(path)  # at once, so that another process never loads half a file
 
 
 @cache

@@ -19,8 +19,20 @@ from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from rnnzoo.engine.trace import (
-    Tracer, ancestors, aten, extract, has_rows, inputs, is_size, module, outputs, recomputable, tensors,
+    Tracer,
+    ancestors,
+    args_of,
+    aten,
+    extract,
+    has_rows,
+    inputs,
+    is_size,
+    module,
+    outputs,
+    recomputable,
+    tensors,
 )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -66,7 +78,9 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     available |= {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in serial}
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
-    kept = [n for n in ancestors(d_shared, stop=lambda n: n in available or n in serial) if n in serial - set(available)]
+    kept = [
+        n for n in ancestors(d_shared, stop=lambda n: n in available or n in serial) if n in serial - set(available)
+    ]
     available |= {node: f"kept{k}" for k, node in enumerate(kept)}
     return Derived(
         step=extract(own, [*new, *fresh]),
@@ -92,7 +106,7 @@ def _joint(
                 every[k] = tensor
             return tuple(run(*every))
 
-        new, pull = torch.func.vjp(function, *(arguments[k] for k in floating))
+        new, pull, *_ = torch.func.vjp(function, *(arguments[k] for k in floating))
         found = dict(zip(floating, pull(tuple(tangents))))
         return [*new, *(found.get(k) for k in range(len(arguments)))]
 
@@ -114,24 +128,23 @@ def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
     def padded(node: Any) -> bool:
         if not (isinstance(node, fx.Node) and node.target is aten.slice_backward.default):
             return False
-        _, sizes, dim, start, stop, step = node.args
-        return isinstance(sizes[dim], int) and step == 1  # type: ignore[index, call-overload]
+        _, sizes, dim, *_, step = args_of(node)
+        return isinstance(sizes[dim], int) and step == 1
 
     def terms(node: Any) -> list[Any]:
-        if isinstance(node, fx.Node) and node.target is aten.add.Tensor and not node.kwargs:
-            if len(node.users) == 1 or node in roots:
-                return [*terms(node.args[0]), *terms(node.args[1])]
+        if node in roots or (node in inner and len(node.users) == 1):
+            return [*terms(args_of(node)[0]), *terms(args_of(node)[1])]
         return [node]
 
-    adds = [n for n in graph.nodes if n.target is aten.add.Tensor and not n.kwargs]
-    roots = {n: None for n in adds if not (len(n.users) == 1 and next(iter(n.users)) in set(adds))}
+    inner = {n: None for n in graph.nodes if n.target is aten.add.Tensor and not n.kwargs}
+    roots = {n: None for n in inner if not (len(n.users) == 1 and next(iter(n.users)) in inner)}
     made: dict[Any, fx.Node] = {}
     for root in [*roots, *(n for n in graph.nodes if padded(n))]:
         found = terms(root)
         slices = [t for t in found if padded(t)]
-        if not slices or (root not in roots and any(u in set(adds) for u in root.users)):
+        if not slices or (root not in roots and any(u in inner for u in root.users)):
             continue
-        key = frozenset((n.args[0], *n.args[2:]) for n in slices)
+        key = frozenset((args_of(n)[0], *args_of(n)[2:]) for n in slices)
         total = made[key] = made.get(key) or _concatenate(tracer, graph, slices)
         for term in (t for t in found if t not in slices):
             total = tracer.call(graph, aten.add.Tensor, total, term)
@@ -142,21 +155,21 @@ def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
 
 def _concatenate(tracer: Tracer, graph: fx.Graph, slices: list[fx.Node]) -> fx.Node:
     """The sum of `slice_backward` nodes of one tensor."""
-    dim = slices[0].args[2]
-    ordered = sorted(slices, key=lambda n: n.args[3])  # type: ignore[arg-type, return-value]
-    size = slices[0].args[1][dim]  # type: ignore[index]
+    dim = args_of(slices[0])[2]
+    ordered = sorted(slices, key=lambda n: args_of(n)[3])
+    size = args_of(slices[0])[1][dim]
     position, pieces = 0, []
     for node in ordered:
-        _, _, other, start, stop, _ = node.args
-        if other != dim or start < position:  # type: ignore[operator]
+        _, _, other, start, stop, _ = args_of(node)
+        if other != dim or start < position:
             break
-        if start > position:  # type: ignore[operator]
-            pieces.append(_zeros(tracer, graph, node.args[0], dim, start - position))  # type: ignore[operator]
-        pieces.append(node.args[0])
-        position = min(stop, size)  # type: ignore[type-var]
+        if start > position:
+            pieces.append(_zeros(tracer, graph, args_of(node)[0], dim, start - position))
+        pieces.append(args_of(node)[0])
+        position = min(stop, size)
     else:
         if position < size:
-            pieces.append(_zeros(tracer, graph, ordered[0].args[0], dim, size - position))
+            pieces.append(_zeros(tracer, graph, args_of(ordered[0])[0], dim, size - position))
         return tracer.call(graph, aten.cat.default, pieces, dim) if len(pieces) > 1 else pieces[0]
     total = slices[0]
     for node in slices[1:]:
@@ -183,9 +196,7 @@ def _after(graph: fx.Graph, roots: list[fx.Node]) -> set[fx.Node]:
     return found - set(roots)
 
 
-def _cut(
-    backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], results: list[fx.Node]
-) -> list[fx.Node]:
+def _cut(backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], results: list[fx.Node]) -> list[fx.Node]:
     """What the forward pass saves: the cheapest set of values from which the backward pass can be computed.
 
     A value costs its numbers a row; the states, the new states and shared tensors are there anyway.
@@ -222,11 +233,11 @@ def _pieces(tracer: Tracer, graph: fx.Graph, stored: list[fx.Node]) -> dict[fx.N
     """Values that are part of a stored concatenation over features: in which, from where, to where."""
     found: dict[fx.Node, tuple[fx.Node, int, int]] = {}
     for whole in stored:
-        if whole.target is aten.cat.default and whole.args[1:] == (1,) and whole.meta["val"].dim() == 2:
+        if whole.target is aten.cat.default and args_of(whole)[1:] == (1,) and whole.meta["val"].dim() == 2:
             start = 0
-            for piece in whole.args[0]:  # type: ignore[union-attr]
-                stop = start + piece.meta["val"].shape[1]  # type: ignore[union-attr]
-                found.setdefault(piece, (whole, start, stop))  # type: ignore[arg-type]
+            for piece in args_of(whole)[0]:
+                stop = start + piece.meta["val"].shape[1]
+                found.setdefault(piece, (whole, start, stop))
                 start = stop
     return found
 
@@ -249,8 +260,8 @@ def _defer(
     def slices(node: fx.Node) -> list[fx.Node]:
         """A concatenation as neighbouring slices of what is stored, and values that are not."""
         runs: list[Any] = []
-        for piece in node.args[0]:  # type: ignore[union-attr]
-            whole, start, stop = pieces.get(piece, (None, 0, 0))  # type: ignore[arg-type]
+        for piece in args_of(node)[0]:
+            whole, start, stop = pieces.get(piece, (None, 0, 0))
             if runs and whole is not None and runs[-1][0] is whole and runs[-1][2] == start:
                 runs[-1] = (whole, runs[-1][1], stop)
             else:
@@ -266,10 +277,10 @@ def _defer(
         elif node in serial:
             copies[node] = node
         else:
-            right = node.args[1] if node.target is aten.mm.default else None
-            if right in serial and right not in available and right.target is aten.cat.default:  # type: ignore[union-attr]
-                left = copies[node.args[0]]  # type: ignore[index]
-                products = [tracer.call(graph, aten.mm.default, left, part) for part in slices(right)]  # type: ignore[arg-type]
+            right = args_of(node)[1] if node.target is aten.mm.default else None
+            if right in serial and right not in available and right.target is aten.cat.default:
+                left = copies[args_of(node)[0]]
+                products = [tracer.call(graph, aten.mm.default, left, part) for part in slices(right)]
                 copies[node] = products[0] if len(products) == 1 else tracer.call(graph, aten.cat.default, products, 1)
             else:
                 with graph.inserting_before(graph.output_node()):

@@ -147,7 +147,9 @@ def _backward(
         places[label] = place
         if not label.startswith("d_new_"):
             new = label.startswith("new_") and label not in states
-            pointers.append(_pointer(place, number[label.removeprefix("new_") if new else label], "(t + 1)" if new else "t"))
+            pointers.append(
+                _pointer(place, number[label.removeprefix("new_") if new else label], "(t + 1)" if new else "t")
+            )
     wanted = []
     for label, output in zip(results, outputs(graph)):
         wanted.append(Place.dense(label, shape_of(nodes[label[2:]] if output is None else output)))
@@ -168,7 +170,16 @@ def _backward(
         after.append(f"if (lengths) hold(rows, {n}, lengths + first, t, held_{s}, d_{s});")
         after.append(f"std::swap(d_new_{s}, d_{s});")
         end.append(f"std::memcpy(p[{number[f'd_{s}']}] + first * {n}, d_new_{s}, {bytes});")
-    loop = [*start, "for (int64_t t = T - 1; t >= 0; --t) {", *pointers, *before, statements(lowered), *after, "}", *end]
+    loop = [
+        *start,
+        "for (int64_t t = T - 1; t >= 0; --t) {",
+        *pointers,
+        *before,
+        statements(lowered),
+        *after,
+        "}",
+        *end,
+    ]
     return _function("back", lowered, number, extra, loop), _reused(plan, homes, lowered)
 
 
@@ -176,14 +187,16 @@ def _reused(plan: Plan, homes: tuple[tuple[int, int] | None, ...], lowered: Lowe
     """For each leaf whether its gradient may be written where it, or what was saved in its place, lay."""
     later = {str(n.target) for n in inputs(plan.derived.defer)}
     reused = []
-    for k, node in enumerate(outputs(plan.project)):
+    for k in range(len(outputs(plan.project))):
         inside = {f"saved{j}": home[1] for j, home in enumerate(homes) if home is not None and home[0] == k}
         free = bool(inside) and not later & (inside.keys() | {f"leaf{k}"})
         reused.append(free and not lowered.clobbers({f"d_leaf{k}": 0}, inside))
     return tuple(reused)
 
 
-def _function(name: str, lowered: Lowering, shared: dict[str, int], extra: list[tuple[str, int]], step: list[str]) -> str:
+def _function(
+    name: str, lowered: Lowering, shared: dict[str, int], extra: list[tuple[str, int]], step: list[str]
+) -> str:
     """A C++ function over blocks of rows, with packed matrices and scratch memory."""
     buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
@@ -197,7 +210,8 @@ def _function(name: str, lowered: Lowering, shared: dict[str, int], extra: list[
     # with products, many rows share what is fetched of a matrix; without, few rows stay in the nearest cache
     most = 96 if lowered.packs else 8
     return "\n".join([
-        f'extern "C" void {name}(int64_t T, int64_t B, int64_t threads, const int64_t* wrap, const int64_t* lengths, S* const* p) {{',
+        f'extern "C" void {name}(',
+        "int64_t T, int64_t B, int64_t threads, const int64_t* wrap, const int64_t* lengths, S* const* p) {",
         f"int64_t blocks = threads * ((B + threads * {most} - 1) / (threads * {most}));",
         "int64_t rows_at_most = (B + blocks - 1) / blocks;",
         *allocations,
@@ -219,8 +233,6 @@ def _function(name: str, lowered: Lowering, shared: dict[str, int], extra: list[
         *frees,
         "}",
     ])  # fmt: skip
-
-
 
 
 def statements(lowered: Lowering) -> str:

@@ -11,14 +11,14 @@ Shapes here leave out the rows: a state [B, H] is (H,).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import SymInt, fx
 
-from rnnzoo.engine.trace import VIEWS, ancestors, aten, has_rows, inputs, is_size, outputs
+from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 
 class Unsupported(Exception):
@@ -72,7 +72,9 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 POINT = {
     aten.add.Tensor: "({0} + {1})", aten.sub.Tensor: "({0} - {1})", aten.mul.Tensor: "({0} * {1})",
-    aten.div.Tensor: "({0} / {1})", aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
+    aten.add.Scalar: "({0} + {1})", aten.sub.Scalar: "({0} - {1})", aten.mul.Scalar: "({0} * {1})",
+    aten.div.Scalar: "({0} / {1})", aten.div.Tensor: "({0} / {1})",
+    aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
     aten.sigmoid.default: "sigmoid_({0})", aten.tanh.default: "tanh_({0})", aten.exp.default: "exp_({0})",
     aten.expm1.default: "expm1_({0})", aten.log.default: "std::log({0})", aten.log1p.default: "std::log1p({0})",
     aten.sin.default: "std::sin({0})", aten.cos.default: "std::cos({0})", aten.tan.default: "std::tan({0})",
@@ -82,7 +84,8 @@ POINT = {
     aten.rsqrt.default: "(S(1) / std::sqrt({0}))", aten.reciprocal.default: "(S(1) / {0})",
     aten.sign.default: "S(({0} > 0) - ({0} < 0))", aten.sgn.default: "S(({0} > 0) - ({0} < 0))",
     aten.relu.default: "({0} < 0 ? S(0) : {0})", aten.floor.default: "std::floor({0})",
-    aten.ceil.default: "std::ceil({0})", aten.round.default: "std::nearbyint({0})", aten.trunc.default: "std::trunc({0})",
+    aten.ceil.default: "std::ceil({0})", aten.round.default: "std::nearbyint({0})",
+    aten.trunc.default: "std::trunc({0})",
     aten.maximum.default: "({0} != {0} || {0} > {1} ? {0} : {1})",
     aten.minimum.default: "({0} != {0} || {0} < {1} ? {0} : {1})",
     aten.remainder.Scalar: "({0} - {1} * std::floor({0} / {1}))",
@@ -101,6 +104,8 @@ POINT = {
 }  # fmt: skip
 """Element-wise operations and their C++."""
 
+REDUCTIONS: dict[Any, str] = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}
+
 
 class Lowering:
     """The C++ of one graph.
@@ -113,13 +118,15 @@ class Lowering:
     Raises `Unsupported`.
     """
 
-    def __init__(self, graph: fx.Graph, places: dict[str, Place], results: list[Place | None]) -> None:
+    def __init__(self, graph: fx.Graph, places: dict[str, Place], results: Sequence[Place | None]) -> None:
         self.operations: dict[Any, Operation] = {}
         self.values: dict[fx.Node, Value] = {}
         self.packs: dict[str, tuple[Place, int, int]] = {}
         self.scratches: dict[str, Place] = {}
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
-        wanted = [(node, place) for node, place in zip(outputs(graph), results) if node is not None and place is not None]
+        wanted = [
+            (node, place) for node, place in zip(outputs(graph), results) if node is not None and place is not None
+        ]
         self._wanted: dict[fx.Node, list[Place]] = {}
         for node, place in wanted:
             self._wanted.setdefault(node, []).append(place)
@@ -146,12 +153,12 @@ class Lowering:
             return self._concatenate(node)
         if node.target is aten.mm.default:
             return self._product(node)
-        if node.target in (aten.sum.dim_IntList, aten.amax.default, aten.amin.default):
+        if node.target in REDUCTIONS:
             return self._reduce(node)
         return self._point(node)
 
     def _point(self, node: fx.Node) -> Value:
-        arguments = list(node.args)
+        arguments = list(args_of(node))
         expression = POINT.get(node.target)
         if node.target is aten.clamp.default:
             arguments += [None] * (3 - len(arguments))
@@ -218,25 +225,27 @@ class Lowering:
 
     def _constant(self, node: fx.Node) -> Value:
         if node.target is aten.full.default:
-            return float(node.args[1])  # type: ignore[arg-type]
+            return float(args_of(node)[1])
         if node.target in (aten.zeros.default, aten.ones.default):
             return float(node.target is aten.ones.default)
         if node.target is aten.scalar_tensor.default:
-            return float(node.args[0])  # type: ignore[arg-type]
+            return float(args_of(node)[0])
         raise Unsupported(f"{node.target}")
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]
-        dim = self._dim(node, node.args[1] if len(node.args) > 1 else 0)
+        dim = self._dim(node, args_of(node)[1] if len(args_of(node)) > 1 else 0)
         start = 0
-        for piece in node.args[0]:  # type: ignore[union-attr]
-            shape = shape_of(piece)  # type: ignore[arg-type]
-            self._store(self.values[piece], replace(whole, shape=shape, offset=whole.offset + start * whole.strides[dim]))  # type: ignore[index]
+        for piece in args_of(node)[0]:
+            shape = shape_of(piece)
+            self._store(
+                self.values[piece], replace(whole, shape=shape, offset=whole.offset + start * whole.strides[dim])
+            )
             start += shape[dim]
         return whole
 
     def _product(self, node: fx.Node) -> Value:
-        left, right = self._memory(self.values[node.args[0]]), self._memory(self.values[node.args[1]])  # type: ignore[index]
+        left, right = self._memory(self.values[args_of(node)[0]]), self._memory(self.values[args_of(node)[1]])
         if len(left.shape) != 1 or left.strides != (1,) or right.pitch or len(right.shape) != 2:
             raise Unsupported("a product other than of rows with a weight matrix")
         width = right.shape[1]
@@ -248,19 +257,17 @@ class Lowering:
         return place
 
     def _reduce(self, node: fx.Node) -> Value:
-        (source, dims, *keep) = node.args
-        shape = shape_of(source)  # type: ignore[arg-type]
-        reduced = tuple(sorted(self._dim(source, d) for d in (dims or [])))  # type: ignore[union-attr, arg-type]
+        (source, dims, *keep) = args_of(node)
+        shape = shape_of(source)
+        reduced = tuple(sorted(self._dim(source, d) for d in (dims or [])))
         if not reduced or node.kwargs:
             raise Unsupported("a sum over the batch")
         kept = tuple(1 if k in reduced else n for k, n in enumerate(shape))
         place = self._scratch(kept)
         strides = tuple(0 if k in reduced else s for k, s in enumerate(place.strides))
-        kind = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}[node.target]  # type: ignore[index]
+        kind = REDUCTIONS[node.target]
         target = replace(place, shape=shape, strides=strides)
-        self.operations[node] = Operation(
-            kind, shape, [self._operand(source, shape)], stores=[target], reduced=reduced
-        )
+        self.operations[node] = Operation(kind, shape, [self._operand(source, shape)], stores=[target], reduced=reduced)
         return place if keep and keep[0] else Place.dense(place.base, shape_of(node))
 
     def _dim(self, node: Any, dim: Any) -> int:
@@ -272,8 +279,8 @@ class Lowering:
         return dim - sum(isinstance(size, SymInt) for size in sizes[:dim])
 
     def _view(self, node: fx.Node) -> Value:
-        source, *arguments = node.args
-        value = self.values[source]  # type: ignore[index]
+        source, *arguments = args_of(node)
+        value = self.values[source]
         shape = shape_of(node)
         if isinstance(value, float) or (isinstance(value, fx.Node) and self.operations[value].shape == shape):
             same = node.target is not aten.permute.default and node.target is not aten.slice.Tensor
@@ -281,7 +288,8 @@ class Lowering:
                 return value
         place = self._memory(value)
         if node.target is aten.slice.Tensor:
-            dim, start, stop, step = [*arguments, *(0, 0, None, 1)[len(arguments) :]]
+            given: list[Any] = [*arguments, *(0, 0, None, 1)[len(arguments) :]]
+            dim, start, step = given[0], given[1], given[3]
             d = self._dim(source, dim)
             start = min(max((start or 0) + ((start or 0) < 0) * place.shape[d], 0), place.shape[d])
             strides = tuple(s * (step if k == d else 1) for k, s in enumerate(place.strides))
@@ -291,7 +299,7 @@ class Lowering:
             strides = place.strides[:d] + place.strides[d + 1 :]
             return replace(place, shape=shape, strides=strides, offset=place.offset + index * place.strides[d])
         if node.target is aten.permute.default:
-            order = [self._dim(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]  # type: ignore[union-attr]
+            order = [self._dim(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]
             return replace(place, shape=shape, strides=tuple(place.strides[d] for d in order))
         if node.target is aten.expand.default:
             missing = len(shape) - len(place.shape)
@@ -325,7 +333,9 @@ class Lowering:
         last, if that writes each element where it was read.
         """
         stores = [(o, p) for o in self.operations.values() for p in o.stores if p.base in written]
-        loads = [(o, p) for o in self.operations.values() for p in o.operands if isinstance(p, Place) and p.base in read]
+        loads = [
+            (o, p) for o in self.operations.values() for p in o.operands if isinstance(p, Place) and p.base in read
+        ]
         for writer, to in stores:
             begin = written[to.base] + to.offset
             for reader, source in loads:

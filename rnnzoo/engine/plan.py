@@ -17,6 +17,7 @@ over memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,18 @@ from torch import fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive
 from rnnzoo.engine.trace import (
-    Tracer, ancestors, aten, author, extract, has_rows, inputs, is_size, outputs, recomputable, trace_step,
+    Tracer,
+    ancestors,
+    args_of,
+    aten,
+    author,
+    extract,
+    has_rows,
+    inputs,
+    is_size,
+    outputs,
+    recomputable,
+    trace_step,
 )  # fmt: skip
 
 ADD, SUB, MUL, NEG, MM = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.mm.default
@@ -60,6 +72,41 @@ class Plan:
         return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
 
 
+def describe(plan: Plan) -> list[str]:
+    """A plan in a few lines: what runs when, what is saved, what is computed again."""
+    step, back, defer = plan.derived.step, plan.derived.back, plan.derived.defer
+    count = len(plan.states)
+    saved = outputs(step)[count:]
+    numbers = sum(math.prod(n for n in node.meta["val"].shape[1:]) for node in saved)
+    forward = {n.name for n in step.nodes if n.op == "call_function"} - {n.name for n in saved}
+    again = [n for n in back.nodes if n.name in forward and torch.Tag.pointwise in getattr(n.target, "tags", ())]
+    products = [sum(n.target is MM for n in graph.nodes) for graph in (step, back, defer)]
+    lines = [f"one product: {note}" for note in plan.merged]
+    lines.append(f"kind: {kind(plan)}")
+    lines.append(f"products a time step: {products[0]} forward, {products[1]} backward; once at the end: {products[2]}")
+    lines.append(f"saved a time step: {len(saved)} tensors of {numbers} numbers beside the states")
+    lines.append(f"computed again in the backward pass: {_listed(again) or 'nothing'}")
+    lines.append(f"handed from the backward pass to the end: {plan.derived.kept} tensors beside the input's gradient")
+    return lines
+
+
+def _listed(nodes: list[fx.Node]) -> str:
+    names = [getattr(node.target, "__name__", str(node.target)).partition(".")[0] for node in nodes]
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+
+
+def kind(plan: Plan) -> str:
+    """How many products follow one another within a step; without any, the state is element-wise."""
+    depth: dict[fx.Node, int] = {}
+    for node in plan.recur.nodes:
+        state = str(node.target) in plan.states or any(n in depth for n in node.all_input_nodes)
+        if state and node.op != "output":
+            before = max((depth.get(n, 0) for n in node.all_input_nodes), default=0)
+            depth[node] = before + (node.target is MM)
+    serial = max(depth.values(), default=0)
+    return f"{serial} serial product{'s' * (serial > 1)}" if serial else "element-wise in the state"
+
+
 def plan(cell: Cell) -> Plan:
     """The plan for this cell with its sizes, hyperparameters, dtype and device; made once and kept.
 
@@ -85,7 +132,9 @@ def _make(cell: Cell) -> Plan:
     parts = _Parts(tracer, graph, names, len(cell.state_names))
     for change in (_reorder_sums, _reorder_products, _merge_input_products, _merge_state_products):
         merged += change(parts)
-        parts = _Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, parts.states)
+        parts = _Parts(
+            tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, parts.states
+        )
 
     leaves, shared = _frontier(parts)
     x, *others = inputs(parts.graph)
@@ -158,13 +207,13 @@ def _reorder(parts: _Parts, family: dict[Any, int]) -> None:
     """Bring the terms of each sum (or product) into the order constants, inputs, states."""
 
     def inner(node: Any) -> bool:
-        return isinstance(node, fx.Node) and node.target in family and not node.kwargs and len(node.args) == 2
+        return isinstance(node, fx.Node) and node.target in family and not node.kwargs and len(args_of(node)) == 2
 
     def terms(node: fx.Node, sign: int) -> list[tuple[int, Any]]:
         found = []
-        for operand, side in zip(node.args, (1, family[node.target])):
-            if inner(operand) and len(operand.users) == 1:  # type: ignore[union-attr]
-                found += terms(operand, sign * side)  # type: ignore[arg-type]
+        for operand, side in zip(args_of(node), (1, family[node.target])):
+            if inner(operand) and len(operand.users) == 1:
+                found += terms(operand, sign * side)
             else:
                 found.append((sign * side, operand))
         return found
@@ -190,20 +239,20 @@ def _reorder(parts: _Parts, family: dict[Any, int]) -> None:
 
 def _merge_input_products(parts: _Parts) -> list[str]:
     """Products of one input by several weights become one, their biases with them."""
-    groups: dict[fx.Node, list[tuple[fx.Node, fx.Node, Any]]] = {}
+    groups: dict[fx.Node, list[tuple[fx.Node, Any, Any]]] = {}
     for node in parts.graph.nodes:
-        if node.target is MM and parts.depends(node) == INPUT and parts.constant(node.args[1]):
+        if node.target is MM and parts.depends(node) == INPUT and parts.constant(args_of(node)[1]):
             user = next(iter(node.users)) if len(node.users) == 1 else None
             bias = None
             if user is not None and user.target is ADD and not user.kwargs:
-                other = user.args[0] if user.args[1] is node else user.args[1]
+                other = next((n for n in user.args if n is not node), None)
                 if isinstance(other, fx.Node) and parts.constant(other):
                     bias = other if other.meta["val"].shape == node.meta["val"].shape[1:] else None
-            groups.setdefault(node.args[0], []).append((node, user if bias is not None else node, bias))  # type: ignore[arg-type]
+            groups.setdefault(args_of(node)[0], []).append((node, user if bias is not None else node, bias))
     notes = []
     for operand, members in groups.items():
-        members.sort(key=lambda member: parts.position(member[0].args[1]))
-        weights = [product.args[1] for product, _, _ in members]
+        members.sort(key=lambda member: parts.position(args_of(member[0])[1]))
+        weights = [args_of(product)[1] for product, _, _ in members]
         note = f"{parts.label(operand)} @ [{' '.join(map(parts.label, weights))}]"
         weight = weights[0] if len(members) == 1 else parts.call(aten.cat.default, weights, 1)
         if any(bias is not None for _, _, bias in members):
@@ -219,7 +268,7 @@ def _merge_input_products(parts: _Parts) -> list[str]:
 
 
 def _zeros(parts: _Parts, product: fx.Node) -> fx.Node:
-    weight = product.args[1]
+    weight = args_of(product)[1]
     return parts.call(aten.mul.Tensor, parts.call(aten.select.int, weight, 0, 0), 0)
 
 
@@ -227,12 +276,12 @@ def _merge_state_products(parts: _Parts) -> list[str]:
     """Products of one state-dependent value by several weights become one."""
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in parts.graph.nodes:
-        if node.target is MM and parts.depends(node) == STATE and parts.constant(node.args[1]):
-            groups.setdefault(node.args[0], []).append(node)
+        if node.target is MM and parts.depends(node) == STATE and parts.constant(args_of(node)[1]):
+            groups.setdefault(args_of(node)[0], []).append(node)
     notes = []
     for operand, members in groups.items():
-        members.sort(key=lambda product: parts.position(product.args[1]))
-        weights = [product.args[1] for product in members]
+        members.sort(key=lambda product: parts.position(args_of(product)[1]))
+        weights = [args_of(product)[1] for product in members]
         notes.append(f"{parts.label(operand)} @ [{' '.join(map(parts.label, weights))}]")
         if len(members) > 1:
             _replace_by_slices(members, parts.call(MM, operand, parts.call(aten.cat.default, weights, 1)), parts)

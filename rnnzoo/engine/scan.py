@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.linear_scan import linear_scan
 from rnnzoo.engine.plan import Plan, plan
-from rnnzoo.engine.trace import Tracer, ancestors, aten, effective, extract, has_rows, inputs, module, outputs
+from rnnzoo.engine.trace import Tracer, ancestors, args_of, aten, effective, extract, has_rows, inputs, module, outputs
 from rnnzoo.errors import UserError
 
 
@@ -119,7 +119,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
             raise NotAffine(f"{node.target} is applied to {state}")
-        (a, b), *others = (pair(operand) for operand in node.args)
+        (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
             pairs[node] = call(node.target, a, c), call(node.target, b, d)

@@ -50,7 +50,9 @@ class Program:
         self.defer = module(plan.derived.defer)
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
         self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
-        self.kept = [_shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]]
+        self.kept = [
+            _shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]
+        ]
         self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
         self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 

@@ -126,7 +126,9 @@ class Steps:
     def _compile(self, function: Callable[..., Any], graph: Any, *groups: list[Tensor]) -> Callable[..., Any]:
         name = self.plan.name
         if len(self._functions) >= COMPILES:
-            raise UserError(f"{name}: its plan was compiled {COMPILES} times for ever larger batches; use engine=reference")
+            raise UserError(
+                f"{name}: its plan was compiled {COMPILES} times for ever larger batches; use engine=reference"
+            )
         sizes = [len(group) for group in groups]
 
         def flat(*tensors: Tensor) -> list[Tensor]:
@@ -136,7 +138,7 @@ class Steps:
                 start += size
             return function(graph, *parts)
 
-        tensors = [tensor.contiguous() for group in groups for tensor in group]
+        tensors: list[Any] = [tensor.contiguous() for group in groups for tensor in group]
         try:
             traced = make_fx(flat, tracing_mode="fake")(*tensors)
             options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
@@ -188,7 +190,10 @@ class Steps:
 
     def _shapes(self, like: Tensor) -> list[Tensor]:
         """Tensors shaped as the leaves' gradients and what is kept; a leaf that gets no gradient gets zeros."""
-        nodes = [*outputs(self.plan.project), *outputs(self.plan.derived.back)[len(self.plan.states) + len(self.reused) :]]
+        nodes = [
+            *outputs(self.plan.project),
+            *outputs(self.plan.derived.back)[len(self.plan.states) + len(self.reused) :],
+        ]
         return [like.new_zeros(()).expand(len(like), *node.meta["val"].shape[1:]) for node in nodes]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -40,7 +41,7 @@ class Tracer:
         """A tensor [N, *shape] of unknown N."""
         real = torch.empty(3, *shape, dtype=like.dtype, device=like.device)
         sizes = [DimDynamic.DUCK] + [DimDynamic.STATIC] * len(shape)  # equal open sizes get one symbol
-        context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * len(sizes))
+        context: Any = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * len(sizes))
         return self.mode.from_tensor(real, symbolic_context=context)
 
     def fixed(self, tensor: Tensor) -> Tensor:
@@ -52,13 +53,14 @@ class Tracer:
         with self.mode:
             return torch.empty_like(node.meta["val"])
 
-    def trace(self, function: Callable[..., Any], *groups: Sequence[Tensor]) -> fx.Graph:
+    def trace(self, function: Callable[..., Any], *groups: Any) -> fx.Graph:
         """The graph of `function(*groups)`, its inputs in order of the groups."""
         with self.mode:
-            graph = make_fx(function, decomposition_table=_decompositions())(*groups).graph
+            # autograd's own formulas write in place here and there
+            graph = make_fx(functionalize(function), decomposition_table=_decompositions())(*groups).graph
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
-            if node.meta["val"].shape == node.args[0].meta["val"].shape:  # x[:, ...] slices the rows too
-                node.replace_all_uses_with(node.args[0])
+            if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
+                node.replace_all_uses_with(args_of(node)[0])
         return graph
 
     def call(self, graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
@@ -91,7 +93,9 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
-    strange = [n for n in graph.nodes if n.op == "get_attr" or (n.op == "call_function" and not is_size(n) and not _plain(n))]
+    strange = [
+        n for n in graph.nodes if n.op == "get_attr" or (n.op == "call_function" and not is_size(n) and not _plain(n))
+    ]
     if strange:
         raise UserError(
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
@@ -135,7 +139,8 @@ def _decompositions() -> Mapping[Any, Any]:
     table.pop(aten.slice_backward.default, None)  # sums of these become concatenations
     names = (
         "native_layer_norm", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data",
-        "native_layer_norm_backward", "elu", "elu_backward", "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward",
+        "native_layer_norm_backward", "elu", "elu_backward", "leaky_relu", "leaky_relu_backward", "gelu",
+        "gelu_backward",
         "silu", "silu_backward", "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish",
         "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
         "log_sigmoid_forward", "log_sigmoid_backward", "addcmul", "addcdiv", "lerp", "native_dropout_backward",
@@ -169,7 +174,9 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
     for shift, dim in zip(shifts, dims):
         size = x.shape[dim]
         if shift % size:
-            x = torch.cat([x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim)
+            x = torch.cat(
+                [x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim
+            )
     return x
 
 
@@ -210,6 +217,11 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
     return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)
 
 
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    """The positional arguments of an operation, of whatever types they are."""
+    return node.args
+
+
 def inputs(graph: fx.Graph) -> list[fx.Node]:
     """The placeholders, in order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
@@ -217,8 +229,8 @@ def inputs(graph: fx.Graph) -> list[fx.Node]:
 
 def outputs(graph: fx.Graph) -> list[fx.Node]:
     """What the graph returns, in order."""
-    (returned,) = graph.output_node().args
-    return list(returned) if isinstance(returned, (tuple, list)) else [returned]  # type: ignore[list-item]
+    (returned,) = args_of(graph.output_node())
+    return list(returned) if isinstance(returned, (tuple, list)) else [returned]
 
 
 def tensors(node: fx.Node) -> list[fx.Node]:
