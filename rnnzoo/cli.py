@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("name")
     showing.add_argument("--input-size", type=int, default=64)
     showing.add_argument("--hidden-size", type=int, default=128)
+    checking = commands.add_parser("check", help="whether all engines compute a cell alike")
+    checking.add_argument("names", nargs="*", metavar="CELL", help="registered names")
+    checking.add_argument("--all", action="store_true", help="every registered cell")
     measuring = commands.add_parser("bench", help="speed and memory, side by side with the alternatives")
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     sizes = " ".join(map(str, bench.SIZES))
@@ -50,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             _list(options.pattern)
         elif options.command == "show":
             _show(options.name, options.input_size, options.hidden_size)
+        elif options.command == "check":
+            return _check(options.names, options.all)
         else:
             _bench(options)
     except UserError as error:
@@ -101,6 +106,22 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
         console.print()
         for line in describe(plan(cell)):
             console.print(line, markup=False)
+
+
+def _check(names: list[str], every: bool) -> int:
+    if every == bool(names):
+        raise UserError("name the cells to check, or give --all")
+    table = Table("cell", "engine", "passes", "error in float64", "in float32", "first call")
+    failed = 0
+    for name in names or registry.list_cells():
+        for finding in check.compare(name, registry.get(name)):
+            failed += not finding.passed
+            worst = [f"{error:.1e}  {where}" for error, where in finding.error.values()]
+            row = [*worst, f"{finding.seconds:.1f} s"] if worst else [escape(finding.reason), "", ""]
+            table.add_row(name, finding.engine, "yes" if finding.passed and worst else "no" if worst else "–", *row)
+    Console().print(table)
+    print(f"{failed} of them differ from the plain loop" if failed else "all engines compute what the plain loop does")
+    return int(failed > 0)
 
 
 def _bench(options: argparse.Namespace) -> None:

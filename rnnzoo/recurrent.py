@@ -193,7 +193,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
         self._steps += len(x)
-        steps = self._steps if self.expected_calls is None else self.expected_calls * len(x)
+        steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
         def run(x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
             self.engine_used, output, final = engines.run(self.engine, steps, cell, x, state, lengths)

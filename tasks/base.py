@@ -240,6 +240,18 @@ class SequenceModule(pl.LightningModule):
         self.log_dict(values, sync_dist=True)
         return {name: float(value) for name, value in values.items()}
 
+    def on_fit_start(self) -> None:
+        self._expect(self.trainer.estimated_stepping_batches)
+
+    def on_test_start(self) -> None:
+        self._expect(sum(self.trainer.num_test_batches))
+
+    def _expect(self, calls: float) -> None:
+        """Tell the layers how often they will run, unless they know: compiling must pay back."""
+        for layer in self.modules():
+            if isinstance(layer, Recurrent) and layer.expected_calls is None:
+                layer.expected_calls = int(min(calls, 10**9))
+
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
 

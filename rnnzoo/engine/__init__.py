@@ -27,6 +27,10 @@ from rnnzoo.errors import UserError, nearest
 ENGINES: dict[str, ModuleType] = {"reference": reference, "native": native, "serial": serial, "scan": scan}
 """All engines by name."""
 
+TYPICAL_LENGTH = 100
+"""Time steps of a call, as far as they can be known before all calls are made: what an engine computes differs in the
+last digits, so the choice must not hang on the length of the batch that happens to come first."""
+
 PAYS_BACK = 4096
 """After this many time steps compiling has paid back: it takes about as long as the plain loop takes for them."""
 

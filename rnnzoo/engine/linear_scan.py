@@ -81,12 +81,12 @@ def _between(a: Tensor, T: int) -> Tensor:
 
 
 def _chunk_length(T: int, state: Tensor) -> int:
-    """L for T steps of `state`; T stands for the plain loop, which no other choice lost to by more than noise.
+    """L for T steps of `state`; T itself stands for the plain loop.
 
-    On a CPU a call costs 2-3 µs, and a scan does three times the loop's arithmetic in 3 L + C calls for the loop's T;
-    L = sqrt(T / 3) makes them fewest. Measured in float32, float64 and complex64, with 1 and 2 threads, the two broke
-    even at T = 40-64 for small states, and for long T at states of 16 KiB per thread.
-    On other devices, not measured: L = 4 takes 10 log_4(T) calls, near the fewest, and little more memory than the
+    On a CPU a call costs 2-3 µs, and the chunks take three times the loop's arithmetic in 3 L + T / L calls instead of
+    T; L = sqrt(T / 3) makes them fewest. Measured in float32, float64 and complex64 with 1 and 2 threads, the two
+    broke even at T = 40-64 for small states and, where T is long, at states of 16 KiB a thread.
+    On other devices, not measured: L = 4 takes about 10 log_4(T) calls, near the fewest, and little memory beside the
     result; the loop is kept for states that fill the device by themselves.
     """
     if state.device.type == "cpu":
