@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rnnzoo import bench, bench_report, registry
+from rnnzoo import bench, bench_report, check, registry
 from rnnzoo.cell import Cell
 from rnnzoo.engine import ENGINES, choose
 from rnnzoo.engine.plan import describe, plan
