@@ -111,7 +111,7 @@ def register_models(cells: str | None) -> None:
     store = ConfigStore.instance()
     for name in registry.list_cells():
         own = [(key, h.type, field(default=h.default)) for key, h in registry.get(name).hyperparameters.items()]
-        common = [(key, kind, field(default=f"${{task.preset.{key}}}")) for key, kind in RECURRENT_FIELDS]
+        common: list[Any] = [(key, kind, field(default=f"${{task.preset.{key}}}")) for key, kind in RECURRENT_FIELDS]
         common.append(("checkpoint_every", int, field(default=0)))
         node = make_dataclass(name, [("cell", str, field(default=name)), *common, *own])
         store.store(group="model", name=name, node=node)

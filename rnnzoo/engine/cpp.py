@@ -35,16 +35,16 @@ FLAGS = (
 
 
 class Kernel:
-    """A plan compiled for the CPU.
+    """A plan compiled for the CPU, its products of numbers rounded to bfloat16 if `half`.
 
     Raises `Unsupported` for an operation without a C++ form, `UserError` when there is no working compiler.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        source = write(plan)
+    def __init__(self, plan: Plan, half: bool = False) -> None:
+        source = write(plan, half)
         self.homes, self.reused = source.homes, source.reused
         self.given, self.results = parameters(plan)
-        self._library = _load(source.text, plan.name)
+        self._library = _load(source.text, plan.name, half)
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
@@ -87,31 +87,34 @@ _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 _libraries: dict[str, ctypes.CDLL] = {}
 
 
-def _load(source: str, name: str) -> ctypes.CDLL:
+def _load(source: str, name: str, half: bool) -> ctypes.CDLL:
     """Compile, unless that was done before, and load."""
     compiler = os.environ.get("CXX", "g++")
-    machine = f"{_version(compiler)} {platform.machine()} {_processor()} {FLAGS}"
+    library = Path(torch.__file__).parent / "lib"
+    flags = [*FLAGS, *([f"-L{library}", "-ltorch_cpu"] if half else [])]
+    machine = f"{_version(compiler)} {platform.machine()} {_processor()} {flags}"
     key = hashlib.sha256(f"{machine}\n{source}".encode()).hexdigest()[:24]
     if key not in _libraries:
         folder = Path(os.environ.get("RNNZOO_CACHE") or Path.home() / ".cache" / "rnnzoo") / "kernels"
         path = folder / f"{name}-{key}.so"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, source, path, name)
+            _compile([compiler, *flags], source, path, name)
         _libraries[key] = ctypes.CDLL(str(path))
     return _libraries[key]
 
 
-def _compile(compiler: str, source: str, path: Path, name: str) -> None:
+def _compile(command: list[str], source: str, path: Path, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         text = Path(scratch) / f"{name}.cpp"
         text.write_text(source)
         built = Path(scratch) / "kernel.so"
-        command = [compiler, *FLAGS, str(text), "-o", str(built)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [command[0], str(text), "-o", str(built), *command[1:]], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
-            raise UserError(f"{name}: {compiler} cannot compile its kernel: {line}; use engine=reference")
+            raise UserError(f"{name}: {command[0]} cannot compile its kernel: {line}; use engine=reference")
         built.replace(path)  # at once, so that another process never loads half a file
 
 

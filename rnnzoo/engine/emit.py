@@ -37,8 +37,11 @@ class Source:
     reused: tuple[bool, ...]
 
 
-def write(plan: Plan) -> Source:
-    """The C++ of a plan. Raises `Unsupported` for what has no C++ form."""
+def write(plan: Plan, half: bool = False) -> Source:
+    """The C++ of a plan, its products of numbers rounded to bfloat16 if `half`.
+
+    Raises `Unsupported` for what has no C++ form.
+    """
     dtype = inputs(plan.recur)[0].meta["val"].dtype
     if dtype not in TYPES:
         raise Unsupported(f"numbers of {dtype}")
@@ -48,7 +51,8 @@ def write(plan: Plan) -> Source:
     header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
     recur = _forward("recur", plan, plan.recur, ())
     step = _forward("step", plan, plan.derived.step, homes)
-    text = "\n".join([f"using S = {TYPES[dtype]};", header, recur, step, back, ""])
+    lines = [f"using S = {TYPES[dtype]};", header, recur, step, back, ""]
+    text = "\n".join(["#define HALF", *lines] if half else lines)
     return Source(text, homes, reused)
 
 
@@ -199,13 +203,15 @@ def _function(
 ) -> str:
     """A C++ function over blocks of rows, with packed matrices and scratch memory."""
     buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
+    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0)
+    buffers.append(("halves", str(widest)))  # a row of numbers rounded
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
     carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
     allocations, packing, frees = [], [], []
     for pack, (place, K, N) in lowered.packs.items():
-        allocations.append(f"S* {pack} = allocate({K} * padded({N}));")
+        allocations.append(f"S* {pack} = allocate({K + K % 2} * padded({N}));")
         down, right = place.strides
-        packing.append(f"pack(p[{shared[place.base]}] + {place.offset}, {K}, {N}, {down}, {right}, {pack});")
+        packing.append(f"PACK(p[{shared[place.base]}] + {place.offset}, {K}, {N}, {down}, {right}, {pack});")
         frees.append(f"std::free({pack});")
     # with products, many rows share what is fetched of a matrix; without, few rows stay in the nearest cache
     most = 96 if lowered.packs else 8
@@ -228,6 +234,7 @@ def _function(
         *carved,
         *step,
         "}",
+        "RELEASE;",
         "std::free(own);",
         "}",
         *frees,
@@ -255,10 +262,7 @@ def _product(lowered: Lowering, operation: Operation) -> str:
     assert isinstance(left, Place)
     _, K, N = lowered.packs[operation.expression]
     to = operation.stores[0].base
-    return (
-        f"product(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, "
-        f"{to}, padded({N}));"
-    )
+    return f"PRODUCT(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, {to});"
 
 
 def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:

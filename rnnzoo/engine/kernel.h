@@ -126,6 +126,55 @@ inline void tiles(int64_t rows, const S* a, int64_t lda, const S* panel, int64_t
   }
 }
 
+#ifdef HALF
+// Products of numbers rounded to bfloat16, summed in float: oneDNN's kernels, which use a processor's matrix unit.
+}  // namespace
+namespace c10 { struct BFloat16; }
+namespace at::native::cpublas {
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+            const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool pairs);
+void brgemm_release(bool pairs);
+}  // namespace at::native::cpublas
+namespace {
+
+constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+
+inline uint16_t half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to even
+  return x != x ? 0x7fc0 : rounded;
+}
+
+// b [K, N] with any strides -> [even(K) / 2, N, 2]
+inline void pack_half(const S* b, int64_t K, int64_t N, int64_t down, int64_t right, S* to) {
+  uint16_t* packed = reinterpret_cast<uint16_t*>(to);
+#pragma omp for schedule(static)
+  for (int64_t k = 0; k < even(K); ++k)
+    for (int64_t j = 0; j < N; ++j)
+      packed[(k / 2 * N + j) * 2 + k % 2] = k < K ? half(b[k * down + j * right]) : 0;
+}
+
+[[maybe_unused]] void product_half(
+    int64_t rows, const S* a, int64_t lda, const S* b, int64_t K, int64_t N, S* c, int64_t ldc, S* buffer) {
+  uint16_t* halves = reinterpret_cast<uint16_t*>(buffer);
+  for (int64_t m = 0; m < rows; ++m) {
+#pragma omp simd
+    for (int64_t k = 0; k < K; ++k) halves[m * even(K) + k] = half(a[m * lda + k]);
+    if (K % 2) halves[m * even(K) + K] = 0;
+  }
+  at::native::cpublas::brgemm(rows, N, even(K), even(K), N, ldc, false, reinterpret_cast<c10::BFloat16*>(halves),
+                              reinterpret_cast<const c10::BFloat16*>(b), c, true);
+}
+#define PACK pack_half
+#define PRODUCT(rows, a, lda, b, K, N, c) product_half(rows, a, lda, b, K, N, c, padded(N), halves)
+#define RELEASE at::native::cpublas::brgemm_release(true)
+#else
+#define PACK pack
+#define PRODUCT(rows, a, lda, b, K, N, c) product(rows, a, lda, b, K, N, c, padded(N))
+#define RELEASE (void)0
+#endif
+
 // Past a sequence's end: rows keep what they hold.
 [[maybe_unused]] void hold(int64_t rows, int64_t n, const int64_t* lengths, int64_t t, const S* from, S* to) {
   for (int64_t r = 0; r < rows; ++r)

@@ -29,11 +29,16 @@ def refuses(cell: Cell) -> str | None:
     return None
 
 
-def loop(plan: Plan) -> Kernel | Steps:
-    """What runs the plan's loop: a kernel on a CPU, Inductor elsewhere and where an operation has no C++ form."""
-    if inputs(plan.recur)[0].meta["val"].device.type == "cpu":
+def loop(plan: Plan, half: bool = False) -> Kernel | Steps:
+    """What runs the plan's loop: a kernel on a CPU, Inductor elsewhere and where an operation has no C++ form.
+
+    `half` asks for products in bfloat16, which a kernel makes only where the processor has them.
+    """
+    value = inputs(plan.recur)[0].meta["val"]
+    if value.device.type == "cpu":
+        half = half and value.dtype == torch.float32 and torch.cpu._is_avx512_bf16_supported()
         try:
-            return Kernel(plan)
+            return Kernel(plan, half)
         except Unsupported:
             pass
     return Steps(plan)
@@ -42,9 +47,9 @@ def loop(plan: Plan) -> Kernel | Steps:
 class Program:
     """A plan with its compiled loop."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, half: bool) -> None:
         self.plan = plan
-        self.loop = loop(plan)
+        self.loop = loop(plan, half)
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
         self.defer = module(plan.derived.defer)
@@ -61,15 +66,21 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape[1:])
 
 
-_programs: dict[int, Program] = {}
+_programs: dict[tuple[int, bool], Program] = {}
 
 
 def prepare(cell: Cell) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell)
-    if id(made) not in _programs:
-        _programs[id(made)] = Program(made)
-    return _programs[id(made)]
+    key = (id(made), _precision(next(cell.parameters(), torch.empty(0)).device.type) == torch.bfloat16)
+    if key not in _programs:
+        _programs[key] = Program(made, key[1])
+    return _programs[key]
+
+
+def _precision(device: str) -> torch.dtype | None:
+    """What autocast would have products computed in, or None."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def run(
@@ -116,6 +127,7 @@ class _Loop(torch.autograd.Function):
 
         ctx.set_materialize_grads(False)
         ctx.made, ctx.wanted, ctx.lengths = made, wanted, lengths
+        ctx.precision = _precision(stacks[0].device.type)
         if saving:
             used = {f"leaf{home[0]}" for home in homes if home} | made.read
             some = (t if f"leaf{k}" in used else None for k, t in enumerate(leaves))
@@ -146,11 +158,12 @@ class _Loop(torch.autograd.Function):
             reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *_shape(node))
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
-        made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
-
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
-        if shared and any(ctx.needs_input_grad[-len(shared) :]):
-            d_shared = made.defer(*(_rows(known, name, dtype, names) for name, dtype in made.deferred))
+        with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):
+            made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
+            if shared and any(ctx.needs_input_grad[-len(shared) :]):
+                d_shared = made.defer(*(_rows(known, name, dtype, names) for name, dtype in made.deferred))
+                d_shared = [None if d is None else d.to(s.dtype) for d, s in zip(d_shared, shared)]
         d_leaves = [known[f"d_leaf{k}"] for k in range(count)]
         return None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
 

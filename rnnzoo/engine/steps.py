@@ -116,7 +116,9 @@ class Steps:
         if fill:  # with rows that are there, for which the step is defined
             rows, running = ([_fill(x, 1, fill) for x in xs] for xs in (rows, running))
             states = [_fill(x, 0, fill) for x in states]
-        key = (name, K, bool(running), self._largest)
+        device = states[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (name, K, bool(running), self._largest, precision)
         if key not in self._functions:
             self._functions[key] = self._compile(function, self._graphs[name], rows, states, shared, running)
         found = self._functions[key](*rows, *states, *shared, *running)
