@@ -84,7 +84,7 @@ def everything(layer: Recurrent, x: Tensor, states: list[Tensor], lengths: Tenso
     output, final = layer(x, states[0] if len(states) == 1 else tuple(states), lengths)
     results = (output, *(final if isinstance(final, tuple) else (final,)))
     generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(r.shape, generator=generator, dtype=r.dtype) for r in results]
+    weights = [torch.randn(r.shape, generator=generator, dtype=r.dtype).to(r.device) for r in results]
     layer.zero_grad()
     torch.autograd.backward(results, weights)
     found = {f"result {k}": r.detach() for k, r in enumerate(results)}

@@ -29,7 +29,7 @@ inline S* allocate(int64_t numbers) {
 }
 
 // exp(x) = 2^n (1 + p) with n = round(x / ln 2) and p = exp(r) - 1, |r| <= ln(2) / 2, a Taylor polynomial.
-struct Parts { float scale, p; };
+struct Parts { float half, p; };  // half of 2^n, which does not overflow before the result does
 
 inline Parts exponential(float x) {
   const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the last bits
@@ -39,31 +39,67 @@ inline Parts exponential(float x) {
   float p = r * (1.f + r * (0.5f + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720 + r / 5040))))));
   uint32_t bits;
   std::memcpy(&bits, &shifted, 4);
-  bits = (bits << 23) + 0x3f800000u;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return {scale, p};
+  bits = (bits << 23) + 0x3f000000u;
+  float half;
+  std::memcpy(&half, &bits, 4);
+  return {half, p};
 }
 
 inline float within(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 
 inline float exp_(float x) {
   Parts e = exponential(within(x, -86.9f, 89.f));
-  float half = 0.5f * e.scale;  // so that scale, a power of two, does not overflow before the result does
-  return x < -86.9f ? 0.f : (half + half * e.p) * 2.f;
+  return x < -86.9f ? 0.f : (e.half + e.half * e.p) * 2.f;
 }
 inline float expm1_(float x) {
   Parts e = exponential(within(x, -80.f, 80.f));
-  float y = e.scale * e.p + (e.scale - 1.f);
+  float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
   return x > 80.f ? exp_(x) : y;
 }
 inline float sigmoid_(float x) { return 1.f / (1.f + exp_(-x)); }
 inline float tanh_(float x) {
   Parts e = exponential(within(2.f * x, -40.f, 40.f));
-  float y = e.scale * e.p + (e.scale - 1.f);
+  float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
   return y / (y + 2.f);
 }
 
+// x = 2^n m with m around 1, and log m = 2 artanh((m - 1) / (m + 1)) by its series.
+inline float log_(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  int32_t n = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;  // 0x3f3504f3 is sqrt(1 / 2)
+  bits -= static_cast<uint32_t>(n) << 23;
+  float m;
+  std::memcpy(&m, &bits, 4);
+  float s = (m - 1.f) / (m + 1.f), z = s * s;
+  float y = 2.f * s + s * z * (2.f / 3 + z * (2.f / 5 + z * (2.f / 7 + z * (2.f / 9 + z * 2.f / 11))));
+  y = n * 0.693145752f + (y + n * 1.42860677e-6f);
+  y = x < 1.1754944e-38f ? -INFINITY : y;  // numbers too small to be normal count as zero
+  return x < 0.f ? NAN : x > 3.4028235e38f ? INFINITY : x != x ? x : y;
+}
+inline float log1p_(float x) {
+  float u = 1.f + x, lost = u - 1.f - x;  // what rounding added
+  float y = log_(u) - lost / u;
+  return u > 3e38f || u <= 0.f ? log_(u) : y;
+}
+
+// x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero; good for |x| up to 1e5.
+inline float wave(float x, int shift) {
+  float n = std::floor(x * 0.636619772f + 0.5f);
+  float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f, z = r * r;
+  float sine = r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
+  float cosine = 1.f + z * (-0.5f + z * (1.f / 24 + z * (-1.f / 720 + z / 40320)));
+  int quarter = static_cast<int>(n) + shift;
+  float y = quarter & 1 ? cosine : sine;
+  return quarter & 2 ? -y : y;
+}
+inline float sin_(float x) { return wave(x, 0); }
+inline float cos_(float x) { return wave(x, 1); }
+
+inline double log_(double x) { return std::log(x); }
+inline double log1p_(double x) { return std::log1p(x); }
+inline double sin_(double x) { return std::sin(x); }
+inline double cos_(double x) { return std::cos(x); }
 inline double exp_(double x) { return std::exp(x); }
 inline double expm1_(double x) { return std::expm1(x); }
 inline double sigmoid_(double x) { return 1. / (1. + std::exp(-x)); }

@@ -85,7 +85,10 @@ def solve(plan: Plan) -> list[Solution]:
         left = [s for s in plan.states if s not in solved]
         state = next((s for s in left if reads[s] <= solved | {s}), None)
         if state is None:
-            raise NotAffine(f"{' and '.join(left)} depend on each other")
+            names = " and ".join(name.rpartition("_")[0] for name in left)
+            raise NotAffine(
+                f"{names} depend on each other" if len(left) > 1 else f"{names} depends on itself otherwise"
+            )
         own = state in reads[state]
         factors: tuple[Factor, ...] = _affine(plan.tracer, graph, given[state], new[state]) if own else (new[state],)
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
@@ -118,7 +121,8 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         if node is state or not any(n in pairs for n in node.all_input_nodes):
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
-            raise NotAffine(f"{node.target} is applied to {state}")
+            operation = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+            raise NotAffine(f"{operation} is applied to {str(state.target).rpartition('_')[0]}")
         (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
@@ -130,7 +134,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         elif c == 0:
             pairs[node] = call(node.target, a, d), call(node.target, b, d)
         else:
-            raise NotAffine(f"{state} is multiplied or divided by itself")
+            raise NotAffine(f"{str(state.target).rpartition('_')[0]} is multiplied or divided by itself")
     return pairs[result]
 
 

@@ -59,12 +59,12 @@ class Steps:
         for t, K in _chunks(range(steps)):
             rows = [leaf[t : t + K] for leaf in sequences]
             found = self._call("step" if saving else "recur", t, K, rows, states, shared, lengths)
-            states = [values[-1] for values in found[: len(stacks)]]
             for stack, slot, values in zip(stacks, slots, found):
                 if slot > 2:
                     stack[t + 1 : t + K + 1] = values
                 else:
                     stack[(t + K) % slot] = values[-1]
+            states = [stack[(t + K) % slot] for stack, slot in zip(stacks, slots)]  # a CUDA graph's own are transient
             for saved, values in zip(tensors[len(names) :], found[len(stacks) :]):
                 saved[t : t + K] = values
 
@@ -90,7 +90,7 @@ class Steps:
                 out = known[f"out_{s}"]
                 rows.append(like.new_zeros(K, *like.shape) if out is None else out[t : t + K])
             found = self._call("back", t, K, rows, carry, shared, lengths)
-            carry = found[: len(states)]
+            carry = [values.clone() for values in found[: len(states)]]
             for name, values in zip(self.results[len(states) :], found[len(states) :]):
                 result = known[name]
                 assert result is not None
