@@ -30,6 +30,7 @@ from rnnzoo.engine.trace import (
     module,
     outputs,
     recomputable,
+    rows_first,
     tensors,
 )  # fmt: skip
 
@@ -38,12 +39,13 @@ from rnnzoo.engine.trace import (
 class Derived:
     """Graphs of a recurrence with its backward pass, for N rows.
 
-    `step`: leaves, states, shared -> new states, saved. `back`: leaves, states, `new_h` (new states), saved, shared,
-    `d_new_h` (gradients of the new states) -> `d_h` (of the states), `d_leaf0`, and `kept0`, which only `defer`
-    reads. `defer`: any of these -> gradients of the shared tensors. `back` and `defer` have placeholders for what
-    they read, and no others.
+    `infer`: leaves, states, shared -> new states. `step`: the same -> new states, saved. `back`: leaves, states,
+    `new_h` (new states), saved, shared, `d_new_h` (gradients of the new states) -> `d_h` (of the states), `d_leaf0`,
+    and `kept0`, which only `defer` reads. `defer`: any of these -> gradients of the shared tensors. `back` and `defer`
+    have placeholders for what they read, and no others.
     """
 
+    infer: fx.Graph
     step: fx.Graph
     back: fx.Graph
     defer: fx.Graph
@@ -76,13 +78,14 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     serial = {n for n in ancestors([*d_states, *d_leaves], stop=lambda n: n in given) if n in backward} | set(tangents)
     available = {node: name for node, name in given.items() if node not in tangents}
     available |= {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in serial}
+    serial = {n for n in serial if rows_first(n)}
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
-    kept = [
-        n for n in ancestors(d_shared, stop=lambda n: n in available or n in serial) if n in serial - set(available)
-    ]
+    wanted = [n for n in d_shared if n is not None]
+    kept = [n for n in ancestors(wanted, stop=lambda n: n in available or n in serial) if n in serial - set(available)]
     available |= {node: f"kept{k}" for k, node in enumerate(kept)}
     return Derived(
+        infer=extract(own, new),
         step=extract(own, [*new, *fresh]),
         back=extract(_read(given, [*d_states, *d_leaves, *kept]), [*d_states, *d_leaves, *kept]),
         defer=extract(_read(available, d_shared), d_shared),
@@ -112,10 +115,26 @@ def _joint(
 
     arguments = [tracer.again(node) for node in given]
     tangents = [tracer.again(node) for node in outputs(recur)]
-    graph = _tile(tracer, fx_graph_cse(tracer.trace(joint, arguments, tangents)))
+    graph = _upright(tracer, _tile(tracer, fx_graph_cse(tracer.trace(joint, arguments, tangents))))
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
+
+
+def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
+    """Have results that must be saved, or kept, lie row after row."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or is_size(node) or recomputable(node) or rows_first(node):
+            continue
+        sizes = node.meta["val"].shape
+        rows = next(d for d, size in enumerate(sizes) if isinstance(size, torch.SymInt))
+        order = [rows, *(d for d in range(len(sizes)) if d != rows)]
+        users = list(node.users)
+        upright = tracer.call(graph, aten.permute.default, node, order)
+        again = tracer.call(graph, aten.permute.default, upright, [order.index(d) for d in range(len(sizes))])
+        for user in users:
+            user.replace_input_with(node, again)
+    return extract({node: str(node.target) for node in inputs(graph)}, outputs(graph))
 
 
 def _discrete(node: fx.Node) -> bool:
@@ -216,7 +235,8 @@ def _cut(backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], re
         size = math.prod(dim for dim in node.meta["val"].shape if isinstance(dim, int))
         # a leaf is in memory already, what is saved beside it is not
         cost = 1 if node in free else 19 * size if node in own else 20 * size
-        network.add_edge((node, "in"), (node, "out"), capacity=cost)
+        bound = {"capacity": cost} if rows_first(node) else {}  # what is saved must be rows
+        network.add_edge((node, "in"), (node, "out"), **bound)
         if node in own or not recomputable(node):
             network.add_edge("given", (node, "in"))
         for operand in tensors(node):

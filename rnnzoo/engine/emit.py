@@ -49,7 +49,7 @@ def write(plan: Plan, half: bool = False) -> Source:
     given, results = parameters(plan)
     back, reused = _backward(plan, homes, given, results)
     header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
-    recur = _forward("recur", plan, plan.recur, ())
+    recur = _forward("recur", plan, plan.derived.infer, ())
     step = _forward("step", plan, plan.derived.step, homes)
     lines = [f"using S = {TYPES[dtype]};", header, recur, step, back, ""]
     text = "\n".join(["#define HALF", *lines] if half else lines)

@@ -25,6 +25,10 @@ class Unsupported(Exception):
     """An operation, named in the message, that has no C++ form here."""
 
 
+class _Scattered(Exception):
+    """Memory that cannot be seen in another shape without a copy."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a value lies in memory: at `base + row * pitch + offset`, element by element with the given strides."""
@@ -177,14 +181,14 @@ class Lowering:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
             raise Unsupported(f"{node.target}")
-        operands = [self._operand(a, shape_of(node)) for a in arguments]
+        operands = [self._operand(a, shape_of(node), _behind(node)) for a in arguments]
         boolean = "bool" if node.meta["val"].dtype == torch.bool else "S"
         stores = list(self._wanted.get(node, ()))
         self.operations[node] = Operation(f"point {boolean}", shape_of(node), operands, expression, stores=stores)
         return node
 
-    def _operand(self, argument: Any, shape: tuple[int, ...]) -> Value:
-        """An operand of an element-wise operation of this shape."""
+    def _operand(self, argument: Any, shape: tuple[int, ...], behind: int) -> Value:
+        """An operand of an element-wise operation of this shape, with so many dimensions from the rows on."""
         if not isinstance(argument, fx.Node):
             return float("inf") if argument is None else float(argument)
         if is_size(argument):
@@ -195,9 +199,11 @@ class Lowering:
         if isinstance(value, fx.Node) and self.operations[value].shape == shape == shape_of(argument):
             return value
         place = self._memory(value)
-        missing = len(shape) - len(place.shape)
-        strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
-        return replace(place, shape=shape, strides=strides)
+        if not has_rows(argument) and len(place.shape) >= behind:  # one of its dimensions, of size 1, meets the rows
+            k = len(place.shape) - behind
+            own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
+            place = replace(place, shape=own, strides=steps)
+        return _expanded(place, shape)
 
     def _memory(self, value: Value) -> Place:
         """Where the value lies; what an operation has in registers is stored."""
@@ -267,7 +273,9 @@ class Lowering:
         strides = tuple(0 if k in reduced else s for k, s in enumerate(place.strides))
         kind = REDUCTIONS[node.target]
         target = replace(place, shape=shape, strides=strides)
-        self.operations[node] = Operation(kind, shape, [self._operand(source, shape)], stores=[target], reduced=reduced)
+        self.operations[node] = Operation(
+            kind, shape, [self._operand(source, shape, _behind(source))], stores=[target], reduced=reduced
+        )
         return place if keep and keep[0] else Place.dense(place.base, shape_of(node))
 
     def _dim(self, node: Any, dim: Any) -> int:
@@ -302,10 +310,13 @@ class Lowering:
             order = [self._dim(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]
             return replace(place, shape=shape, strides=tuple(place.strides[d] for d in order))
         if node.target is aten.expand.default:
-            missing = len(shape) - len(place.shape)
-            strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
-            return replace(place, shape=shape, strides=strides)
-        return replace(place, shape=shape, strides=_reshaped(place, shape))
+            return _expanded(place, shape)
+        try:
+            return replace(place, shape=shape, strides=_reshaped(place, shape))
+        except _Scattered:
+            copy = self._scratch(place.shape)
+            self._store(place, copy)
+            return replace(copy, shape=shape, strides=_reshaped(copy, shape))
 
     def _schedule(self) -> None:
         """Give each operation the earliest stage at which its operands are there."""
@@ -351,6 +362,20 @@ class Lowering:
         return False
 
 
+def _behind(node: fx.Node) -> int:
+    """How many dimensions there are from the rows on, these included."""
+    sizes = node.meta["val"].shape
+    return len(sizes) - next(d for d, size in enumerate(sizes) if isinstance(size, SymInt))
+
+
+def _expanded(place: Place, shape: tuple[int, ...]) -> Place:
+    """Memory seen in a larger shape, repeated where it has one element for many, or lacks a dimension."""
+    missing = len(shape) - len(place.shape)
+    assert missing >= 0
+    strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
+    return replace(place, shape=shape, strides=strides)
+
+
 def _reshaped(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides with which memory is seen in another shape."""
     old = [(n, s) for n, s in zip(place.shape, place.strides) if n != 1]
@@ -364,10 +389,10 @@ def _reshaped(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
         n, s = old.pop()
         while n < size:  # several dimensions seen as one must lie one after the other
             if not old or old[-1][1] != n * s:
-                raise Unsupported("a view that copies")
+                raise _Scattered
             n *= old.pop()[0]
         if n % size:
-            raise Unsupported("a view that copies")
+            raise _Scattered
         strides.append(s)
         if n > size:
             old.append((n // size, s * size))

@@ -40,6 +40,7 @@ from rnnzoo.engine.trace import (
     is_size,
     outputs,
     recomputable,
+    sample,
     trace_step,
 )  # fmt: skip
 
@@ -53,8 +54,9 @@ CONSTANT, INPUT, STATE = 0, 1, 2
 class Plan:
     """A cell's step taken apart; the graphs are described at the top of this module.
 
-    Placeholders carry a weight's name, a state's (`h_0`, `c_1`), or `x`, `outer0` (what `project` needs of `prepare`),
-    `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the states' names there.
+    Placeholders carry a weight's name, a state's (`s0_h`, `s1_c`), or `x`, `outer0` (what `project` needs of
+    `prepare`), `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the names of
+    the states there.
     """
 
     name: str
@@ -112,7 +114,7 @@ def plan(cell: Cell) -> Plan:
 
     Raises `UserError` when the step cannot be traced.
     """
-    like = next(cell.parameters(), torch.empty(0))
+    like = sample(cell)
     options = tuple(getattr(cell, name) for name in cell.hyperparameters)
     key = (author(cell), cell.input_size, cell.hidden_size, options, cell.training, like.dtype, like.device.type)
     if key not in _plans:
@@ -126,7 +128,7 @@ _plans: dict[Any, Plan] = {}
 def _make(cell: Cell) -> Plan:
     tracer = Tracer()
     graph, weights = trace_step(cell, tracer)
-    labels = tuple(f"{name}_{k}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
+    labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
     names = ["x", *cell.state_names, *weights]
     merged: list[str] = []
     parts = _Parts(tracer, graph, names, len(cell.state_names))

@@ -85,15 +85,15 @@ def solve(plan: Plan) -> list[Solution]:
         left = [s for s in plan.states if s not in solved]
         state = next((s for s in left if reads[s] <= solved | {s}), None)
         if state is None:
-            names = " and ".join(name.rpartition("_")[0] for name in left)
-            raise NotAffine(
-                f"{names} depend on each other" if len(left) > 1 else f"{names} depends on itself otherwise"
-            )
+            those = " and ".join(name.partition("_")[2] for name in left)
+            raise NotAffine(f"{those} depend on each other")
         own = state in reads[state]
         factors: tuple[Factor, ...] = _affine(plan.tracer, graph, given[state], new[state]) if own else (new[state],)
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
         read = set(ancestors(wanted))
         names = {node: name for name, node in given.items() if node in read}
+        if not any(map(has_rows, names)):
+            raise NotAffine(f"{state.partition('_')[2]} is the same for every input")
         numbers = tuple(None if isinstance(factor, fx.Node) else factor for factor in factors)
         rows = tuple(has_rows(factor) for factor in wanted)
         solutions.append(Solution(state, own, numbers, rows, module(extract(names, wanted)), tuple(names.values())))
@@ -122,7 +122,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
             operation = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-            raise NotAffine(f"{operation} is applied to {str(state.target).rpartition('_')[0]}")
+            raise NotAffine(f"{operation} is applied to {str(state.target).partition('_')[2]}")
         (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
@@ -134,7 +134,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         elif c == 0:
             pairs[node] = call(node.target, a, d), call(node.target, b, d)
         else:
-            raise NotAffine(f"{str(state.target).rpartition('_')[0]} is multiplied or divided by itself")
+            raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied or divided by itself")
     return pairs[result]
 
 
@@ -151,8 +151,10 @@ def run(
     outer = sum(str(node.target).startswith("outer") for node in inputs(made.project))
     shared = module(made.prepare)(*effective(cell).values())
     leaves = module(made.project)(x.flatten(0, 1), *shared[:outer])
-    known = {f"leaf{k}": leaf.to(state[0].dtype) for k, leaf in enumerate(leaves)}  # autocast makes lesser ones
+    dtype = inputs(made.recur)[0].meta["val"].dtype  # autocast makes lesser ones
+    known = {f"leaf{k}": leaf.to(dtype) for k, leaf in enumerate(leaves)}
     known |= {f"shared{k}": tensor for k, tensor in enumerate(shared[outer:])}
+    state = tuple(s.to(dtype) for s in state)
     initial = dict(zip(made.states, state))
     running = None if lengths is None else torch.arange(T, device=x.device)[:, None] < lengths  # [T, B]
 

@@ -16,7 +16,7 @@ from rnnzoo.engine.cpp import Kernel, empty
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs
+from rnnzoo.engine.trace import effective, inputs, module, outputs, sample
 from rnnzoo.errors import UserError
 
 
@@ -53,6 +53,7 @@ class Program:
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
         self.defer = module(plan.derived.defer)
+        self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
         self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
         self.kept = [
@@ -72,7 +73,7 @@ _programs: dict[tuple[int, bool], Program] = {}
 def prepare(cell: Cell) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell)
-    key = (id(made), _precision(next(cell.parameters(), torch.empty(0)).device.type) == torch.bfloat16)
+    key = (id(made), _precision(sample(cell).device.type) == torch.bfloat16)
     if key not in _programs:
         _programs[key] = Program(made, key[1])
     return _programs[key]
@@ -90,10 +91,13 @@ def run(
     made = prepare(cell)
     tensors = made.prepare(*effective(cell).values())
     leaves = made.project(x.flatten(0, 1), *tensors[: made.outer])
-    leaves = [leaf.unflatten(0, x.shape[:2]).to(state[0].dtype) for leaf in leaves]  # autocast makes lesser ones
+    dtype = made.dtype  # autocast makes lesser ones
+    leaves = [leaf.unflatten(0, x.shape[:2]).to(dtype) for leaf in leaves]
+    shared = [tensor.to(dtype) for tensor in tensors[made.outer :]]
+    states = [s.to(dtype) for s in state]
     readout = type(cell).readout is not Cell.readout
     wanted = len(state) if readout else 1
-    results = _Loop.apply(made, wanted, lengths, *leaves, *state, *tensors[made.outer :])
+    results = _Loop.apply(made, wanted, x.shape[:2], lengths, *leaves, *states, *shared)
     stacks, final = results[:wanted], results[wanted:]
     output = cell.readout(x, *stacks) if readout else stacks[0]
     if lengths is not None:
@@ -106,13 +110,15 @@ class _Loop(torch.autograd.Function):
     """Leaves, states and shared tensors to the first `wanted` states at all times and to all states at the end."""
 
     @staticmethod
-    def forward(ctx: Any, made: Program, wanted: int, lengths: Tensor | None, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, made: Program, wanted: int, size: Sequence[int], lengths: Tensor | None, *tensors: Tensor
+    ) -> Any:
         states, homes = len(made.plan.states), made.loop.homes
         count = len(outputs(made.plan.project))
         leaves = [t.contiguous() for t in tensors[:count]]
         initial = tensors[count : count + states]
         shared = [t.contiguous() for t in tensors[count + states :]]
-        T, B = leaves[0].shape[:2]
+        T, B = size
         saving = any(ctx.needs_input_grad)
         slots = [T + 1 if saving or k < wanted else 2 for k in range(states)]
         stacks = [empty(s, n, *s.shape) for s, n in zip(initial, slots)]
@@ -122,7 +128,7 @@ class _Loop(torch.autograd.Function):
         for shape, home in zip(made.saved if saving else (), homes):
             # written in place of a leaf, unknown to autograd, which will not look at that leaf again
             inside = leaves[home[0]].detach()[..., home[1] : home[1] + shape[0]] if home else None
-            saved.append(empty(leaves[0], T, B, *shape) if inside is None else inside)
+            saved.append(empty(stacks[0], T, B, *shape) if inside is None else inside)
         made.loop.forward([*leaves, *stacks, *shared, *saved], slots, lengths, T, saving)
 
         ctx.set_materialize_grads(False)
@@ -165,13 +171,13 @@ class _Loop(torch.autograd.Function):
                 d_shared = made.defer(*(_rows(known, name, dtype, names) for name, dtype in made.deferred))
                 d_shared = [None if d is None else d.to(s.dtype) for d, s in zip(d_shared, shared)]
         d_leaves = [known[f"d_leaf{k}"] for k in range(count)]
-        return None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
+        return None, None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
 
 
 def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[str, ...]) -> Tensor:
     """What `defer` reads, all time steps as rows."""
     if name.startswith("shared"):
-        return known[name]
+        return known[name].to(dtype)
     if name in states:
         tensor = known[name][:-1]
     else:

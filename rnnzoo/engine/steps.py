@@ -43,7 +43,7 @@ class Steps:
         self.given, self.results = parameters(plan)
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._graphs = {name: module(graph) for name, graph in vars(plan.derived).items() if name in ("step", "back")}
-        self._graphs["recur"] = module(plan.recur)
+        self._graphs["recur"] = module(plan.derived.infer)
         self._largest = 0
 
     def forward(

@@ -7,18 +7,17 @@ Shapes: N rows, I input size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx, nn
-from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from rnnzoo.cell import Cell
+from rnnzoo.engine import elementary
 from rnnzoo.errors import UserError
 
 aten = torch.ops.aten
@@ -53,11 +52,17 @@ class Tracer:
         with self.mode:
             return torch.empty_like(node.meta["val"])
 
-    def trace(self, function: Callable[..., Any], *groups: Any) -> fx.Graph:
-        """The graph of `function(*groups)`, its inputs in order of the groups."""
-        with self.mode:
-            # autograd's own formulas write in place here and there
-            graph = make_fx(functionalize(function), decomposition_table=_decompositions())(*groups).graph
+    def trace(self, function: Callable[..., Any], *groups: Any, apart: bool = True) -> fx.Graph:
+        """The graph of `function(*groups)`, its inputs in order of the groups.
+
+        Unless `apart`, functions such as softplus stay whole: what is to be differentiated must not be taken
+        apart before, because autograd's formulas are safe where those of the parts are not.
+        """
+        table = elementary.everything() if apart else elementary.structure()
+        device = groups[0][0].device.type if isinstance(groups[0], list) and groups[0] else "cpu"
+        # autograd's own formulas write in place here and there
+        with self.mode, torch.autocast(device, enabled=False):
+            graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
             if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
                 node.replace_all_uses_with(args_of(node)[0])
@@ -78,7 +83,7 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     Raises `UserError` when the step cannot be traced.
     """
     weights = effective(cell)
-    like = next(iter(weights.values()), torch.empty(0))
+    like = sample(cell)
     x = torch.empty(3, cell.input_size, dtype=like.dtype, device=like.device)
     states = [tracer.rows(*s.shape[1:], like=s) for s in cell.initial_state(x)]
 
@@ -87,7 +92,7 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
 
     try:
         fakes = [tracer.fixed(w) for w in weights.values()]
-        graph = tracer.trace(step, tracer.rows(cell.input_size, like=like), states, fakes)
+        graph = tracer.trace(step, tracer.rows(cell.input_size, like=like), states, fakes, apart=False)
     except UserError:
         raise
     except Exception as error:
@@ -99,15 +104,23 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     if strange:
         raise UserError(
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
-            "on tensors; use engine=reference"
+            "on tensors (a constant tensor must be a buffer of the cell); use engine=reference"
         )
     for node, state in zip(outputs(graph), states):
-        if tuple(node.meta["val"].shape[1:]) != tuple(state.shape[1:]):
+        if not (state.is_floating_point() or state.is_complex()):
+            raise UserError(f"{author(cell).__name__} has a state of {state.dtype}; count in floating-point numbers")
+        if node.meta["val"].shape != state.shape:
             raise UserError(
                 f"{author(cell).__name__}.step returns a state of shape {list(node.meta['val'].shape)} "
                 f"where {list(state.shape)} came in"
             )
     return graph, tuple(weights)
+
+
+def sample(cell: Cell) -> Tensor:
+    """A tensor of the dtype and device that the cell computes in."""
+    numbers = (t for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point() or t.is_complex())
+    return next(numbers, torch.empty(0))
 
 
 def _plain(node: fx.Node) -> bool:
@@ -130,91 +143,6 @@ def _bare(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     vars(bare).update({k: v for k, v in vars(cell).items() if k not in tensors})
     vars(bare).update(_parameters=tensors, _buffers={}, _forward_pre_hooks={}, _forward_hooks={})
     return bare
-
-
-@cache
-def _decompositions() -> Mapping[Any, Any]:
-    """How larger operations are written in elementary ones."""
-    table = dict(core_aten_decompositions())
-    table.pop(aten.slice_backward.default, None)  # sums of these become concatenations
-    names = (
-        "native_layer_norm", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data",
-        "native_layer_norm_backward", "elu", "elu_backward", "leaky_relu", "leaky_relu_backward", "gelu",
-        "gelu_backward",
-        "silu", "silu_backward", "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish",
-        "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
-        "log_sigmoid_forward", "log_sigmoid_backward", "addcmul", "addcdiv", "lerp", "native_dropout_backward",
-    )  # fmt: skip
-    table |= get_decompositions([getattr(aten, name) for name in names])
-    return table | {
-        aten.mean.dim: _mean,
-        aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
-        aten.var.correction: _var,
-        aten.bmm.default: lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2),
-        aten.addmm.default: _addmm,
-        aten.dot.default: lambda a, b: (a * b).sum(),
-        aten.mv.default: lambda a, b: (a * b).sum(-1),
-        aten.split_with_sizes.default: _split,
-        aten.split.Tensor: lambda x, size, dim=0: _split(x, [size] * (x.shape[dim] // size), dim),
-        aten.unbind.int: lambda x, dim=0: [x.select(dim, k) for k in range(x.shape[dim])],
-        aten.roll.default: _roll,
-        aten.flip.default: _flip,
-        aten.native_layer_norm.default: _layer_norm,
-    }
-
-
-def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
-    starts = [sum(sizes[:k]) for k in range(len(sizes))]
-    parts = [x.narrow(dim, start, size) for start, size in zip(starts, sizes)]
-    rest = x.shape[dim] - sum(sizes)
-    return [*parts, x.narrow(dim, sum(sizes), rest)] if rest else parts
-
-
-def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
-    for shift, dim in zip(shifts, dims):
-        size = x.shape[dim]
-        if shift % size:
-            x = torch.cat(
-                [x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim
-            )
-    return x
-
-
-def _flip(x: Tensor, dims: Sequence[int]) -> Tensor:
-    for dim in dims:
-        x = torch.cat([x.narrow(dim, k, 1) for k in reversed(range(x.shape[dim]))], dim)
-    return x
-
-
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dims = list(range(x.dim() - len(shape), x.dim()))
-    mean = _mean(x, dims, True)
-    scale = torch.rsqrt(_var(x, dims, 0, True) + eps)
-    y = (x - mean) * scale
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias, mean, scale
-
-
-def _mean(x: Tensor, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
-    count = 1
-    for d in dim:
-        count = count * x.shape[d]
-    return x.sum(dim, keepdim) / count
-
-
-def _var(x: Tensor, dim: list[int], correction: float | None = None, keepdim: bool = False) -> Tensor:
-    centred = x - _mean(x, dim, True)
-    count = 1
-    for d in dim:
-        count = count * x.shape[d]
-    return (centred * centred).sum(dim, keepdim) / (count - (1 if correction is None else correction))
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    product = torch.mm(a, b)
-    return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
@@ -242,6 +170,11 @@ def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
+
+
+def rows_first(node: fx.Node) -> bool:
+    """Whether the open dimension, if there is one, leads."""
+    return not has_rows(node) or isinstance(node.meta["val"].shape[0], SymInt)
 
 
 def is_size(node: fx.Node) -> bool:
@@ -286,7 +219,7 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node, name in given.items():
-        copies[node] = graph.placeholder(name)
+        copies[node] = graph.create_node("placeholder", name, name=name)  # `placeholder` would mix up W and w
         copies[node].meta = dict(node.meta)
     rows = next((copies[node] for node in given if has_rows(node)), None)
     for node in ancestors([n for n in wanted if n is not None], stop=lambda n: n in given):

@@ -1,0 +1,151 @@
+"""Larger operations written in elementary ones, for the graphs that a step is traced to.
+
+torch has such a table of its own; here stands what it lacks, or takes apart too late or otherwise than we need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, get_decompositions
+
+aten = torch.ops.aten
+
+
+@cache
+def structure() -> dict[Any, Any]:
+    """Operations with several results, and products and shapes in another guise, in elementary operations."""
+    return {
+        aten.mean.dim: _mean,
+        aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
+        aten.var.correction: _var,
+        aten.linalg_vector_norm.default: _norm,
+        aten.bmm.default: lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2),
+        aten.addmm.default: _addmm,
+        aten.dot.default: lambda a, b: (a * b).sum(),
+        aten.mv.default: lambda a, b: (a * b).sum(-1),
+        aten.split_with_sizes.default: _split,
+        aten.split.Tensor: lambda x, size, dim=0: _split(x, [size] * (x.shape[dim] // size), dim),
+        aten.unbind.int: lambda x, dim=0: [x.select(dim, k) for k in range(x.shape[dim])],
+        aten.roll.default: _roll,
+        aten.flip.default: _flip,
+        aten.repeat.default: _repeat,
+        aten.constant_pad_nd.default: _pad,
+        aten.complex.default: lambda a, b: torch.view_as_complex(torch.stack(torch.broadcast_tensors(a, b), -1)),
+        aten.native_layer_norm.default: _layer_norm,
+        aten.lerp.Tensor: lambda a, b, w: a + w * (b - a),
+        aten.lerp.Scalar: lambda a, b, w: a + w * (b - a),
+        aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
+        aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
+        aten.clamp.Tensor: _clamp,
+        aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
+        aten.log2.default: lambda x: torch.log(x) / math.log(2),
+        aten.select_backward.default: _select_backward,
+    }
+
+
+@cache
+def everything() -> dict[Any, Any]:
+    """How larger operations are written in elementary ones."""
+    table = dict(core_aten_decompositions())
+    table.pop(aten.slice_backward.default, None)  # sums of these become concatenations
+    names = (
+        "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data", "elu", "elu_backward",
+        "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward", "silu", "silu_backward", "mish", "mish_backward",
+        "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward",
+        "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
+        "log_sigmoid_forward", "log_sigmoid_backward", "addcmul", "addcdiv",
+    )  # fmt: skip
+    table |= get_decompositions([getattr(aten, name) for name in names])
+    return table | structure()
+
+
+def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    parts = [x.narrow(dim, start, size) for start, size in zip(starts, sizes)]
+    rest = x.shape[dim] - sum(sizes)
+    return [*parts, x.narrow(dim, sum(sizes), rest)] if rest else parts
+
+
+def _norm(
+    x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    return torch.sqrt((x * x).sum(list(dim), keepdim)) if ord == 2 and dim is not None else NotImplemented
+
+
+def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
+    x = x.reshape(*[1] * (len(repeats) - x.dim()), *x.shape)
+    for dim, count in enumerate(repeats):
+        x = x if count == 1 else torch.cat([x] * count, dim)
+    return x
+
+
+def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    for k in range(len(pad) // 2):
+        dim = x.dim() - 1 - k
+        column = x.narrow(dim, 0, 1) * 0 + value
+        ends = [[column] * count for count in pad[2 * k : 2 * k + 2]]
+        x = torch.cat([*ends[0], x, *ends[1]], dim) if ends[0] or ends[1] else x
+    return x
+
+
+def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
+    x = x if min is None else torch.maximum(x, min)
+    return x if max is None else torch.minimum(x, max)
+
+
+def _select_backward(grad: Tensor, sizes: Sequence[int], dim: int, index: int) -> Tensor:
+    index %= sizes[dim]
+    return aten.slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1, 1)
+
+
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    for shift, dim in zip(shifts, dims):
+        size = x.shape[dim]
+        if shift % size:
+            x = torch.cat(
+                [x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim
+            )
+    return x
+
+
+def _flip(x: Tensor, dims: Sequence[int]) -> Tensor:
+    for dim in dims:
+        x = torch.cat([x.narrow(dim, k, 1) for k in reversed(range(x.shape[dim]))], dim)
+    return x
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    mean = _mean(x, dims, True)
+    scale = torch.rsqrt(_var(x, dims, 0, True) + eps)
+    y = (x - mean) * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, scale
+
+
+def _mean(x: Tensor, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    count = 1
+    for d in dim:
+        count = count * x.shape[d]
+    return x.sum(dim, keepdim) / count
+
+
+def _var(x: Tensor, dim: list[int], correction: float | None = None, keepdim: bool = False) -> Tensor:
+    centred = x - _mean(x, dim, True)
+    count = 1
+    for d in dim:
+        count = count * x.shape[d]
+    return (centred * centred).sum(dim, keepdim) / (count - (1 if correction is None else correction))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = torch.mm(a, b)
+    return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)
