@@ -195,8 +195,10 @@ class Recurrent(nn.Module):
         self._steps += len(x)
         steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
+        self.engine_used = engines.select(self.engine, steps, cell, x)
+
         def run(x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
-            self.engine_used, output, final = engines.run(self.engine, steps, cell, x, state, lengths)
+            output, final = engines.ENGINES[self.engine_used].run(cell, x, state, lengths)
             return output, *final
 
         every = self.checkpoint_every or len(x)

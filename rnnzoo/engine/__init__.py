@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import native, reference, scan, serial
+from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
 ENGINES: dict[str, ModuleType] = {"reference": reference, "native": native, "serial": serial, "scan": scan}
@@ -36,8 +37,6 @@ PAYS_BACK = 4096
 
 PAYS_BACK_NATIVE = 65536
 """The same where torch's kernels stand in for the plain loop."""
-
-State = tuple[Tensor, ...]
 
 
 def check(name: str, cell: Cell) -> None:
@@ -57,37 +56,40 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     if steps < (PAYS_BACK_NATIVE if exact else PAYS_BACK):
         before = "native" if exact else "reference"
         return before, f"compiling pays back after {PAYS_BACK_NATIVE if exact else PAYS_BACK:,} time steps"
-    if cell in _failed or (reason := serial.refuses(cell)) is not None:
-        return ("native" if exact else "reference"), _failed.get(cell) or str(reason)
+    reason = _failed.get(author(cell)) or serial.refuses(cell)
+    if reason is not None:
+        return "native" if exact else "reference", reason
     if device != "cpu" and scan.refuses(cell) is None:
         return "scan", "affine in the state, so all time steps at once"
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
 
 
-_failed: weakref.WeakKeyDictionary[Cell, str] = weakref.WeakKeyDictionary()
+_failed: weakref.WeakKeyDictionary[type[Cell], str] = weakref.WeakKeyDictionary()
 
 
-def run(
-    name: str, steps: int, cell: Cell, x: Tensor, state: State, lengths: Tensor | None
-) -> tuple[str, Tensor, State]:
-    """Run `cell` by the engine `name`, or by the one `choose` takes for `steps` time steps; also says which it was.
+def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
+    """The engine that is to run `cell` over x: `name`, or what `choose` takes for `steps` time steps; made ready.
 
     Raises `UserError` when an engine that was asked for cannot.
     """
+    hooks = "forward hooks, as pruning leaves them" if cell._forward_pre_hooks or cell._forward_hooks else None
     special = _special(x)
-    if name != "auto":
-        if special and name in ("serial", "scan"):
-            raise UserError(f"engine={name} cannot run under {special}; use engine=reference")
-        return name, *ENGINES[name].run(cell, x, state, lengths)
-    chosen = "reference" if special else choose(cell, steps, x.device.type)[0]
+    if name == "auto":
+        chosen = "reference" if special or hooks else choose(cell, steps, x.device.type)[0]
+    else:
+        chosen = name
+        if (special and name in ("serial", "scan")) or (hooks and name != "reference"):
+            raise UserError(f"engine={name} cannot run under {special or hooks}; use engine=reference")
     if chosen in ("serial", "scan"):
         try:
-            ENGINES[chosen].prepare(cell)
+            ENGINES[chosen].prepare(cell, x)
         except UserError as error:
-            _failed[cell] = str(error)
-            warnings.warn(f"{error} (engine=auto goes on with the plain loop)", stacklevel=2)
+            if name != "auto":
+                raise
+            _failed[author(cell)] = str(error)
+            warnings.warn(f"{error} (engine=auto goes on without)", stacklevel=2)
             chosen = choose(cell, steps, x.device.type)[0]
-    return chosen, *ENGINES[chosen].run(cell, x, state, lengths)
+    return chosen
 
 
 def _special(x: Tensor) -> str | None:

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,17 +90,20 @@ _libraries: dict[str, ctypes.CDLL] = {}
 
 def _load(source: str, name: str, half: bool) -> ctypes.CDLL:
     """Compile, unless that was done before, and load."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
     library = Path(torch.__file__).parent / "lib"
     flags = [*FLAGS, *([f"-L{library}", "-ltorch_cpu"] if half else [])]
-    machine = f"{_version(compiler)} {platform.machine()} {_processor()} {flags}"
+    machine = f"{_version(name, *compiler)} {platform.machine()} {_processor()} {flags}"
     key = hashlib.sha256(f"{machine}\n{source}".encode()).hexdigest()[:24]
     if key not in _libraries:
         folder = Path(os.environ.get("RNNZOO_CACHE") or Path.home() / ".cache" / "rnnzoo") / "kernels"
         path = folder / f"{name}-{key}.so"
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _compile([compiler, *flags], source, path, name)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _compile([*compiler, *flags], source, path, name)
+            except OSError as error:
+                raise UserError(f"{name}: its kernel cannot be kept: {error}; set RNNZOO_CACHE to a folder") from error
         _libraries[key] = ctypes.CDLL(str(path))
     return _libraries[key]
 
@@ -119,10 +123,13 @@ def _compile(command: list[str], source: str, path: Path, name: str) -> None:
 
 
 @cache
-def _version(compiler: str) -> str:
-    if shutil.which(compiler) is None:
-        raise UserError(f"engine=serial needs a C++ compiler, and there is no {compiler}; install one or set CXX")
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.partition("\n")[0]
+def _version(name: str, *compiler: str) -> str:
+    if shutil.which(compiler[0]) is None:
+        raise UserError(f"{name}: engine=serial needs a C++ compiler, and there is no {compiler[0]}; set CXX")
+    done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{name}: {' '.join(compiler)} does not work, so engine=serial cannot compile; set CXX")
+    return done.stdout.partition("\n")[0]
 
 
 @cache

@@ -253,7 +253,7 @@ def _pieces(tracer: Tracer, graph: fx.Graph, stored: list[fx.Node]) -> dict[fx.N
     """Values that are part of a stored concatenation over features: in which, from where, to where."""
     found: dict[fx.Node, tuple[fx.Node, int, int]] = {}
     for whole in stored:
-        if whole.target is aten.cat.default and args_of(whole)[1:] == (1,) and whole.meta["val"].dim() == 2:
+        if whole.target is aten.cat.default and args_of(whole)[1:] in ((1,), (-1,)) and whole.meta["val"].dim() == 2:
             start = 0
             for piece in args_of(whole)[0]:
                 stop = start + piece.meta["val"].shape[1]

@@ -45,6 +45,7 @@ def structure() -> dict[Any, Any]:
         aten.clamp.Tensor: _clamp,
         aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
         aten.log2.default: lambda x: torch.log(x) / math.log(2),
+        aten.log_sigmoid_forward.default: lambda x: (-torch.nn.functional.softplus(-x), x.new_zeros(())),
         aten.select_backward.default: _select_backward,
     }
 

@@ -280,7 +280,8 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
 
     def read(operand: Value) -> str:
         if isinstance(operand, Place):
-            return loads.setdefault(operand.at(index), f"m{len(loads)}")
+            number = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
+            return loads.setdefault(number, f"m{len(loads)}")
         if isinstance(operand, fx.Node):
             return names[operand]
         return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
@@ -313,7 +314,7 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
         lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
     lines += [*before, f"#pragma omp simd{clauses}"]
     lines.append(f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{")
-    lines += [f"S {name} = {source};" for source, name in loads.items()]
+    lines += [f"auto {name} = {source};" for source, name in loads.items()]
     lines += [*body, *stores, "}"]
     return [*lines, *after, "}" * inner, "}"]
 

@@ -38,6 +38,7 @@ class Place:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int = 0
+    boolean: bool = False
 
     @classmethod
     def dense(cls, base: str, shape: Iterable[int], pitch: int | None = None) -> Place:
@@ -97,8 +98,8 @@ POINT = {
     aten.fmod.Scalar: "std::fmod({0}, {1})", aten.fmod.Tensor: "std::fmod({0}, {1})",
     aten.pow.Tensor_Tensor: "std::pow({0}, {1})", aten.pow.Scalar: "std::pow({0}, {1})",
     aten.where.self: "({0} ? {1} : {2})",
-    aten.logical_and.default: "({0} & {1})", aten.bitwise_and.Tensor: "({0} & {1})",
-    aten.logical_or.default: "({0} | {1})", aten.bitwise_or.Tensor: "({0} | {1})",
+    aten.logical_and.default: "(({0} != 0) & ({1} != 0))", aten.bitwise_and.Tensor: "({0} & {1})",
+    aten.logical_or.default: "(({0} != 0) | ({1} != 0))", aten.bitwise_or.Tensor: "({0} | {1})",
     aten.logical_not.default: "(!{0})", aten.bitwise_not.default: "(!{0})",
     **{
         getattr(getattr(aten, name), overload): f"({{0}} {sign} {{1}})"
@@ -198,7 +199,7 @@ class Lowering:
             return value
         if isinstance(value, fx.Node) and self.operations[value].shape == shape == shape_of(argument):
             return value
-        place = self._memory(value)
+        place = replace(self._memory(value), boolean=argument.meta["val"].dtype == torch.bool)
         if not has_rows(argument) and len(place.shape) >= behind:  # one of its dimensions, of size 1, meets the rows
             k = len(place.shape) - behind
             own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
@@ -335,7 +336,8 @@ class Lowering:
                 if isinstance(operand, fx.Node):
                     source = self.operations[operand]
                     if (source.stage, source.shape) != (operation.stage, operation.shape):
-                        operation.operands[k] = self._memory(operand)
+                        boolean = operand.meta["val"].dtype == torch.bool
+                        operation.operands[k] = replace(self._memory(operand), boolean=boolean)
 
     def clobbers(self, written: dict[str, int], read: dict[str, int]) -> bool:
         """Whether tensors `written` could overwrite tensors `read` before these are read.

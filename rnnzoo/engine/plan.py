@@ -24,7 +24,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive
@@ -109,25 +109,28 @@ def kind(plan: Plan) -> str:
     return f"{serial} serial product{'s' * (serial > 1)}" if serial else "element-wise in the state"
 
 
-def plan(cell: Cell) -> Plan:
+def plan(cell: Cell, x: Tensor | None = None) -> Plan:
     """The plan for this cell with its sizes, hyperparameters, dtype and device; made once and kept.
+
+    x tells dtype and device of a cell without parameters.
 
     Raises `UserError` when the step cannot be traced.
     """
-    like = sample(cell)
+    like = sample(cell, x)
     options = tuple(getattr(cell, name) for name in cell.hyperparameters)
-    key = (author(cell), cell.input_size, cell.hidden_size, options, cell.training, like.dtype, like.device.type)
+    sizes = (cell.input_size, cell.hidden_size, tuple((name, b.shape) for name, b in cell.named_buffers()))
+    key = (author(cell), sizes, options, cell.training, like.dtype, like.device.type)
     if key not in _plans:
-        _plans[key] = _make(cell)
+        _plans[key] = _make(cell, like)
     return _plans[key]
 
 
 _plans: dict[Any, Plan] = {}
 
 
-def _make(cell: Cell) -> Plan:
+def _make(cell: Cell, like: Tensor) -> Plan:
     tracer = Tracer()
-    graph, weights = trace_step(cell, tracer)
+    graph, weights = trace_step(cell, tracer, like)
     labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
     names = ["x", *cell.state_names, *weights]
     merged: list[str] = []

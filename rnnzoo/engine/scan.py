@@ -20,7 +20,19 @@ from torch import Tensor, fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.linear_scan import linear_scan
 from rnnzoo.engine.plan import Plan, plan
-from rnnzoo.engine.trace import Tracer, ancestors, args_of, aten, effective, extract, has_rows, inputs, module, outputs
+from rnnzoo.engine.trace import (
+    Tracer,
+    ancestors,
+    args_of,
+    aten,
+    effective,
+    extract,
+    has_rows,
+    inputs,
+    is_size,
+    module,
+    outputs,
+)
 from rnnzoo.errors import UserError
 
 
@@ -56,9 +68,9 @@ def refuses(cell: Cell) -> str | None:
     return None
 
 
-def prepare(cell: Cell) -> list[Solution]:
+def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     """How the states are solved, in order. Raises `UserError` when they cannot be."""
-    made = plan(cell)
+    made = plan(cell, x)
     if made not in _solutions:
         try:
             _solutions[made] = solve(made)
@@ -118,7 +130,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         return pairs.get(operand, (0.0, operand)) if isinstance(operand, fx.Node) else (0.0, float(operand))
 
     for node in ancestors([result]):
-        if node is state or not any(n in pairs for n in node.all_input_nodes):
+        if node is state or is_size(node) or not any(n in pairs for n in node.all_input_nodes):
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
             operation = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
@@ -146,10 +158,11 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
-    solutions, made = prepare(cell), plan(cell)
+    solutions, made = prepare(cell, x), plan(cell, x)
     T, B = x.shape[:2]
     outer = sum(str(node.target).startswith("outer") for node in inputs(made.project))
-    shared = module(made.prepare)(*effective(cell).values())
+    with torch.autocast(x.device.type, enabled=False):
+        shared = module(made.prepare)(*effective(cell).values())
     leaves = module(made.project)(x.flatten(0, 1), *shared[:outer])
     dtype = inputs(made.recur)[0].meta["val"].dtype  # autocast makes lesser ones
     known = {f"leaf{k}": leaf.to(dtype) for k, leaf in enumerate(leaves)}

@@ -70,10 +70,10 @@ def _shape(node: Any) -> tuple[int, ...]:
 _programs: dict[tuple[int, bool], Program] = {}
 
 
-def prepare(cell: Cell) -> Program:
+def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
-    made = plan(cell)
-    key = (id(made), _precision(sample(cell).device.type) == torch.bfloat16)
+    made = plan(cell, x)
+    key = (id(made), _precision(sample(cell, x).device.type) == torch.bfloat16)
     if key not in _programs:
         _programs[key] = Program(made, key[1])
     return _programs[key]
@@ -88,8 +88,9 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
-    made = prepare(cell)
-    tensors = made.prepare(*effective(cell).values())
+    made = prepare(cell, x)
+    with torch.autocast(x.device.type, enabled=False):
+        tensors = made.prepare(*effective(cell).values())
     leaves = made.project(x.flatten(0, 1), *tensors[: made.outer])
     dtype = made.dtype  # autocast makes lesser ones
     leaves = [leaf.unflatten(0, x.shape[:2]).to(dtype) for leaf in leaves]
@@ -97,7 +98,10 @@ def run(
     states = [s.to(dtype) for s in state]
     readout = type(cell).readout is not Cell.readout
     wanted = len(state) if readout else 1
-    results = _Loop.apply(made, wanted, x.shape[:2], lengths, *leaves, *states, *shared)
+    inside = (*leaves, *states, *shared)
+    saving = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inside)
+    ends = None if lengths is None else lengths.contiguous()
+    results = _Loop.apply(made, wanted, saving, x.shape[:2], ends, *inside)
     stacks, final = results[:wanted], results[wanted:]
     output = cell.readout(x, *stacks) if readout else stacks[0]
     if lengths is not None:
@@ -111,7 +115,13 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, made: Program, wanted: int, size: Sequence[int], lengths: Tensor | None, *tensors: Tensor
+        ctx: Any,
+        made: Program,
+        wanted: int,
+        saving: bool,
+        size: Sequence[int],
+        lengths: Tensor | None,
+        *tensors: Tensor,
     ) -> Any:
         states, homes = len(made.plan.states), made.loop.homes
         count = len(outputs(made.plan.project))
@@ -119,7 +129,6 @@ class _Loop(torch.autograd.Function):
         initial = tensors[count : count + states]
         shared = [t.contiguous() for t in tensors[count + states :]]
         T, B = size
-        saving = any(ctx.needs_input_grad)
         slots = [T + 1 if saving or k < wanted else 2 for k in range(states)]
         stacks = [empty(s, n, *s.shape) for s, n in zip(initial, slots)]
         for stack, s in zip(stacks, initial):
@@ -146,7 +155,8 @@ class _Loop(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise UserError(f"{made.plan.name}: engine=serial has no second derivatives; use engine=reference")
         count = len(outputs(made.plan.project))
-        leaves, rest = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        tensors = ctx.saved_tensors  # once: under a checkpoint each look computes them again
+        leaves, rest = tensors[:count], tensors[count:]
         stacks, rest = rest[: len(names)], rest[len(names) :]
         shared, saved = rest[: len(rest) - len(made.saved)], rest[len(rest) - len(made.saved) :]
         T, B = len(stacks[0]) - 1, stacks[0].shape[1]
@@ -171,7 +181,7 @@ class _Loop(torch.autograd.Function):
                 d_shared = made.defer(*(_rows(known, name, dtype, names) for name, dtype in made.deferred))
                 d_shared = [None if d is None else d.to(s.dtype) for d, s in zip(d_shared, shared)]
         d_leaves = [known[f"d_leaf{k}"] for k in range(count)]
-        return None, None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
+        return None, None, None, None, None, *d_leaves, *(known[f"d_{name}"] for name in names), *d_shared
 
 
 def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[str, ...]) -> Tensor:

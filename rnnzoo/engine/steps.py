@@ -110,7 +110,7 @@ class Steps:
             running = [torch.arange(t, t + K, device=lengths.device)[:, None] < lengths]  # [K, B]
         function = self._back if name == "back" else self._forward
         if not self.compiled:
-            return function(self._graphs[name], rows, states, shared, running)
+            return function(self._graphs[name], K, rows, states, shared, running)
         self._largest = max(self._largest, B)
         fill = self._largest - B
         if fill:  # with rows that are there, for which the step is defined
@@ -120,12 +120,12 @@ class Steps:
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (name, K, bool(running), self._largest, precision)
         if key not in self._functions:
-            self._functions[key] = self._compile(function, self._graphs[name], rows, states, shared, running)
+            self._functions[key] = self._compile(function, self._graphs[name], K, rows, states, shared, running)
         found = self._functions[key](*rows, *states, *shared, *running)
         by_time = len(self.plan.states) if name == "back" else 0
         return [x[:B] if k < by_time else x[:, :B] for k, x in enumerate(found)]
 
-    def _compile(self, function: Callable[..., Any], graph: Any, *groups: list[Tensor]) -> Callable[..., Any]:
+    def _compile(self, function: Callable[..., Any], graph: Any, K: int, *groups: list[Tensor]) -> Callable[..., Any]:
         name = self.plan.name
         if len(self._functions) >= COMPILES:
             raise UserError(
@@ -138,9 +138,9 @@ class Steps:
             for size in sizes:
                 parts.append(list(tensors[start : start + size]))
                 start += size
-            return function(graph, *parts)
+            return function(graph, K, *parts)
 
-        tensors: list[Any] = [tensor.contiguous() for group in groups for tensor in group]
+        tensors: list[Any] = [tensor.detach().contiguous() for group in groups for tensor in group]
         try:
             traced = make_fx(flat, tracing_mode="fake")(*tensors)
             options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
@@ -148,14 +148,14 @@ class Steps:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{name}: its plan cannot be compiled: {reason}; use engine=reference") from error
-        return lambda *tensors: compiled(*(tensor.contiguous() for tensor in tensors))
+        return lambda *tensors: compiled(*(tensor.detach().contiguous() for tensor in tensors))
 
     def _forward(
-        self, graph: Any, rows: list[Tensor], states: list[Tensor], shared: list[Tensor], running: list[Tensor]
+        self, graph: Any, K: int, rows: list[Tensor], states: list[Tensor], shared: list[Tensor], running: list[Tensor]
     ) -> list[Tensor]:
         """K steps: the new states and saved tensors, each [K, B, ...]."""
         found: list[list[Tensor]] = []
-        for k in range(len(running[0] if running else rows[0])):
+        for k in range(K):
             new = list(graph(*(x[k] for x in rows), *states, *shared))
             if running:
                 new[: len(states)] = [_where(running[0][k], n, s) for n, s in zip(new, states)]
@@ -164,13 +164,13 @@ class Steps:
         return [torch.stack(values) for values in zip(*found)]
 
     def _back(
-        self, graph: Any, rows: list[Tensor], carry: list[Tensor], shared: list[Tensor], running: list[Tensor]
+        self, graph: Any, K: int, rows: list[Tensor], carry: list[Tensor], shared: list[Tensor], running: list[Tensor]
     ) -> list[Tensor]:
         """K steps backwards: the gradients of the states before them, then those of leaves and kept, [K, B, ...]."""
         states = self.plan.states
         outs = rows[len(rows) - len(states) :]
         found: list[list[Tensor]] = []
-        for k in reversed(range(len(outs[0]))):
+        for k in reversed(range(K)):
             grads = [c + out[k] for c, out in zip(carry, outs)]
             some = grads
             if running:
@@ -182,7 +182,8 @@ class Steps:
                 if name.startswith("d_new_"):
                     arguments.append(some[states.index(name[6:])])
                 else:
-                    arguments.append(next(tensors) if name.startswith("shared") else next(steps)[k])
+                    value = next(tensors) if name.startswith("shared") else next(steps)[k]
+                    arguments.append(value.to(node.meta["val"].dtype))  # truth values are saved as numbers
             new = list(graph(*arguments))
             if running:
                 new[: len(states)] = [_where(running[0][k], n, g) for n, g in zip(new, grads)]

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
@@ -77,24 +78,33 @@ class Tracer:
         return node
 
 
-def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
+class _Strict(TorchFunctionMode):
+    """Refuses what a graph of numbers cannot say."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("detach", "detach_", "_set_grad_enabled"):
+            raise UserError("it stops gradients")
+        return func(*args, **(kwargs or {}))
+
+
+def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tuple[str, ...]]:
     """The graph of (x [N, I], states, weights) -> new states, and the names of the weights.
+
+    `like` has the dtype and the device of all.
 
     Raises `UserError` when the step cannot be traced.
     """
     weights = effective(cell)
-    like = sample(cell)
     x = torch.empty(3, cell.input_size, dtype=like.dtype, device=like.device)
     states = [tracer.rows(*s.shape[1:], like=s) for s in cell.initial_state(x)]
 
     def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return _bare(cell, dict(zip(weights, tensors)))(x, *states)
+        with _Strict():
+            return _bare(cell, dict(zip(weights, tensors)))(x, *states)
 
     try:
         fakes = [tracer.fixed(w) for w in weights.values()]
         graph = tracer.trace(step, tracer.rows(cell.input_size, like=like), states, fakes, apart=False)
-    except UserError:
-        raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
@@ -104,7 +114,7 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     if strange:
         raise UserError(
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
-            "on tensors (a constant tensor must be a buffer of the cell); use engine=reference"
+            "on tensors without chance (a constant tensor must be a buffer of the cell); use engine=reference"
         )
     for node, state in zip(outputs(graph), states):
         if not (state.is_floating_point() or state.is_complex()):
@@ -117,14 +127,15 @@ def trace_step(cell: Cell, tracer: Tracer) -> tuple[fx.Graph, tuple[str, ...]]:
     return graph, tuple(weights)
 
 
-def sample(cell: Cell) -> Tensor:
-    """A tensor of the dtype and device that the cell computes in."""
+def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
+    """A tensor of the dtype and device that the cell computes in; x tells if the cell has no numbers of its own."""
     numbers = (t for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point() or t.is_complex())
-    return next(numbers, torch.empty(0))
+    return next(numbers, torch.empty(0) if x is None else x)
 
 
 def _plain(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return isinstance(node.meta.get("val"), Tensor) and not random
 
 
 def author(cell: Cell) -> type[Cell]:
