@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from rnnzoo import cli, get, list_cells
+from rnnzoo.engine import ENGINES
 from rnnzoo.registry import entry
 
 ROOT = Path(__file__).parent.parent
@@ -112,16 +113,17 @@ def test_show(name: str, rnnzoo: Callable[..., str]) -> None:
     for key, declared in cell.hyperparameters.items():
         assert f"{key}: {declared.type.__name__} = {declared.default!r}" in printed
     assert f"states: {', '.join(cell.state_names)}" in printed
-    for engine in ("reference", "native"):
+    for engine in ENGINES:
         assert f"engine={engine}: " in printed
     assert "engine=reference: runs it" in printed
-    assert re.search(r"engine=auto takes \w+", printed)
+    assert re.search(r"engine=auto on cpu takes \w+ for a short run", printed)
 
 
 def test_show_names_the_engine_that_torch_has(rnnzoo: Callable[..., str]) -> None:
     assert "engine=native: runs it" in rnnzoo("show", "gru")
     assert "engine=native: runs it" not in rnnzoo("show", "mgu")
-    assert "engine=auto takes reference" in rnnzoo("show", "mgu")
+    assert "engine=auto on cpu takes reference for a short run" in rnnzoo("show", "mgu")
+    assert "engine=auto on cpu takes native for a short run" in rnnzoo("show", "gru")
 
 
 def test_a_cell_of_ones_own(my_cells: Path, rnnzoo: Callable[..., str]) -> None:

@@ -158,7 +158,8 @@ def test_every_cell_is_a_model_with_its_own_fields(name: str, tmp_path: Path) ->
     model = settings_of(tmp_path, f"model={name}", "model.hidden_size=2")["model"]
     assert model.pop("cell") == name
     own = {key: declared.default for key, declared in registry.get(name).hyperparameters.items()}
-    assert model == {"hidden_size": 2, "num_layers": 1, "bidirectional": False, "dropout": 0.0, **own}
+    shared = {"num_layers": 1, "bidirectional": False, "dropout": 0.0, "checkpoint_every": 0}
+    assert model == {"hidden_size": 2, **shared, **own}
     output, _ = Recurrent(name, input_size=3, **model)(torch.zeros(4, 1, 3))
     assert output.shape == (4, 1, 2)
 
@@ -439,7 +440,7 @@ def test_the_readme_cell_trains(my_cells: Path, train: Callable[..., Path], caps
     assert recorded.cells == str(my_cells)  # absolute: the run can be resumed from anywhere
     assert recorded.model == {
         "cell": "my_cell", "hidden_size": 2, "num_layers": 1, "bidirectional": False, "dropout": 0.0,
-        "update_bias": 0.0,
+        "checkpoint_every": 0, "update_bias": 0.0,
     }  # fmt: skip
 
 

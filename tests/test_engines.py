@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnnzoo import Cell, Recurrent, UserError, get, list_cells
-from rnnzoo.engine import ENGINES, choose
+from rnnzoo.engine import ENGINES, PAYS_BACK, PAYS_BACK_NATIVE, choose
 
 I, H = 3, 4  # noqa: E741  I is the input size everywhere in this project
 
@@ -187,19 +187,25 @@ def test_a_state_that_would_explode_past_the_end_reaches_no_gradient():
         torch.testing.assert_close(found["native"][key], expected, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_auto_takes_native_where_torch_has_the_cell():
+def test_auto_takes_native_where_torch_has_the_cell_until_compiling_pays_back():
     fast = {"rnn", "lstm", "gru"}
     for name in list_cells():
-        assert (Recurrent(name, I, H).engine_used == "native") == (name in fast), name
-    assert choose("auto", get("lstm")(I, H)) == "native"
+        layer = Recurrent(name, I, H)
+        layer(torch.randn(2, 3, I))
+        assert layer.engine_used == ("native" if name in fast else "reference"), name
+    lstm, mgu = get("lstm")(I, H), get("mgu")(I, H)
+    for cell, before, pays in ((lstm, "native", PAYS_BACK_NATIVE), (mgu, "reference", PAYS_BACK)):
+        assert choose(cell, pays - 1)[0] == before
+        assert choose(cell, pays)[0] == "serial"
+    assert choose(lstm, PAYS_BACK_NATIVE, "cuda")[0] == "native"
 
 
 @pytest.mark.parametrize("name", list_cells())
 def test_reference_runs_every_cell(name):
     layer = Recurrent(name, I, H, engine="reference")
-    assert layer.engine_used == "reference"
     assert "engine=reference" in repr(layer)
     output, _ = layer(torch.randn(2, 3, I))
+    assert layer.engine_used == "reference"
     assert output.shape == (2, 3, H)
 
 
@@ -237,8 +243,8 @@ class Counting(get("lstm")):
 
 def test_a_subclass_is_not_run_by_the_kernel_of_its_parent():
     layer = Recurrent(Counting, I, H)
-    assert layer.engine_used != "native"
     output, (h, c) = layer(torch.randn(5, 2, I))
+    assert layer.engine_used == "reference"
     assert torch.equal(output, torch.arange(1.0, 6)[:, None, None].expand(5, 2, H))
     assert h.eq(5).all() and c.eq(0).all()
     with pytest.raises(UserError, match="Counting"):

@@ -233,7 +233,7 @@ class Lowering:
     def _constant(self, node: fx.Node) -> Value:
         if node.target is aten.full.default:
             return float(args_of(node)[1])
-        if node.target in (aten.zeros.default, aten.ones.default):
+        if node.target in (aten.zeros.default, aten.ones.default, aten.empty_permuted.default):
             return float(node.target is aten.ones.default)
         if node.target is aten.scalar_tensor.default:
             return float(args_of(node)[0])
