@@ -119,7 +119,6 @@ UNARY: dict[str, Operation] = {
     "sign": lambda c, v: torch.sign(v - 0.11),
     "where": lambda c, v: torch.where(v > 0.11, v, 0.2 * v - 0.07),
     "mask": lambda c, v: v * (v < 0.19),
-    "detach": lambda c, v: v.detach(),
     "rotated": lambda c, v: rotated(v),
     "roll": lambda c, v: v.roll(1, -1),
     "flip": lambda c, v: v.flip(-1),

@@ -174,6 +174,7 @@ def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
 
 def _concatenate(tracer: Tracer, graph: fx.Graph, slices: list[fx.Node]) -> fx.Node:
     """The sum of `slice_backward` nodes of one tensor."""
+    slices = [n for n in slices if args_of(n)[0].meta["val"].numel() != 0] or slices  # an empty one adds nothing
     dim = args_of(slices[0])[2]
     ordered = sorted(slices, key=lambda n: args_of(n)[3])
     size = args_of(slices[0])[1][dim]

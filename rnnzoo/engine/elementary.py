@@ -38,6 +38,8 @@ def structure() -> dict[Any, Any]:
         aten.constant_pad_nd.default: _pad,
         aten.complex.default: lambda a, b: torch.view_as_complex(torch.stack(torch.broadcast_tensors(a, b), -1)),
         aten.native_layer_norm.default: _layer_norm,
+        aten.addcmul.default: lambda x, a, b, value=1: x + value * (a * b),
+        aten.addcdiv.default: lambda x, a, b, value=1: x + value * (a / b),
         aten.lerp.Tensor: lambda a, b, w: a + w * (b - a),
         aten.lerp.Scalar: lambda a, b, w: a + w * (b - a),
         aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
@@ -60,7 +62,7 @@ def everything() -> dict[Any, Any]:
         "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward", "silu", "silu_backward", "mish", "mish_backward",
         "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward",
         "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
-        "log_sigmoid_forward", "log_sigmoid_backward", "addcmul", "addcdiv",
+        "log_sigmoid_forward", "log_sigmoid_backward",
     )  # fmt: skip
     table |= get_decompositions([getattr(aten, name) for name in names])
     return table | structure()

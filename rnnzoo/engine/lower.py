@@ -129,9 +129,7 @@ class Lowering:
         self.packs: dict[str, tuple[Place, int, int]] = {}
         self.scratches: dict[str, Place] = {}
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
-        wanted = [
-            (node, place) for node, place in zip(outputs(graph), results) if node is not None and place is not None
-        ]
+        wanted = [(n, place) for n, place in zip(outputs(graph), results) if n is not None and place is not None]
         self._wanted: dict[fx.Node, list[Place]] = {}
         for node, place in wanted:
             self._wanted.setdefault(node, []).append(place)
@@ -235,9 +233,9 @@ class Lowering:
             return float(args_of(node)[1])
         if node.target in (aten.zeros.default, aten.ones.default, aten.empty_permuted.default):
             return float(node.target is aten.ones.default)
-        if node.target is aten.scalar_tensor.default:
-            return float(args_of(node)[0])
-        raise Unsupported(f"{node.target}")
+        if node.target is not aten.scalar_tensor.default:
+            raise Unsupported(f"{node.target}")
+        return float(args_of(node)[0])
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]

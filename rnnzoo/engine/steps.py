@@ -10,6 +10,7 @@ and shared tensors.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,9 +143,11 @@ class Steps:
 
         tensors: list[Any] = [tensor.detach().contiguous() for group in groups for tensor in group]
         try:
-            traced = make_fx(flat, tracing_mode="fake")(*tensors)
-            options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
-            compiled = torch._inductor.compile(traced, tensors, options=options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Inductor's own, while it is imported
+                traced = make_fx(flat, tracing_mode="fake")(*tensors)
+                options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
+                compiled = torch._inductor.compile(traced, tensors, options=options)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{name}: its plan cannot be compiled: {reason}; use engine=reference") from error

@@ -116,6 +116,10 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
             "on tensors without chance (a constant tensor must be a buffer of the cell); use engine=reference"
         )
+    if len(outputs(graph)) != len(states):
+        raise UserError(
+            f"{author(cell).__name__}.step returns {len(outputs(graph))} states where {len(states)} came in"
+        )
     for node, state in zip(outputs(graph), states):
         if not (state.is_floating_point() or state.is_complex()):
             raise UserError(f"{author(cell).__name__} has a state of {state.dtype}; count in floating-point numbers")
