@@ -104,7 +104,7 @@ def solve(plan: Plan) -> list[Solution]:
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
         read = set(ancestors(wanted))
         names = {node: name for name, node in given.items() if node in read}
-        if not any(map(has_rows, names)):
+        if any(n.target is aten.sym_size.int for n in read) and not any(map(has_rows, names)):
             raise NotAffine(f"{state.partition('_')[2]} is the same for every input")
         numbers = tuple(None if isinstance(factor, fx.Node) else factor for factor in factors)
         rows = tuple(has_rows(factor) for factor in wanted)
