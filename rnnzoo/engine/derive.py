@@ -173,38 +173,36 @@ def _tile(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
 
 
 def _concatenate(tracer: Tracer, graph: fx.Graph, slices: list[fx.Node]) -> fx.Node:
-    """The sum of `slice_backward` nodes of one tensor."""
+    """The sum of `slice_backward` nodes of one tensor: a concatenation, or several where slices overlap."""
     slices = [n for n in slices if args_of(n)[0].meta["val"].numel() != 0] or slices  # an empty one adds nothing
-    dim = args_of(slices[0])[2]
-    ordered = sorted(slices, key=lambda n: args_of(n)[3])
-    size = args_of(slices[0])[1][dim]
-    position, pieces = 0, []
-    for node in ordered:
-        _, _, other, start, stop, _ = args_of(node)
-        if other != dim or start < position:
-            break
-        if start > position:
-            pieces.append(_zeros(tracer, graph, args_of(node)[0], dim, start - position))
-        pieces.append(args_of(node)[0])
-        position = min(stop, size)
-    else:
+    left = sorted(slices, key=lambda n: args_of(n)[3])
+    total = None
+    while left:
+        dim, size = args_of(left[0])[2], args_of(left[0])[1][args_of(left[0])[2]]
+        position, pieces, others = 0, [], []
+        for node in left:
+            part, _, other, start, stop, _ = args_of(node)
+            if other != dim or start < position:
+                others.append(node)
+                continue
+            gap = [_zeros(tracer, graph, part, dim, start - position)] if start > position else []
+            pieces += [*gap, part]
+            position = min(stop, size)
         if position < size:
-            pieces.append(_zeros(tracer, graph, args_of(ordered[0])[0], dim, size - position))
-        return tracer.call(graph, aten.cat.default, pieces, dim) if len(pieces) > 1 else pieces[0]
-    total = slices[0]
-    for node in slices[1:]:
-        total = tracer.call(graph, aten.add.Tensor, total, node)
+            pieces.append(_zeros(tracer, graph, pieces[-1], dim, size - position))
+        whole = tracer.call(graph, aten.cat.default, pieces, dim) if len(pieces) > 1 else pieces[0]
+        total = whole if total is None else tracer.call(graph, aten.add.Tensor, total, whole)
+        left = others
+    assert total is not None
     return total
 
 
 def _zeros(tracer: Tracer, graph: fx.Graph, like: Any, dim: int, size: int) -> fx.Node:
     """Zeros shaped as `like`, of another size in one dimension."""
-    column = tracer.call(graph, aten.slice.Tensor, like, dim, 0, 1)
     shape = list(like.meta["val"].shape)
     rows = tracer.call(graph, aten.sym_size.int, like, 0)
     sizes = [rows, *(size if d == dim % len(shape) else shape[d] for d in range(1, len(shape)))]
-    zero = tracer.call(graph, aten.mul.Tensor, column, 0)
-    return tracer.call(graph, aten.expand.default, zero, sizes)
+    return tracer.call(graph, aten.new_zeros.default, like, sizes)
 
 
 def _after(graph: fx.Graph, roots: list[fx.Node]) -> set[fx.Node]:

@@ -174,8 +174,10 @@ class Lowering:
             expression = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "std::sqrt({0})", 1: "{0}"}.get(
                 exponent, f"std::pow({{0}}, S({exponent}))"
             )
-        elif node.target in (aten.full_like.default, aten.zeros_like.default, aten.ones_like.default):
-            return float(arguments[1]) if len(arguments) > 1 else float(node.target is aten.ones_like.default)
+        elif node.target is aten.full_like.default:
+            return float(arguments[1])
+        elif node.target in (aten.zeros_like.default, aten.new_zeros.default, aten.ones_like.default):
+            return float(node.target is aten.ones_like.default)
         elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):

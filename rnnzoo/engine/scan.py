@@ -179,7 +179,7 @@ def run(
         factors = [next(values) if number is None else first.new_tensor(number) for number in solution.numbers]
         if solution.affine:
             a, b = factors
-            b = b.expand(T, *first.shape) if b.dim() <= first.dim() else b
+            b = b.expand(T, *first.shape)
             if running is not None:  # past a sequence's end: s' = 1 · s + 0
                 mask = running.reshape(T, B, *[1] * (first.dim() - 1))
                 a, b = torch.where(mask, a, 1), torch.where(mask, b, 0)

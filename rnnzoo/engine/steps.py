@@ -26,8 +26,8 @@ from rnnzoo.errors import UserError
 
 CHUNK = 8
 
-COMPILES = 16
-"""How many functions a plan may compile: four for each batch size that is larger than all before, twice if ragged."""
+COMPILES = 8
+"""For how many batch sizes a plan may be compiled, each larger than all before; what comes is rounded up to eight."""
 
 
 class Steps:
@@ -112,7 +112,7 @@ class Steps:
         function = self._back if name == "back" else self._forward
         if not self.compiled:
             return function(self._graphs[name], K, rows, states, shared, running)
-        self._largest = max(self._largest, B)
+        self._largest = max(self._largest, (B + 7) // 8 * 8)
         fill = self._largest - B
         if fill:  # with rows that are there, for which the step is defined
             rows, running = ([_fill(x, 1, fill) for x in xs] for xs in (rows, running))
@@ -128,9 +128,9 @@ class Steps:
 
     def _compile(self, function: Callable[..., Any], graph: Any, K: int, *groups: list[Tensor]) -> Callable[..., Any]:
         name = self.plan.name
-        if len(self._functions) >= COMPILES:
+        if len({size for *_, size, _ in self._functions} | {self._largest}) > COMPILES:
             raise UserError(
-                f"{name}: its plan was compiled {COMPILES} times for ever larger batches; use engine=reference"
+                f"{name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference"
             )
         sizes = [len(group) for group in groups]
 
