@@ -3,8 +3,8 @@
 The step's vector-Jacobian product is traced. What the gradients of states and leaves need runs at every time step;
 what only the gradients of shared tensors need (sums over all rows) is deferred and runs once. A minimal cut decides
 what the forward pass saves: as few numbers as possible, such that no product and no sum over features is computed
-twice. Element-wise functions are computed again where that saves memory, tanh(c) of an LSTM for one: on every machine
-measured, a transcendental function costs less than writing its result and reading it back.
+twice. Element-wise functions are computed again where that saves memory, tanh(c) of an LSTM for one:
+a transcendental function costs less than writing its result and reading it back.
 """
 
 from __future__ import annotations

@@ -129,9 +129,7 @@ class Steps:
     def _compile(self, function: Callable[..., Any], graph: Any, K: int, *groups: list[Tensor]) -> Callable[..., Any]:
         name = self.plan.name
         if len({size for *_, size, _ in self._functions} | {self._largest}) > COMPILES:
-            raise UserError(
-                f"{name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference"
-            )
+            raise UserError(f"{name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference")
         sizes = [len(group) for group in groups]
 
         def flat(*tensors: Tensor) -> list[Tensor]:
