@@ -532,6 +532,23 @@ def test_a_step_that_stops_gradients_is_left_to_the_reference():
     assert layer.engine_used == "reference"
 
 
+class Summed(Cell):
+    """An operation that has no C++ form."""
+
+    W = InputWeight()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x @ self.W + h.cumsum(-1))
+
+
+def test_auto_does_not_wait_for_inductor_on_a_cpu():
+    layer = make(Summed, "auto")
+    layer.expected_calls = 10**6
+    layer(torch.zeros(2, 1, I, dtype=torch.float64))
+    assert layer.engine_used == "reference"
+    assert "cumsum" in engines.choose(layer.cells[0], 10**6)[1]
+
+
 class Functions(Cell):
     """The functions that kernels in float32 have of their own."""
 

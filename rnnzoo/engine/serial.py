@@ -5,6 +5,7 @@ Shapes: T time steps, B batch, I input size, H hidden size.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine.cpp import Kernel, empty
+from rnnzoo.engine.emit import write
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
@@ -27,6 +29,21 @@ def refuses(cell: Cell) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def lacks(cell: Cell) -> str | None:
+    """The operation of the cell that has no C++ form, or None."""
+    made = plan(cell)
+    if made not in _lacks:
+        try:
+            write(made)
+            _lacks[made] = None
+        except Unsupported as error:
+            _lacks[made] = str(error)
+    return _lacks[made]
+
+
+_lacks: weakref.WeakKeyDictionary[Plan, str | None] = weakref.WeakKeyDictionary()
 
 
 def loop(plan: Plan, half: bool = False) -> Kernel | Steps:
