@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes wit
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,17 @@ def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     list_cells()  # installed cells are loaded once only, so before the copies are made
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+
+
+@pytest.fixture
+def empty_memory_is_nan() -> Iterator[None]:
+    """With deterministic algorithms, torch fills what `torch.empty` returns with NaN."""
+    import torch
+
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

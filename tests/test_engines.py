@@ -34,13 +34,7 @@ BLOCKS = {
 our cell has one bias for torch's two."""
 
 
-@pytest.fixture(autouse=True)
-def empty_memory_is_nan():
-    """With deterministic algorithms, torch fills what `torch.empty` returns with NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("empty_memory_is_nan")
 
 
 def torch_tensors(module: nn.RNNBase, index: int) -> list[Tensor]:

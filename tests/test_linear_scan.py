@@ -31,13 +31,7 @@ FORMS = {
 LENGTHS = [1, 2, 3, 7, 8, 9, 63, 64, 65, 500]
 
 
-@pytest.fixture(autouse=True)
-def empty_memory_is_nan():
-    """With deterministic algorithms, torch fills what `torch.empty` returns with NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("empty_memory_is_nan")
 
 
 @pytest.fixture(params=[None, 2, 4, 7], ids=lambda L: f"L={L}" if L else "rule")

@@ -31,13 +31,7 @@ cells = pytest.mark.parametrize("name", list_cells())
 kernels = pytest.mark.parametrize("name", KERNELS)
 
 
-@pytest.fixture(autouse=True)
-def empty_memory_is_nan():
-    """With deterministic algorithms, torch fills what `torch.empty` returns with NaN."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("empty_memory_is_nan")
 
 
 @pytest.fixture
