@@ -195,10 +195,11 @@ class Recurrent(nn.Module):
         self._steps += len(x)
         steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
-        self.engine_used = engines.select(self.engine, steps, cell, x)
+        chosen = self.engine_used = engines.select(self.engine, steps, cell, x)
 
         def run(x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
-            output, final = engines.ENGINES[self.engine_used].run(cell, x, state, lengths)
+            # what was chosen now: under a checkpoint this runs again later, when the layer may have changed engines
+            output, final = engines.ENGINES[chosen].run(cell, x, state, lengths)
             return output, *final
 
         every = self.checkpoint_every or len(x)

@@ -59,8 +59,8 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     reason = _failed.get(author(cell)) or serial.refuses(cell)
     if reason is not None:
         return "native" if exact else "reference", reason
-    if device == "cpu" and (operation := serial.lacks(cell)) is not None:
-        return "reference", f"{operation} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
+    if device == "cpu" and (missing := serial.lacks(cell)) is not None:
+        return "reference", missing
     if device != "cpu" and scan.refuses(cell) is None:
         return "scan", "affine in the state, so all time steps at once"
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")

@@ -43,6 +43,7 @@ from rnnzoo.engine.trace import (
     sample,
     trace_step,
 )  # fmt: skip
+from rnnzoo.errors import UserError
 
 ADD, SUB, MUL, NEG, MM = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.mm.default
 
@@ -70,8 +71,12 @@ class Plan:
 
     @cached_property
     def derived(self) -> Derived:
-        """The backward pass; see `Derived`."""
-        return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
+        """The backward pass; see `Derived`. Raises `UserError` when the step cannot be differentiated."""
+        try:
+            return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{self.name}.step cannot be differentiated: {reason}; use engine=reference") from error
 
 
 def describe(plan: Plan) -> list[str]:
@@ -121,11 +126,17 @@ def plan(cell: Cell, x: Tensor | None = None) -> Plan:
     sizes = (cell.input_size, cell.hidden_size, tuple((name, b.shape) for name, b in cell.named_buffers()))
     key = (author(cell), sizes, options, cell.training, like.dtype, like.device.type)
     if key not in _plans:
-        _plans[key] = _make(cell, like)
-    return _plans[key]
+        try:
+            _plans[key] = _make(cell, like)
+        except UserError as error:  # kept as well: `auto` asks at every call
+            _plans[key] = error
+    found = _plans[key]
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
-_plans: dict[Any, Plan] = {}
+_plans: dict[Any, Plan | UserError] = {}
 
 
 def _make(cell: Cell, like: Tensor) -> Plan:

@@ -23,7 +23,7 @@ from rnnzoo.errors import UserError
 
 
 def refuses(cell: Cell) -> str | None:
-    """Cells whose step cannot be traced or differentiated."""
+    """Cells whose step cannot be traced."""
     try:
         plan(cell)
     except UserError as error:
@@ -32,13 +32,15 @@ def refuses(cell: Cell) -> str | None:
 
 
 def lacks(cell: Cell) -> str | None:
-    """The operation of the cell that has no C++ form, or None."""
+    """Why the cell has no kernel, or None."""
     made = plan(cell)
     if made not in _lacks:
         try:
             write(made)
             _lacks[made] = None
         except Unsupported as error:
+            _lacks[made] = f"{error} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
+        except UserError as error:
             _lacks[made] = str(error)
     return _lacks[made]
 
