@@ -4,15 +4,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, Scalar, Weight, gate
+    from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RawInput, RecurrentWeight, Scalar, State, Weight, gate
     from rnnzoo.errors import UserError
     from rnnzoo.recurrent import Recurrent
     from rnnzoo.registry import get, list_cells, load, register
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bias", "Cell", "Diagonal", "InputWeight", "Recurrent", "RecurrentWeight", "Scalar", "UserError", "Weight",
-    "gate", "get", "list_cells", "load", "register",
+    "Bias", "Cell", "Diagonal", "InputWeight", "RawInput", "Recurrent", "RecurrentWeight", "Scalar", "State",
+    "UserError", "Weight", "gate", "get", "list_cells", "load", "register",
 ]  # fmt: skip
 
 

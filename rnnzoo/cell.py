@@ -16,25 +16,33 @@ from torch import Tensor, nn
 from rnnzoo.errors import UserError, nearest
 
 Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
-"""Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or a hyperparameter's name."""
+"""Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or the name of a hyperparameter or
+of a method of the cell that takes the tensor."""
+
+
+Role: TypeAlias = Literal["", "forget", "input", "update"]
+"""What a gate's bias decides when it grows: the old state is kept ("forget"), the new is let in ("input"), or the new
+takes the old one's place ("update")."""
 
 
 class Weight:
-    """A parameter of a cell, declared by its dimensions: "input", "hidden", or an `int` hyperparameter's name.
+    """A parameter of a cell, declared by its dimensions, and the tensor itself when read from a cell.
 
-    It knows its own name and, read from a cell, is that cell's tensor. Without `init` a matrix starts
-    Glorot-uniform, anything else at zero.
+    A dimension is "input", "hidden", a number, or the name of an `int` hyperparameter or of a property that returns
+    one. Without `init` a matrix starts Glorot-uniform, anything else at zero. What is not `trainable` is drawn or
+    computed once, saved with the cell, and never learned.
     """
 
     name = ""
 
-    def __init__(self, *dims: str, init: Initializer | None = None) -> None:
+    def __init__(self, *dims: str | int, init: Initializer | None = None, trainable: bool = True) -> None:
         if init is None:
             init = nn.init.xavier_uniform_ if len(dims) > 1 else 0.0
         if not (callable(init) or isinstance(init, (int, float, str))):
-            raise TypeError(f"init must be a function, a number or a hyperparameter's name, not {init!r}")
+            raise TypeError(f"init must be a function, a number, or a hyperparameter's or method's name, not {init!r}")
         self.dims = dims
         self.init = init
+        self.trainable = trainable
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self.name:
@@ -49,17 +57,14 @@ class Weight:
         if cell is None:
             return self
         tensor = cell._parameters.get(self.name)
+        if tensor is None:
+            tensor = cell._buffers.get(self.name)
         if tensor is None:  # AttributeError, because nn.Module asks `hasattr` before it registers a parameter
             raise AttributeError(f"{type(cell).__name__} has not yet allocated {self.name}")
         return tensor
 
     def shape(self, cell: Cell) -> tuple[int, ...]:
-        sizes = {"input": cell.input_size, "hidden": cell.hidden_size}
-        shape = tuple(sizes[dim] if dim in sizes else getattr(cell, dim) for dim in self.dims)
-        for dim, size in zip(self.dims, shape):
-            if size < 1:
-                raise UserError(f"{type(cell).__name__}: {dim} must be a positive integer, not {size!r}")
-        return shape
+        return _shape(cell, self.dims)
 
     def fill(self, cell: Cell) -> None:
         tensor = self.__get__(cell, type(cell))
@@ -73,11 +78,27 @@ def _uniform(tensor: Tensor) -> None:
     nn.init.uniform_(tensor, -bound, bound)
 
 
+def _fold(tensor: Tensor) -> None:
+    rows = torch.arange(len(tensor), device=tensor.device)
+    tensor.zero_()[rows, rows % tensor.shape[1]] = 1
+
+
 class InputWeight(Weight):
     """[I, H], multiplies the input; Glorot-uniform."""
 
     def __init__(self, init: Initializer = nn.init.xavier_uniform_) -> None:
         super().__init__("input", "hidden", init=init)
+
+
+class RawInput(Weight):
+    """[I, H], not trainable: x @ it is the raw input where a paper adds or multiplies x itself to a state.
+
+    The identity where I = H; features are padded with zeros where I < H; feature k is added to unit k mod H where
+    I > H.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("input", "hidden", init=_fold, trainable=False)
 
 
 class RecurrentWeight(Weight):
@@ -88,10 +109,13 @@ class RecurrentWeight(Weight):
 
 
 class Bias(Weight):
-    """[H], added; zero."""
+    """[H], added; zero. `role` says what a gate's bias decides."""
 
-    def __init__(self, init: Initializer = 0.0) -> None:
+    def __init__(self, init: Initializer = 0.0, role: Role = "") -> None:
         super().__init__("hidden", init=init)
+        if role not in get_args(Role):
+            raise TypeError(f"role must be one of {get_args(Role)}, not {role!r}")
+        self.role = role
 
 
 class Diagonal(Weight):
@@ -108,9 +132,28 @@ class Scalar(Weight):
         super().__init__(init=init)
 
 
-def gate(bias: Initializer = 0.0) -> tuple[InputWeight, RecurrentWeight, Bias]:
-    """The usual three of a gate, W [I, H], U [H, H] and b [H]: `W_f, U_f, b_f = gate()`."""
-    return InputWeight(), RecurrentWeight(), Bias(init=bias)
+def gate(bias: Initializer = 0.0, role: Role = "") -> tuple[InputWeight, RecurrentWeight, Bias]:
+    """The usual three of a gate, W [I, H], U [H, H] and b [H]: `W_f, U_f, b_f = gate(bias=1.0, role="forget")`."""
+    return InputWeight(), RecurrentWeight(), Bias(init=bias, role=role)
+
+
+class State:
+    """A state of `step` that is not [B, H]: its dimensions after the batch, given as a weight's are.
+
+    `S = State("hidden", "hidden")` is a matrix memory S [B, H, H]; `t = State(1)`, one number a sequence, is a clock.
+    """
+
+    def __init__(self, *dims: str | int) -> None:
+        self.dims = dims
+
+
+def _shape(cell: Cell, dims: tuple[str | int, ...]) -> tuple[int, ...]:
+    sizes = {"input": cell.input_size, "hidden": cell.hidden_size}
+    shape = tuple(dim if isinstance(dim, int) else sizes[dim] if dim in sizes else getattr(cell, dim) for dim in dims)
+    for dim, size in zip(dims, shape):
+        if size < 1:
+            raise UserError(f"{type(cell).__name__}: {dim} must be a positive integer, not {size!r}")
+    return shape
 
 
 class Hyperparameter(NamedTuple):
@@ -131,17 +174,20 @@ class Hyperparameter(NamedTuple):
 class Cell(nn.Module):
     """A recurrent cell. Subclasses declare parameters and hyperparameters and write `step`; all else is derived.
 
-    A class attribute made by `InputWeight`, `RecurrentWeight`, `Bias`, `Diagonal`, `Scalar`, `Weight` or `gate` is
-    a parameter. An annotated `float`, `int`, `bool`, `str` or `Literal[...]` with a value is a hyperparameter:
-    a keyword of the constructor and a field of the configuration.
+    A class attribute made by `InputWeight`, `RecurrentWeight`, `Bias`, `Diagonal`, `Scalar`, `RawInput`, `Weight` or
+    `gate` is a parameter; one made by `State` tells the shape of the state of that name. An annotated `float`, `int`,
+    `bool`, `str` or `Literal[...]` with a value is a hyperparameter: a keyword of the constructor and a field of the
+    configuration.
 
     `step(self, x, *state)` maps x [B, I] and the states, [B, H] each, to the next states: a tensor, or a tuple for
-    several. Names, number and order of the states are those of its arguments. It is pure: arithmetic, `@` and
+    several. Names, number and order of the states are those of its arguments; a `State` of the same name tells another
+    shape. It is pure: arithmetic, `@` and
     torch functions, no writes in place, no branching on data, no mixing of batch rows. The first state is
     the output unless `readout` is defined.
     """
 
     weights: ClassVar[dict[str, Weight]] = {}
+    states: ClassVar[dict[str, State]] = {}
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     state_names: ClassVar[tuple[str, ...]] = ()
 
@@ -150,18 +196,12 @@ class Cell(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         bases = [base for base in reversed(cls.__mro__) if issubclass(base, Cell) and base is not Cell]
-        cls.weights = {n: w for base in bases for n, w in vars(base).items() if isinstance(w, Weight)}
+        declared = {n: d for base in bases for n, d in vars(base).items() if isinstance(d, (Weight, State))}
+        cls.weights = {n: d for n, d in declared.items() if isinstance(d, Weight)}
+        cls.states = {n: d for n, d in declared.items() if isinstance(d, State)}
         cls.hyperparameters = _hyperparameters(cls, bases)
         cls.state_names = _state_names(cls)
-        for name, weight in cls.weights.items():
-            for dim in weight.dims:
-                known = [n for n, h in cls.hyperparameters.items() if h.type is int]
-                if dim not in ("input", "hidden", *known):
-                    hint = nearest(dim, ["input", "hidden", *known])
-                    raise TypeError(f"{cls.__name__}.{name} has unknown dimension {dim!r}; {hint}")
-            if isinstance(weight.init, str) and weight.init not in cls.hyperparameters:
-                hint = nearest(weight.init, cls.hyperparameters)
-                raise TypeError(f"{cls.__name__}.{name} starts from unknown hyperparameter {weight.init!r}; {hint}")
+        _check_declarations(cls, declared)
 
     def __init__(self, input_size: int, hidden_size: int, **hyperparameters: Any) -> None:
         """Parameters are allocated and initialised; `UserError` for sizes below 1 and unknown hyperparameters."""
@@ -178,7 +218,11 @@ class Cell(nn.Module):
         for key, declared in self.hyperparameters.items():
             setattr(self, key, declared.check(name, key, hyperparameters.get(key, declared.default)))
         for key, weight in self.weights.items():
-            self.register_parameter(key, nn.Parameter(torch.empty(weight.shape(self))))
+            tensor = torch.empty(weight.shape(self))
+            if weight.trainable:
+                self.register_parameter(key, nn.Parameter(tensor))
+            else:
+                self.register_buffer(key, tensor)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -190,9 +234,18 @@ class Cell(nn.Module):
         """The output, from the input and the new states; any leading dimensions ([B] or [T, B])."""
         return state[0]
 
+    @property
+    def output_size(self) -> int:
+        """Features of the output: those of the first state, or H where `readout` is defined."""
+        return self.hidden_size if type(self).readout is not Cell.readout else self.state_shapes()[0][-1]
+
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each state after the batch: (H,) unless a `State` says otherwise."""
+        return tuple(_shape(self, self.states[n].dims if n in self.states else ("hidden",)) for n in self.state_names)
+
     def initial_state(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Zero states for x [B, I]: one [B, H] for each name in `state_names`."""
-        return tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in self.state_names)
+        """Zero states for x [B, I], one for each name in `state_names`."""
+        return tuple(x.new_zeros(x.shape[0], *shape) for shape in self.state_shapes())
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """One step, from x [B, I] and all states to the tuple of new states."""
@@ -240,3 +293,17 @@ def _state_names(cls: type[Cell]) -> tuple[str, ...]:
     if len(arguments) < 3 or not plain:
         raise TypeError(f"{cls.__name__}.step must take self, x and its states, without defaults")
     return tuple(a.name for a in arguments[2:])
+
+
+def _check_declarations(cls: type[Cell], declared: dict[str, Weight | State]) -> None:
+    sizes = ["input", "hidden", *(n for n, h in cls.hyperparameters.items() if h.type is int)]
+    for name, declaration in declared.items():
+        for dim in declaration.dims:
+            if isinstance(dim, str) and dim not in sizes and not isinstance(getattr(cls, dim, None), property):
+                raise TypeError(f"{cls.__name__}.{name} has unknown dimension {dim!r}; {nearest(dim, sizes)}")
+        start = None if isinstance(declaration, State) else declaration.init
+        if isinstance(declaration, State) and cls.state_names and name not in cls.state_names:
+            raise TypeError(f"{cls.__name__}.{name} is no state of step; {nearest(name, cls.state_names)}")
+        if isinstance(start, str) and start not in cls.hyperparameters and not callable(getattr(cls, start, None)):
+            hint = nearest(start, cls.hyperparameters)
+            raise TypeError(f"{cls.__name__}.{name} starts from unknown hyperparameter {start!r}; {hint}")

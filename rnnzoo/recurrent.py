@@ -81,12 +81,13 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.batch_first = batch_first
         self.dropout = dropout
-        self.cells = nn.ModuleList(
-            kind(input_size if layer == 0 else directions * hidden_size, hidden_size, **hyperparameters)
-            for layer in range(num_layers)
-            for _ in range(directions)
-        )
-        self.output_size = directions * hidden_size
+        self.cells = nn.ModuleList()
+        features = input_size
+        for _ in range(num_layers):
+            stage = [kind(features, hidden_size, **hyperparameters) for _ in range(directions)]
+            self.cells.extend(stage)
+            features = directions * stage[0].output_size
+        self.output_size = features
         self.checkpoint_every = checkpoint_every
         self.engine = engine
         self.engine_used = engine

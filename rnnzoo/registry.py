@@ -30,23 +30,35 @@ C = TypeVar("C", bound="type[Cell]")
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered cell: its name, its class, and the publication it follows."""
+    """A registered cell: its name, its class, the publication it follows, and what it was compared with.
+
+    `package` names an installable implementation whose numbers it equals, `code` the authors' code that was read.
+    """
 
     name: str
     cell: type[Cell]
     source: str
+    package: str = ""
+    code: str = ""
 
     @property
     def module(self) -> str:
         return self.cell.__module__
+
+    @property
+    def family(self) -> str:
+        """The last part of the module's name."""
+        return self.module.rpartition(".")[2]
 
 
 _entries: dict[str, Entry] = {}
 _loaded: set[str] = set()
 
 
-def register(name: str, source: str = "") -> Callable[[C], C]:
+def register(name: str, source: str = "", package: str = "", code: str = "") -> Callable[[C], C]:
     """Class decorator that makes a `Cell` known as `name`; `source` cites paper and equations.
+
+    `package` names what it was compared with by running both, `code` the authors' code it was compared with by reading.
 
     Raises `UserError` when the name is taken or cannot be used on a command line, or the class is not a Cell.
     """
@@ -62,7 +74,7 @@ def register(name: str, source: str = "") -> Callable[[C], C]:
         redefined = known and cell.__module__ == known.module == "__main__" and cell.__name__ == known.cell.__name__
         if known and not redefined:
             raise UserError(f"cell {name!r} is already registered by {known.module}; choose another name")
-        _entries[name] = Entry(name, cell, source)
+        _entries[name] = Entry(name, cell, source, package, code)
         return cell
 
     return decorate

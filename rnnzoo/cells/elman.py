@@ -8,7 +8,7 @@ from rnnzoo.cell import Cell, gate
 from rnnzoo.registry import register
 
 
-@register("rnn", source="Elman 1990, Finding structure in time, Cognitive Science 14(2)")
+@register("rnn", source="Elman 1990, Finding structure in time, Cognitive Science 14(2)", package="torch.nn.RNNCell")
 class RNN(Cell):
     """The new state is a non-linear function of the input and the old state.
 

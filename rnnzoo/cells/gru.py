@@ -6,7 +6,11 @@ from rnnzoo.cell import Bias, Cell, gate
 from rnnzoo.registry import register
 
 
-@register("gru", source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN")
+@register(
+    "gru",
+    source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN",
+    package="torch.nn.GRUCell",
+)
 class GRU(Cell):
     """One state, an update gate z that keeps or replaces it, a reset gate r after the product.
 
@@ -14,7 +18,7 @@ class GRU(Cell):
     """
 
     W_r, U_r, b_r = gate()
-    W_z, U_z, b_z = gate()
+    W_z, U_z, b_z = gate(role="forget")
     W_n, U_n, b_n = gate()
     c_n = Bias()
 
@@ -29,7 +33,7 @@ class GRU(Cell):
 class MGU(Cell):
     """Minimal gated unit: one gate both forgets and resets."""
 
-    W_f, U_f, b_f = gate()
+    W_f, U_f, b_f = gate(role="update")
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:

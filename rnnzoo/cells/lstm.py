@@ -6,7 +6,11 @@ from rnnzoo.cell import Cell, Diagonal, gate
 from rnnzoo.registry import register
 
 
-@register("lstm", source="Gers, Schmidhuber, Cummins 2000, Learning to forget, Neural Computation 12(10)")
+@register(
+    "lstm",
+    source="Gers, Schmidhuber, Cummins 2000, Learning to forget, Neural Computation 12(10)",
+    package="torch.nn.LSTMCell",
+)
 class LSTM(Cell):
     """A memory c that is added to, forgotten from and read through gates.
 
@@ -14,10 +18,8 @@ class LSTM(Cell):
     (Jozefowicz et al. 2015, section 2.2).
     """
 
-    forget_bias: float = 1.0
-
-    W_i, U_i, b_i = gate()
-    W_f, U_f, b_f = gate(bias="forget_bias")
+    W_i, U_i, b_i = gate(role="input")
+    W_f, U_f, b_f = gate(bias=1.0, role="forget")
     W_g, U_g, b_g = gate()
     W_o, U_o, b_o = gate()
 
@@ -38,11 +40,9 @@ class PeepholeLSTM(Cell):
     Differs: the forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2).
     """
 
-    forget_bias: float = 1.0
-
     W_z, R_z, b_z = gate()
-    W_i, R_i, b_i = gate()
-    W_f, R_f, b_f = gate(bias="forget_bias")
+    W_i, R_i, b_i = gate(role="input")
+    W_f, R_f, b_f = gate(bias=1.0, role="forget")
     W_o, R_o, b_o = gate()
     p_i = Diagonal()
     p_f = Diagonal()
