@@ -8,12 +8,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args, get_origin, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args, get_origin, overload
 
 import torch
 from torch import Tensor, nn
 
 from rnnzoo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rnnzoo.options import Modifier
 
 Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
 """Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or the name of a hyperparameter or
@@ -56,7 +59,7 @@ class Weight:
     def __get__(self, cell: Cell | None, owner: type) -> Weight | Tensor:
         if cell is None:
             return self
-        tensor = cell._parameters.get(self.name)
+        tensor: Tensor | None = cell._parameters.get(self.name)
         if tensor is None:
             tensor = cell._buffers.get(self.name)
         if tensor is None:  # AttributeError, because nn.Module asks `hasattr` before it registers a parameter
@@ -191,6 +194,9 @@ class Cell(nn.Module):
     hyperparameters: ClassVar[dict[str, Hyperparameter]] = {}
     state_names: ClassVar[tuple[str, ...]] = ()
 
+    modifier: Modifier | None = None
+    """Runs `step` with layer norm, recurrent dropout or zoneout."""
+
     step: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -239,16 +245,30 @@ class Cell(nn.Module):
         """Features of the output: those of the first state, or H where `readout` is defined."""
         return self.hidden_size if type(self).readout is not Cell.readout else self.state_shapes()[0][-1]
 
+    @property
+    def features(self) -> int:
+        """Features of x as `forward` gets it: I, and in training the modifier's masks beside them."""
+        return self.input_size + (self.modifier.width if self.modifier and self.training else 0)
+
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each state after the batch: (H,) unless a `State` says otherwise."""
-        return tuple(_shape(self, self.states[n].dims if n in self.states else ("hidden",)) for n in self.state_names)
+        return tuple(_shape(self, self.dims_of(name)) for name in self.state_names)
+
+    @classmethod
+    def dims_of(cls, state: str) -> tuple[str | int, ...]:
+        """The dimensions that a state was declared with, after the batch."""
+        return cls.states[state].dims if state in cls.states else ("hidden",)
 
     def initial_state(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Zero states for x [B, I], one for each name in `state_names`."""
-        return tuple(x.new_zeros(x.shape[0], *shape) for shape in self.state_shapes())
+        """States for x [B, I], one for each name in `state_names`: zero, or where it is learned, `initial_NAME`."""
+        zeros = (x.new_zeros(x.shape[0], *shape) for shape in self.state_shapes())
+        learned = (self._parameters.get(f"initial_{name}") for name in self.state_names)
+        return tuple(zero if start is None else zero + start for zero, start in zip(zeros, learned))
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """One step, from x [B, I] and all states to the tuple of new states."""
+        if self.modifier is not None:
+            return self.modifier(self, x, state)
         new = self.step(x, *state)
         return new if isinstance(new, tuple) else (new,)
 
@@ -258,8 +278,9 @@ class Cell(nn.Module):
 
 
 RESERVED = (
-    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "checkpoint_every",
-    "engine",
+    "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "layer_norm",
+    "recurrent_dropout", "zoneout", "projection", "residual", "learn_initial_state", "initializer", "forget_bias",
+    "chrono", "checkpoint_every", "engine",
 )  # fmt: skip
 """Keywords of `Recurrent`, which no hyperparameter can be named after."""
 

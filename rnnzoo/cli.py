@@ -84,7 +84,9 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
     table = Table("parameter", "dimensions", "shape", "size")
     for key, weight in entry.cell.weights.items():
         shape = weight.shape(cell)
-        table.add_row(key, " × ".join(weight.dims) or "scalar", " × ".join(map(str, shape)), f"{math.prod(shape):,}")
+        table.add_row(
+            key, " × ".join(map(str, weight.dims)) or "scalar", " × ".join(map(str, shape)), f"{math.prod(shape):,}"
+        )
     table.add_section()
     table.add_row("all", "", "", f"{sum(p.numel() for p in cell.parameters()):,}")
     console.print()

@@ -5,6 +5,7 @@ Shapes: T time steps, B batch, I input size, H hidden size, L layers, D directio
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -15,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rnnzoo import engine as engines
 from rnnzoo import registry
-from rnnzoo.cell import Cell
+from rnnzoo.cell import RESERVED, Cell
 from rnnzoo.engine import native
-from rnnzoo.errors import UserError
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.options import initialise, modify
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch."""
@@ -34,6 +36,15 @@ class Recurrent(nn.Module):
         bidirectional: run each layer in both directions and concatenate the outputs.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
         dropout: probability of dropping an output between layers, so it needs `num_layers` of 2 or more.
+        layer_norm: normalise every product with a matrix in the cell's step.
+        recurrent_dropout: probability of dropping what the products of the state see, one mask a sequence.
+        zoneout: probability that a unit keeps its state of the step before.
+        projection: features that each layer's output is linearly mapped to; 0 for no such map.
+        residual: add each layer's input to its output, wherever the sizes are equal.
+        learn_initial_state: the states that a sequence starts from are parameters, zero at first.
+        initializer: how weights start: `default` (as the cell declares), torch, orthogonal, xavier or identity.
+        forget_bias: where the bias of the gate that keeps the old state starts.
+        chrono: the longest dependency in time steps, from which the biases of the gates start; 0 for none.
         checkpoint_every: keep only the states of every so many time steps for the backward pass, and compute what
             lies between again: a third more time, little memory. 0 keeps all.
         engine: how the cells are run: `auto`, or a name from `rnnzoo.engine`.
@@ -43,7 +54,10 @@ class Recurrent(nn.Module):
     not at all; otherwise it compiles when the layer has run so long that compiling would have paid back. `engine_used`
     says which engine ran last.
 
-    Raises `UserError` for unknown cells, engines and hyperparameters and for values out of range.
+    Layer norm, recurrent dropout and zoneout: `rnnzoo.options.modify`; initial values: `rnnzoo.options.initialise`.
+
+    Raises `UserError` for unknown cells, engines and hyperparameters, for values out of range, and for options that the
+    cell cannot honour.
     """
 
     def __init__(
@@ -55,6 +69,15 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
         batch_first: bool = False,
         dropout: float = 0.0,
+        layer_norm: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        projection: int = 0,
+        residual: bool = False,
+        learn_initial_state: bool = False,
+        initializer: str = "default",
+        forget_bias: float | None = None,
+        chrono: int = 0,
         checkpoint_every: int = 0,
         engine: str = "auto",
         **hyperparameters: Any,
@@ -62,18 +85,25 @@ class Recurrent(nn.Module):
         super().__init__()
         if type(num_layers) is not int or num_layers < 1:
             raise UserError(f"num_layers must be a positive integer, not {num_layers!r}")
-        for key, value in (("bidirectional", bidirectional), ("batch_first", batch_first)):
+        for key, value in (("bidirectional", bidirectional), ("batch_first", batch_first), ("residual", residual)):
             if type(value) is not bool:
                 raise UserError(f"{key} must be true or false, not {value!r}")
         if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise UserError(f"dropout must be at least 0 and below 1, not {dropout!r}")
         if dropout and num_layers == 1:
             raise UserError("dropout acts between layers; use num_layers of 2 or more, or dropout=0")
-        if type(checkpoint_every) is not int or checkpoint_every < 0:
-            raise UserError(f"checkpoint_every must be a number of time steps, or 0, not {checkpoint_every!r}")
+        for key, count, what in (
+            ("checkpoint_every", checkpoint_every, "time steps"),
+            ("projection", projection, "features"),
+        ):
+            if type(count) is not int or count < 0:
+                raise UserError(f"{key} must be a number of {what}, or 0, not {count!r}")
         kind = registry.get(cell) if isinstance(cell, str) else cell
         if not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
+        for key in hyperparameters.keys() - kind.hyperparameters.keys():
+            hint = nearest(key, [*kind.hyperparameters, *RESERVED])
+            raise UserError(f"{kind.__name__} has no hyperparameter {key!r}; {hint}")
         directions = 2 if bidirectional else 1
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -81,13 +111,23 @@ class Recurrent(nn.Module):
         self.bidirectional = bidirectional
         self.batch_first = batch_first
         self.dropout = dropout
+        self.residual = residual
         self.cells = nn.ModuleList()
-        features = input_size
+        self.projections = nn.ModuleList()
+        features = [input_size]
         for _ in range(num_layers):
-            stage = [kind(features, hidden_size, **hyperparameters) for _ in range(directions)]
-            self.cells.extend(stage)
-            features = directions * stage[0].output_size
-        self.output_size = features
+            for _ in range(directions):
+                made = kind(features[-1], hidden_size, **hyperparameters)
+                initialise(made, initializer, forget_bias, chrono)
+                modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
+                self.cells.append(made)
+            features.append(directions * self._cell(0).output_size)
+            if projection:
+                self.projections.append(nn.Linear(features[-1], projection))
+                features[-1] = projection
+        if residual and all(before != after for before, after in pairwise(features)):
+            raise UserError(f"residual: no layer has as many outputs as inputs; the sizes are {features}")
+        self.output_size = features[-1]
         self.checkpoint_every = checkpoint_every
         self.engine = engine
         self.engine_used = engine
@@ -136,9 +176,9 @@ class Recurrent(nn.Module):
         finals = []
         for index, before in enumerate(states):
             cell = self._cell(index)
-            after = cell(x, *before)
+            after = cell(self._with_masks(cell, x[None])[0], *before)
             finals.append(after)
-            x = self._drop(cell.readout(x, *after), index)
+            x = self._finish(x, cell.readout(x, *after), index)
         return x, self._join(finals)
 
     def load_torch(self, state_dict: dict[str, Tensor]) -> None:
@@ -160,6 +200,8 @@ class Recurrent(nn.Module):
         Raises `UserError` when the cell is not torch's.
         """
         reason = native.refuses(self._cell(0))
+        if self.projections or self.residual:
+            reason = "torch's layers have no projection of the output and no residual connections"
         if reason:
             raise UserError(f"no torch weights for this layer: {reason}")
         exported: dict[str, Tensor] = {}
@@ -186,13 +228,14 @@ class Recurrent(nn.Module):
                 output, final = self._over_time(self._cell(index), source, states[index], lengths)
                 outputs.append(_reverse(output, lengths) if direction else output)
                 finals.append(final)
-            x = self._drop(torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
+            x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
         return x, self._join(finals)
 
     def _over_time(
         self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
+        x = self._with_masks(cell, x)
         self._steps += len(x)
         steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
@@ -257,9 +300,17 @@ class Recurrent(nn.Module):
         tensors = tuple(torch.stack(s) for s in zip(*finals))
         return tensors[0] if len(tensors) == 1 else tensors
 
-    def _drop(self, output: Tensor, layer: int) -> Tensor:
-        last = layer == self.num_layers - 1
-        return output if last else F.dropout(output, self.dropout, self.training)
+    def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
+        """x [T, B, I] with what the cell's modifier needs beside it in training."""
+        return cell.modifier.with_masks(x) if cell.modifier and self.training else x
+
+    def _finish(self, x: Tensor, output: Tensor, layer: int) -> Tensor:
+        """A layer's output from its input x and what its cells gave."""
+        if self.projections:
+            output = self.projections[layer](output)
+        if layer < self.num_layers - 1:
+            output = F.dropout(output, self.dropout, self.training)
+        return output + x if self.residual and output.shape == x.shape else output
 
     def _cell(self, index: int) -> Cell:
         cell = self.cells[index]

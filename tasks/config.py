@@ -5,6 +5,7 @@ Nothing here imports torch or Lightning unless a cell has to be read, so that he
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
@@ -25,13 +26,8 @@ from rnnzoo.errors import UserError, nearest
 
 GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment")
 
-RECURRENT_FIELDS: tuple[tuple[str, type], ...] = (
-    ("hidden_size", int),
-    ("num_layers", int),
-    ("bidirectional", bool),
-    ("dropout", float),
-)
-"""`Recurrent`'s options that every `model=` has; their defaults are the task's."""
+FROM_TASK = ("hidden_size", "num_layers", "bidirectional", "dropout")
+"""Keywords of `Recurrent` whose defaults are the task's."""
 
 
 def cli(main: Callable[[], Any]) -> None:
@@ -108,12 +104,17 @@ def register_models(cells: str | None) -> None:
     """Put every registered cell into Hydra's group `model`, its fields taken from its hyperparameters."""
     if cells is not None:
         registry.load(cells)
+    from rnnzoo.recurrent import Recurrent  # needs torch, as the cells do
+
+    common: list[Any] = [("cell", str)]
+    for key, parameter in inspect.signature(Recurrent, eval_str=True).parameters.items():
+        if key not in ("cell", "input_size", "batch_first", "engine", "hyperparameters"):
+            default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
+            common.append((key, parameter.annotation, field(default=default)))
     store = ConfigStore.instance()
     for name in registry.list_cells():
         own = [(key, h.type, field(default=h.default)) for key, h in registry.get(name).hyperparameters.items()]
-        common: list[Any] = [(key, kind, field(default=f"${{task.preset.{key}}}")) for key, kind in RECURRENT_FIELDS]
-        common.append(("checkpoint_every", int, field(default=0)))
-        node = make_dataclass(name, [("cell", str, field(default=name)), *common, *own])
+        node = make_dataclass(name, [*common, *own])(cell=name)
         store.store(group="model", name=name, node=node)
 
 

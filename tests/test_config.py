@@ -153,21 +153,36 @@ def test_presets_follow_through_and_overrides_win(task: str, tmp_path: Path) -> 
     assert found(*presets, *(f"{key}={value}" for key, value in original.items())) == original
 
 
+SHARED = {
+    "num_layers": 1, "bidirectional": False, "dropout": 0.0, "layer_norm": False, "recurrent_dropout": 0.0,
+    "zoneout": 0.0, "projection": 0, "residual": False, "learn_initial_state": False, "initializer": "default",
+    "forget_bias": None, "chrono": 0, "checkpoint_every": 0,
+}  # fmt: skip
+"""What every model has beside its size and its cell's own, as the layer and the tasks have it."""
+
+
 @pytest.mark.parametrize("name", list_cells())
 def test_every_cell_is_a_model_with_its_own_fields(name: str, tmp_path: Path) -> None:
     model = settings_of(tmp_path, f"model={name}", "model.hidden_size=2")["model"]
     assert model.pop("cell") == name
     own = {key: declared.default for key, declared in registry.get(name).hyperparameters.items()}
-    shared = {"num_layers": 1, "bidirectional": False, "dropout": 0.0, "checkpoint_every": 0}
-    assert model == {"hidden_size": 2, **shared, **own}
+    assert model == {"hidden_size": 2, **SHARED, **own}
     output, _ = Recurrent(name, input_size=3, **model)(torch.zeros(4, 1, 3))
-    assert output.shape == (4, 1, 2)
+    assert output.shape[:2] == (4, 1)
 
 
 def test_a_cells_own_field_is_typed_and_can_be_set(tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert settings_of(tmp_path, "model=lstm", "model.forget_bias=2.5")["model"]["forget_bias"] == 2.5
+    assert settings_of(tmp_path, "model=indrnn", "model.nonlinearity=tanh")["model"]["nonlinearity"] == "tanh"
     assert "model.forget_bias" in refusal("model=lstm", "model.forget_bias=abc")
-    assert "model.forget_bias: no such key" in refusal("model=gru", "model.forget_bias=1")
+    assert "model.nonlinearity: no such key" in refusal("model=gru", "model.nonlinearity=relu")
+
+
+def test_every_cell_takes_the_options_of_the_layer(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    options = {"layer_norm": True, "zoneout": 0.1, "projection": 3, "initializer": "xavier", "forget_bias": 2.5}
+    model = settings_of(tmp_path, "model=lstm", *(f"model.{key}={value}" for key, value in options.items()))["model"]
+    assert {key: model[key] for key in options} == options
+    for wrong in ("zoneout=1.5", "initializer=chrono", "chrono=2", "layer_norm=maybe"):
+        assert wrong.partition("=")[0] in refusal("model=lstm", f"model.{wrong}")
 
 
 def test_experiments_yield_to_overrides(tmp_path: Path) -> None:
@@ -439,8 +454,7 @@ def test_the_readme_cell_trains(my_cells: Path, train: Callable[..., Path], caps
     recorded = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert recorded.cells == str(my_cells)  # absolute: the run can be resumed from anywhere
     assert recorded.model == {
-        "cell": "my_cell", "hidden_size": 2, "num_layers": 1, "bidirectional": False, "dropout": 0.0,
-        "checkpoint_every": 0, "update_bias": 0.0,
+        "cell": "my_cell", "hidden_size": 2, **SHARED, "update_bias": 0.0,
     }  # fmt: skip
 
 

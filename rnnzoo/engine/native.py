@@ -36,6 +36,8 @@ def refuses(cell: Cell) -> str | None:
     """Everything but the steps of `rnn`, `lstm` and `gru`."""
     if kind(cell) is None:
         return f"torch has kernels for {', '.join(GATES)} only, not for {type(cell).__name__}"
+    if cell.modifier is not None:
+        return "torch's kernels know no layer norm, recurrent dropout or zoneout"
     return None
 
 

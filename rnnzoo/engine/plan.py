@@ -124,7 +124,7 @@ def plan(cell: Cell, x: Tensor | None = None) -> Plan:
     like = sample(cell, x)
     options = tuple(getattr(cell, name) for name in cell.hyperparameters)
     sizes = (cell.input_size, cell.hidden_size, tuple((name, b.shape) for name, b in cell.named_buffers()))
-    key = (author(cell), sizes, options, cell.training, like.dtype, like.device.type)
+    key = (author(cell), sizes, options, cell.modifier, cell.training, like.dtype, like.device.type)
     if key not in _plans:
         try:
             _plans[key] = _make(cell, like)

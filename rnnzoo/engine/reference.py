@@ -33,7 +33,7 @@ def run(
     if type(cell).readout is Cell.readout:
         output = torch.stack([s[0] for s in states])  # [T, B, H]
     else:
-        output = cell.readout(x, *(torch.stack(s) for s in zip(*states)))
+        output = cell.readout(x[..., : cell.input_size], *(torch.stack(s) for s in zip(*states)))
     if running is not None:
         output = output.masked_fill(~_beside(running, output), 0)
     return output, state

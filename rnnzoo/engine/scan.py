@@ -197,7 +197,7 @@ def run(
         else:  # what is only computed is not held past a sequence's end
             last = stacks[name][lengths - 1, rows]
             final.append(torch.where(lengths.reshape(B, *[1] * (last.dim() - 1)) > 0, last, initial[name]))
-    output = cell.readout(x, *(stacks[name] for name in made.states))
+    output = cell.readout(x[..., : cell.input_size], *(stacks[name] for name in made.states))
     if running is not None:
         output = output.masked_fill(~running.reshape(T, B, *[1] * (output.dim() - 2)), 0)
     return output, tuple(final)

@@ -122,7 +122,7 @@ def run(
     ends = None if lengths is None else lengths.contiguous()
     results = _Loop.apply(made, wanted, saving, x.shape[:2], ends, *inside)
     stacks, final = results[:wanted], results[wanted:]
-    output = cell.readout(x, *stacks) if readout else stacks[0]
+    output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
     if lengths is not None:
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths
         output = output.masked_fill(past.reshape(*past.shape, *[1] * (output.dim() - 2)), 0)

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
 from rnnzoo.errors import UserError
+from rnnzoo.options import GAIN
 
 aten = torch.ops.aten
 
@@ -95,7 +96,7 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
     Raises `UserError` when the step cannot be traced.
     """
     weights = effective(cell)
-    x = torch.empty(3, cell.input_size, dtype=like.dtype, device=like.device)
+    x = torch.empty(3, cell.features, dtype=like.dtype, device=like.device)
     states = [tracer.rows(*s.shape[1:], like=s) for s in cell.initial_state(x)]
 
     def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -104,7 +105,7 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
 
     try:
         fakes = [tracer.fixed(w) for w in weights.values()]
-        graph = tracer.trace(step, tracer.rows(cell.input_size, like=like), states, fakes, apart=False)
+        graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
@@ -149,7 +150,8 @@ def author(cell: Cell) -> type[Cell]:
 
 def effective(cell: Cell) -> dict[str, Tensor]:
     """The tensors that step sees, by name: parameters, also tied, pruned or parametrized, and buffers."""
-    return {name: getattr(cell, name) for name in cell.weights} | dict(cell.named_buffers(recurse=False))
+    names = [*cell.weights, *({GAIN} & cell._parameters.keys())]
+    return {name: getattr(cell, name) for name in names} | dict(cell.named_buffers(recurse=False))
 
 
 def _bare(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
