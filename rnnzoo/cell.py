@@ -33,19 +33,24 @@ class Weight:
 
     A dimension is "input", "hidden", a number, or the name of an `int` hyperparameter or of a property that returns
     one. Without `init` a matrix starts Glorot-uniform, anything else at zero. What is not `trainable` is drawn or
-    computed once, saved with the cell, and never learned.
+    computed once, saved with the cell, and never learned. `role` says what the bias of a gate decides.
     """
 
     name = ""
 
-    def __init__(self, *dims: str | int, init: Initializer | None = None, trainable: bool = True) -> None:
+    def __init__(
+        self, *dims: str | int, init: Initializer | None = None, trainable: bool = True, role: Role = ""
+    ) -> None:
         if init is None:
             init = nn.init.xavier_uniform_ if len(dims) > 1 else 0.0
         if not (callable(init) or isinstance(init, (int, float, str))):
             raise TypeError(f"init must be a function, a number, or a hyperparameter's or method's name, not {init!r}")
+        if role not in get_args(Role):
+            raise TypeError(f"role must be one of {get_args(Role)}, not {role!r}")
         self.dims = dims
         self.init = init
         self.trainable = trainable
+        self.role = role
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self.name:
@@ -87,10 +92,10 @@ def _fold(tensor: Tensor) -> None:
 
 
 class InputWeight(Weight):
-    """[I, H], multiplies the input; Glorot-uniform."""
+    """[I, H] unless other dimensions are given, multiplies the input; Glorot-uniform."""
 
-    def __init__(self, init: Initializer = nn.init.xavier_uniform_) -> None:
-        super().__init__("input", "hidden", init=init)
+    def __init__(self, *dims: str | int, init: Initializer = nn.init.xavier_uniform_) -> None:
+        super().__init__(*(dims or ("input", "hidden")), init=init)
 
 
 class RawInput(Weight):
@@ -105,20 +110,17 @@ class RawInput(Weight):
 
 
 class RecurrentWeight(Weight):
-    """[H, H], multiplies the state; orthogonal."""
+    """[H, H] unless other dimensions are given, multiplies the state; orthogonal."""
 
-    def __init__(self, init: Initializer = nn.init.orthogonal_) -> None:
-        super().__init__("hidden", "hidden", init=init)
+    def __init__(self, *dims: str | int, init: Initializer = nn.init.orthogonal_) -> None:
+        super().__init__(*(dims or ("hidden", "hidden")), init=init)
 
 
 class Bias(Weight):
-    """[H], added; zero. `role` says what a gate's bias decides."""
+    """[H] unless other dimensions are given, added; zero."""
 
-    def __init__(self, init: Initializer = 0.0, role: Role = "") -> None:
-        super().__init__("hidden", init=init)
-        if role not in get_args(Role):
-            raise TypeError(f"role must be one of {get_args(Role)}, not {role!r}")
-        self.role = role
+    def __init__(self, *dims: str | int, init: Initializer = 0.0, role: Role = "") -> None:
+        super().__init__(*(dims or ("hidden",)), init=init, role=role)
 
 
 class Diagonal(Weight):

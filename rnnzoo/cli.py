@@ -7,17 +7,23 @@ import inspect
 import math
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rnnzoo import bench, bench_report, check, registry
+from rnnzoo import bench, bench_report, check, engine, registry
 from rnnzoo.cell import Cell
-from rnnzoo.engine import ENGINES, choose
 from rnnzoo.engine.plan import describe, plan
-from rnnzoo.errors import UserError
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.recurrent import Recurrent
+
+KINDS = ("parallel", "diagonal", "serial")
+SIZES = (64, 128)
+"""I and H where nothing else is said."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,19 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the registered cells")
     listing.add_argument("pattern", nargs="?", default="*", help="a wildcard, as in '*lstm*'")
+    listing.add_argument("--family", help="only one family, as in lstm; the module that the cell is written in")
+    listing.add_argument("--kind", choices=KINDS, help="only cells whose state enters their step so")
+    listing.add_argument("--fidelity", action="store_true", help="what each cell was checked against")
     showing = commands.add_parser("show", help="one cell: source, equations as code, parameters, engines")
     showing.add_argument("name")
-    showing.add_argument("--input-size", type=int, default=64)
-    showing.add_argument("--hidden-size", type=int, default=128)
-    checking = commands.add_parser("check", help="whether all engines compute a cell alike")
-    checking.add_argument("names", nargs="*", metavar="CELL", help="registered names")
+    showing.add_argument("--input-size", type=int, default=SIZES[0])
+    showing.add_argument("--hidden-size", type=int, default=SIZES[1])
+    checking = commands.add_parser("check", help="the conformance suite on a cell of yours or of the zoo")
+    checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
     checking.add_argument("--all", action="store_true", help="every registered cell")
     measuring = commands.add_parser("bench", help="speed and memory, side by side with the alternatives")
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     sizes = " ".join(map(str, bench.SIZES))
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", default=sizes.split(), help=f"default: {sizes}")
     measuring.add_argument("--against", default="torch,loop", help=f"some of {','.join(bench.RIVALS)}")
-    measuring.add_argument("--engine", default="auto", help=f"one of auto, {', '.join(ENGINES)}")
+    measuring.add_argument("--engine", default="auto", help=f"one of auto, {', '.join(engine.ENGINES)}")
     measuring.add_argument("--threads", type=int, help="default: torch's own choice")
     measuring.add_argument("--dtype", default="float32", help=f"one of {', '.join(bench.DTYPES)}")
     measuring.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -50,11 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.cells:
             registry.load(options.cells)
         if options.command == "list":
-            _list(options.pattern)
+            _list(options.pattern, options.family, options.kind, options.fidelity)
         elif options.command == "show":
             _show(options.name, options.input_size, options.hidden_size)
         elif options.command == "check":
-            return _check(options.names, options.all)
+            return _check(options.targets, options.all)
         else:
             _bench(options)
     except UserError as error:
@@ -63,15 +72,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _list(pattern: str) -> None:
-    names = registry.list_cells(pattern)
-    if not names:
+def _list(pattern: str, family: str | None, kind: str | None, fidelity: bool) -> None:
+    entries = [registry.entry(name) for name in registry.list_cells(pattern)]
+    if not entries:
         raise UserError(f"no cell matches {pattern!r}; `rnnzoo list` shows all")
-    table = Table("cell", "states", "what it is", "source")
-    for name in names:
-        entry = registry.entry(name)
-        table.add_row(name, " ".join(entry.cell.state_names), escape(_first_line(entry.cell)), escape(entry.source))
-    Console().print(table)
+    families = {entry.family for entry in entries}
+    if family is not None and family not in families:
+        raise UserError(f"--family {family}: no such family; {nearest(family, sorted(families))}")
+    entries = [entry for entry in entries if family in (None, entry.family)]
+    entries = [e for e in entries if kind is None or engine.kind(e.cell(*SIZES)).startswith(kind)]
+    if not entries:
+        raise UserError(f"no cell among them is {kind}; leave --kind out to see them")
+    checked = ("oracle", "compared with", "authors' code read") if fidelity else ("states", "what it is")
+    table = Table("cell", "family", *checked, "source")
+    for entry in entries:
+        shown = _fidelity(entry) if fidelity else (" ".join(entry.cell.state_names), _first_line(entry.cell))
+        table.add_row(entry.name, entry.family, *map(escape, shown), escape(entry.source))
+    console = Console()
+    console.print(table)
+    console.print(f"{len(entries)} cells", highlight=False)
+
+
+def _fidelity(entry: registry.Entry) -> tuple[str, str, str]:
+    """Where the equations stand once more, the package it was run beside, and the authors' code that was read."""
+    own = entry.module.startswith("rnnzoo.cells.")
+    return (f"tests/oracles/{entry.family}.py" if own else "–", entry.package or "–", entry.code or "–")
 
 
 def _show(name: str, input_size: int, hidden_size: int) -> None:
@@ -81,49 +106,76 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
     console.print(f"[bold]{name}[/bold]  {escape(entry.source)}\n\n{escape(inspect.getdoc(entry.cell) or '')}\n")
     console.print(textwrap.dedent(inspect.getsource(entry.cell.step)), markup=False)
 
-    table = Table("parameter", "dimensions", "shape", "size")
+    table = Table("parameter", "dimensions", "shape", "size", "")
     for key, weight in entry.cell.weights.items():
         shape = weight.shape(cell)
-        table.add_row(
-            key, " × ".join(map(str, weight.dims)) or "scalar", " × ".join(map(str, shape)), f"{math.prod(shape):,}"
-        )
+        dims = " × ".join(map(str, weight.dims)) or "scalar"
+        note = f"{weight.role} gate" if weight.role else "" if weight.trainable else "fixed"
+        table.add_row(key, dims, " × ".join(map(str, shape)), f"{math.prod(shape):,}", note)
     table.add_section()
-    table.add_row("all", "", "", f"{sum(p.numel() for p in cell.parameters()):,}")
+    table.add_row("learned", "", "", f"{sum(p.numel() for p in cell.parameters()):,}", "")
     console.print()
     console.print(table)
 
+    lines = [f"family: {entry.family}"]
     for key, declared in entry.cell.hyperparameters.items():
         among = f", one of {', '.join(map(str, declared.choices))}" if declared.choices else ""
-        console.print(f"{key}: {declared.type.__name__} = {declared.default!r}{among}", markup=False)
-    console.print(f"states: {', '.join(entry.cell.state_names)}; the output is {_output(entry.cell)}")
-    console.print()
-    for engine, module in ENGINES.items():
-        reason = module.refuses(cell)
-        console.print(f"engine={engine}: {'runs it' if reason is None else reason}", markup=False)
+        lines.append(f"hyperparameter {key}: {declared.type.__name__} = {declared.default!r}{among}")
+    for key, shape in zip(entry.cell.state_names, cell.state_shapes()):
+        lines.append(f"state {key}: {' × '.join(map(str, ('B', *shape)))}")
+    lines.append(f"output: {_output(entry.cell)}, {cell.output_size} features")
+    oracle, package, code = _fidelity(entry)
+    lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}")
+    lines += [f"cannot take {reason}" for reason in _refused(entry.cell, input_size, hidden_size)]
+    lines += ["", f"kind: {engine.kind(cell)}"]
+    for key, module in engine.ENGINES.items():
+        lines.append(f"engine={key}: {module.refuses(cell) or 'runs it'}")
     for device in ("cpu", "cuda"):
         for steps, run in ((0, "a short run"), (10**9, "a long run")):
-            chosen, why = choose(cell, steps, device)
-            console.print(f"engine=auto on {device} takes {chosen} for {run}: {why}", markup=False)
-    if ENGINES["serial"].refuses(cell) is None:
-        console.print()
-        for line in describe(plan(cell)):
-            console.print(line, markup=False)
+            chosen, why = engine.choose(cell, steps, device)
+            lines.append(f"engine=auto on {device} takes {chosen} for {run}: {why}")
+    if engine.ENGINES["serial"].refuses(cell) is None:
+        lines += ["", *describe(plan(cell))]
+    for line in lines:
+        console.print(line, markup=False)
 
 
-def _check(names: list[str], every: bool) -> int:
-    if every == bool(names):
+def _refused(kind: type[Cell], input_size: int, hidden_size: int) -> Iterator[str]:
+    """The layer's options that a cell cannot honour, with the reason."""
+    options: dict[str, Any] = {
+        "layer_norm": True,
+        "recurrent_dropout": 0.1,
+        "zoneout": 0.1,
+        "initializer": "orthogonal",
+        "chrono": 100,
+    }
+    for key, value in options.items():
+        try:
+            Recurrent(kind, input_size, hidden_size, **{key: value})
+        except UserError as error:
+            yield str(error)
+
+
+def _check(targets: list[str], every: bool) -> int:
+    if every == bool(targets):
         raise UserError("name the cells to check, or give --all")
-    table = Table("cell", "engine", "passes", "error in float64", "in float32", "first call")
-    failed = 0
-    for name in names or registry.list_cells():
-        for finding in check.compare(name, registry.get(name)):
-            failed += not finding.passed
-            worst = [f"{error:.1e}  {where}" for error, where in finding.error.values()]
-            row = [*worst, f"{finding.seconds:.1f} s"] if worst else [escape(finding.reason), "", ""]
-            table.add_row(name, finding.engine, "yes" if finding.passed and worst else "no" if worst else "–", *row)
-    Console().print(table)
-    print(f"{failed} of them differ from the plain loop" if failed else "all engines compute what the plain loop does")
-    return int(failed > 0)
+    kinds = {target: registry.find(target) for target in targets or registry.list_cells()}
+    console = Console()
+    failed = {}
+    for target, kind in kinds.items():
+        table = Table("check", "passed", "found", title=target, title_justify="left")
+        findings = list(check.conformance(kind))
+        for finding in findings:
+            advice = "" if finding.passed else f"\n→ {finding.advice}"
+            table.add_row(finding.check, "yes" if finding.passed else "NO", escape(finding.detail + advice))
+        if len(kinds) == 1 or not all(finding.passed for finding in findings):
+            console.print(table)
+        else:
+            console.print(f"{target}: all {len(findings)} checks passed", highlight=False, markup=False)
+        failed[target] = sum(not finding.passed for finding in findings)
+    bad = [f"{target} ({count})" for target, count in failed.items() if count]
+    console.print(f"failed: {', '.join(bad)}" if bad else "all checks passed", highlight=False, markup=False)
+    return int(bool(bad))
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -186,7 +187,7 @@ def _products(cell: Cell) -> tuple[Product, ...]:
             found.append(Product(operand.shape[1], result.shape[1], operand.requires_grad, operand.requires_grad))
             return result
 
-        like = next(probe.parameters(), torch.empty(0))
+        like = next(chain(probe.parameters(), probe.buffers()), torch.empty(0))
         x = like.new_zeros(2, cell.input_size).requires_grad_(x_asks)
         with torch.enable_grad(), _Products(note):
             probe.step(x, *(s.detach().requires_grad_() for s in probe.initial_state(x)))
@@ -247,12 +248,14 @@ def initialise(cell: Cell, initializer: str = "default", forget_bias: float | No
 
 @torch.no_grad()
 def _set_gates(cell: Cell, forget_bias: float | None, chrono: int) -> None:
-    roles = {key: weight.role for key, weight in cell.weights.items() if isinstance(weight, Bias) and weight.role}
+    roles = {key: weight.role for key, weight in cell.weights.items() if weight.role}
     if not {"forget", "update"} & set(roles.values()):
         key = "chrono" if chrono else "forget_bias"
         raise UserError(f"{key}: {type(cell).__name__} has no gate with a bias that keeps its state or lets go of it")
-    keep = torch.empty(cell.hidden_size)
-    keep = keep.uniform_(1, chrono - 1).log_() if chrono else keep.fill_(forget_bias or 0.0)
+    drawn = torch.empty(cell.hidden_size)
+    drawn = drawn.uniform_(1, chrono - 1).log_() if chrono else drawn.fill_(forget_bias or 0.0)
     for key, role in roles.items():
+        bias = getattr(cell, key)
+        keep = drawn[: bias.shape[-1]] if bias.shape[-1] < len(drawn) else drawn  # one number may serve all units
         if role == "forget" or chrono or role == "update":
-            getattr(cell, key).copy_(keep if role == "forget" else -keep)
+            bias.copy_(keep if role == "forget" else -keep)

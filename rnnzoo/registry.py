@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from rnnzoo.errors import UserError, nearest
@@ -52,7 +53,7 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
-_loaded: set[str] = set()
+_loaded: dict[str, ModuleType] = {}
 
 
 def register(name: str, source: str = "", package: str = "", code: str = "") -> Callable[[C], C]:
@@ -99,8 +100,8 @@ def list_cells(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_entries, pattern))
 
 
-def load(target: str) -> None:
-    """Import a file (`my_cells.py`) or module (`my_package.cells`) so that the cells in it are registered.
+def load(target: str) -> ModuleType:
+    """Import a file (`my_cells.py`) or module (`my_package.cells`) so that the cells in it are registered; return it.
 
     A target that was loaded before is left alone. Raises `UserError` naming file and line when it is not found
     or fails; then none of its cells stay registered.
@@ -110,13 +111,10 @@ def load(target: str) -> None:
     is_module = all(part.isidentifier() for part in target.split(".")) and not path.is_file() and path.suffix != ".py"
     key = target if is_module else str(path)
     if key in _loaded:
-        return
+        return _loaded[key]
     before, modules = dict(_entries), set(sys.modules)
     try:
-        if is_module:
-            importlib.import_module(target)
-        else:
-            _import_file(path)
+        module = importlib.import_module(target) if is_module else _import_file(path)
     except (Exception, SystemExit) as error:
         _entries.clear()
         _entries.update(before)
@@ -124,7 +122,26 @@ def load(target: str) -> None:
             if name.split(".")[0] == target.split(".")[0]:
                 del sys.modules[name]
         raise UserError(f"cells={target}: {_describe(error, target, path)}") from error
-    _loaded.add(key)
+    _loaded[key] = module
+    return module
+
+
+def find(target: str) -> type[Cell]:
+    """The class that `target` names: a registered cell, or `FILE.py:Class` or `module:Class`, registered or not.
+
+    Raises `UserError` when there is none.
+    """
+    where, colon, name = target.rpartition(":")
+    if not colon:
+        if target.endswith(".py"):
+            raise UserError(f"{target}: name the class as well, as in {target}:MyCell")
+        return get(target)
+    members = vars(load(where))
+    found = members.get(name)
+    if not (isinstance(found, type) and hasattr(found, "state_names")):
+        cells = [key for key, value in members.items() if getattr(value, "state_names", ())]
+        raise UserError(f"{where} has no cell class {name!r}; {nearest(name, cells)}")
+    return found
 
 
 def scan(path: Path) -> list[str]:
@@ -146,7 +163,7 @@ def scan(path: Path) -> list[str]:
     return names
 
 
-def _import_file(path: Path) -> None:
+def _import_file(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(path)
     # Two files of one name in different folders must stay two modules, the same ones in every process.
@@ -160,6 +177,7 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
 def _describe(error: BaseException, target: str, path: Path) -> str:

@@ -66,6 +66,10 @@ class Waves(SequenceData):
     def test_dataloader(self) -> Any:
         return self._in_order(self.test)
 
+    def baseline(self) -> dict[str, float]:
+        """Persistence: the next value is the last one."""
+        return {"baseline/persistence_mse": float(F.mse_loss(self.test[:, :-1], self.test[:, 1:]))}
+
     def _in_order(self, windows: Tensor) -> Any:
         return Batches(lambda epoch: in_order(len(windows), 1024), lambda rows: windows[share(rows)])
 

@@ -71,7 +71,7 @@ def cells_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells that a test loads are forgotten after it."""
     list_cells()  # installed cells are loaded once only, so before the copies are made
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+    monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
 
 
 @pytest.fixture

@@ -198,11 +198,11 @@ def test_a_dimension_must_be_an_integer_hyperparameter():
 
 
 def test_unknown_hyperparameter_as_initialiser():
-    with pytest.raises(TypeError, match=r"Broken\.b starts from unknown hyperparameter 'forget_bais'.*forget_bias"):
+    with pytest.raises(TypeError, match=r"Broken\.b starts from unknown hyperparameter 'update_bais'.*update_bias"):
 
         class Broken(Cell):
-            forget_bias: float = 1.0
-            b = Bias(init="forget_bais")
+            update_bias: float = 1.0
+            b = Bias(init="update_bais")
 
             def step(self, x, h):
                 return h

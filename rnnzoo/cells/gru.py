@@ -1,8 +1,12 @@
-"""The gated recurrent unit and its reductions."""
+"""The gated recurrent unit, its reductions and its mutations."""
 
-from torch import Tensor, sigmoid, tanh
+from functools import partial
 
-from rnnzoo.cell import Bias, Cell, gate
+import torch
+from torch import Tensor, nn, relu, sigmoid, tanh
+from torch.nn.functional import layer_norm
+
+from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, Weight, gate
 from rnnzoo.registry import register
 
 
@@ -29,7 +33,75 @@ class GRU(Cell):
         return z * h + (1 - z) * n
 
 
-@register("mgu", source="Zhou et al. 2016, arXiv:1603.09420, eq. 5")
+@register(
+    "gru_reset_before",
+    source="Cho et al. 2014, arXiv:1406.1078v3, section 2.3; Chung et al. 2014, arXiv:1412.3555, section 3.2",
+)
+class ResetBeforeGRU(Cell):
+    """The gated recurrent unit of the final paper: the reset gate acts on the state before the product.
+
+    Differs: biases, which the papers leave out. z keeps the old state, as in Cho et al.; Chung et al. write 1 - z.
+    """
+
+    W_r, U_r, b_r = gate()
+    W_z, U_z, b_z = gate(role="forget")
+    W, U, b = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        r = sigmoid(x @ self.W_r + h @ self.U_r + self.b_r)
+        z = sigmoid(x @ self.W_z + h @ self.U_z + self.b_z)
+        n = tanh(x @ self.W + (r * h) @ self.U + self.b)
+        return z * h + (1 - z) * n
+
+
+@register("gru1", source="Dey & Salem 2017, arXiv:1701.05923, variant 1")
+class GRU1(Cell):
+    """A gated recurrent unit whose gates see the state and a bias, not the input."""
+
+    U_z = RecurrentWeight()
+    b_z = Bias(role="update")
+    U_r = RecurrentWeight()
+    b_r = Bias()
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(h @ self.U_z + self.b_z)
+        r = sigmoid(h @ self.U_r + self.b_r)
+        c = tanh(x @ self.W_h + (r * h) @ self.U_h + self.b_h)
+        return (1 - z) * h + z * c
+
+
+@register("gru2", source="Dey & Salem 2017, arXiv:1701.05923, variant 2")
+class GRU2(Cell):
+    """A gated recurrent unit whose gates see the state alone."""
+
+    U_z = RecurrentWeight()
+    U_r = RecurrentWeight()
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(h @ self.U_z)
+        r = sigmoid(h @ self.U_r)
+        c = tanh(x @ self.W_h + (r * h) @ self.U_h + self.b_h)
+        return (1 - z) * h + z * c
+
+
+@register("gru3", source="Dey & Salem 2017, arXiv:1701.05923, variant 3")
+class GRU3(Cell):
+    """A gated recurrent unit whose gates are learned constants, one for each unit."""
+
+    b_z = Bias(role="update")
+    b_r = Bias()
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(self.b_z)
+        r = sigmoid(self.b_r)
+        c = tanh(x @ self.W_h + (r * h) @ self.U_h + self.b_h)
+        return (1 - z) * h + z * c
+
+
+@register("mgu", source="Zhou et al. 2016, arXiv:1603.09420", package="torchrecurrent.MGUCell")
 class MGU(Cell):
     """Minimal gated unit: one gate both forgets and resets."""
 
@@ -40,3 +112,178 @@ class MGU(Cell):
         f = sigmoid(x @ self.W_f + h @ self.U_f + self.b_f)
         c = tanh(x @ self.W_h + (f * h) @ self.U_h + self.b_h)
         return (1 - f) * h + f * c
+
+
+@register("mgu1", source="Heck & Salem 2017, arXiv:1701.03452, MGU1")
+class MGU1(Cell):
+    """A minimal gated unit whose gate sees the state and a bias, not the input."""
+
+    U_f = RecurrentWeight()
+    b_f = Bias(role="update")
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        f = sigmoid(h @ self.U_f + self.b_f)
+        c = tanh(x @ self.W_h + (f * h) @ self.U_h + self.b_h)
+        return (1 - f) * h + f * c
+
+
+@register("mgu2", source="Heck & Salem 2017, arXiv:1701.03452, MGU2")
+class MGU2(Cell):
+    """A minimal gated unit whose gate sees the state alone."""
+
+    U_f = RecurrentWeight()
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        f = sigmoid(h @ self.U_f)
+        c = tanh(x @ self.W_h + (f * h) @ self.U_h + self.b_h)
+        return (1 - f) * h + f * c
+
+
+@register("mgu3", source="Heck & Salem 2017, arXiv:1701.03452, MGU3")
+class MGU3(Cell):
+    """A minimal gated unit whose gate is a learned constant, one for each unit."""
+
+    b_f = Bias(role="update")
+    W_h, U_h, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        f = sigmoid(self.b_f)
+        c = tanh(x @ self.W_h + (f * h) @ self.U_h + self.b_h)
+        return (1 - f) * h + f * c
+
+
+@register(
+    "mut1",
+    source="Jozefowicz, Zaremba, Sutskever 2015, An empirical exploration of recurrent network architectures, MUT1",
+)
+class MUT1(Cell):
+    """First of three units found by mutation: z does not see the state, the candidate adds the raw input's tanh.
+
+    Differs: the raw input is folded or padded to the hidden size where the two sizes differ.
+    """
+
+    W_xz = InputWeight()
+    b_z = Bias(role="update")
+    W_xr, W_hr, b_r = gate()
+    raw = RawInput()
+    W_hh = RecurrentWeight()
+    b_h = Bias()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(x @ self.W_xz + self.b_z)
+        r = sigmoid(x @ self.W_xr + h @ self.W_hr + self.b_r)
+        return tanh((r * h) @ self.W_hh + tanh(x @ self.raw) + self.b_h) * z + h * (1 - z)
+
+
+@register(
+    "mut2",
+    source="Jozefowicz, Zaremba, Sutskever 2015, An empirical exploration of recurrent network architectures, MUT2",
+)
+class MUT2(Cell):
+    """Second of three units found by mutation: the reset gate adds the raw input.
+
+    Differs: the raw input is folded or padded to the hidden size where the two sizes differ.
+    """
+
+    W_xz, W_hz, b_z = gate(role="update")
+    raw = RawInput()
+    W_hr = RecurrentWeight()
+    b_r = Bias()
+    W_xh, W_hh, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(x @ self.W_xz + h @ self.W_hz + self.b_z)
+        r = sigmoid(x @ self.raw + h @ self.W_hr + self.b_r)
+        return tanh((r * h) @ self.W_hh + x @ self.W_xh + self.b_h) * z + h * (1 - z)
+
+
+@register(
+    "mut3",
+    source="Jozefowicz, Zaremba, Sutskever 2015, An empirical exploration of recurrent network architectures, MUT3",
+    package="torchrecurrent.MUT3Cell",
+)
+class MUT3(Cell):
+    """Third of three units found by mutation: the update gate sees the state's tanh."""
+
+    W_xz, W_hz, b_z = gate(role="update")
+    W_xr, W_hr, b_r = gate()
+    W_xh, W_hh, b_h = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        z = sigmoid(x @ self.W_xz + tanh(h) @ self.W_hz + self.b_z)
+        r = sigmoid(x @ self.W_xr + h @ self.W_hr + self.b_r)
+        return tanh((r * h) @ self.W_hh + x @ self.W_xh + self.b_h) * z + h * (1 - z)
+
+
+@register(
+    "ligru",
+    source="Ravanelli et al. 2018, arXiv:1803.10225, section III",
+    code="github.com/speechbrain/speechbrain, speechbrain/nnet/RNN.py",
+)
+class LiGRU(Cell):
+    """Light gated recurrent unit: no reset gate, a rectified candidate, normalised products with the input.
+
+    Differs: the layer normalisation over both products together that the authors' code offers, where the paper has
+    batch normalisation, which mixes the rows of a batch. It would leave of a single feature only the sign: hence
+    biases b before it, which do not start at zero. Dropout of the candidate is left out.
+    """
+
+    W_h, U_h, b_h = gate(bias=partial(nn.init.normal_, std=0.3))
+    W_z, U_z, b_z = gate(bias=partial(nn.init.normal_, std=0.3))
+    gamma_h = Weight("hidden", init=1.0)
+    gamma_z = Weight("hidden", init=1.0)
+    beta_h = Bias()
+    beta_z = Bias(role="forget")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        w = torch.cat([x @ self.W_h + self.b_h, x @ self.W_z + self.b_z], -1)
+        w_h, w_z = layer_norm(w, w.shape[-1:]).chunk(2, -1)
+        z = sigmoid(w_z * self.gamma_z + self.beta_z + h @ self.U_z)
+        c = relu(w_h * self.gamma_h + self.beta_h + h @ self.U_h)
+        return z * h + (1 - z) * c
+
+
+@register(
+    "light_ru",
+    source="Ye et al. 2024, Light recurrent unit, Electronics 13(16):3204, eq. 3",
+    package="torchrecurrent.LightRUCell",
+)
+class LightRU(Cell):
+    """Light recurrent unit: one gate, and a candidate that sees the input alone."""
+
+    W_h = InputWeight()
+    W_f, U_f, b_f = gate(role="update")
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        c = tanh(x @ self.W_h)
+        f = sigmoid(x @ self.W_f + h @ self.U_f + self.b_f)
+        return (1 - f) * h + f * c
+
+
+@register("miru1", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU1", package="torchrecurrent.MiRU1Cell")
+class MiRU1(Cell):
+    """Minion recurrent unit with a reset gate: the update gate is a fixed number, λ in the paper."""
+
+    W_r, U_r, b_r = gate()
+    W_h, U_h, b_h = gate()
+    update_coefficient: float = 0.5
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        r = sigmoid(x @ self.W_r + h @ self.U_r + self.b_r)
+        c = tanh(x @ self.W_h + (r * h) @ self.U_h + self.b_h)
+        return self.update_coefficient * h + (1 - self.update_coefficient) * c
+
+
+@register("miru2", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU2", package="torchrecurrent.MiRU2Cell")
+class MiRU2(Cell):
+    """Minion recurrent unit: fixed numbers in the places of the update and the reset gate, λ and θ in the paper."""
+
+    W_h, U_h, b_h = gate()
+    update_coefficient: float = 0.5
+    reset_coefficient: float = 0.5
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        c = tanh(x @ self.W_h + (self.reset_coefficient * h) @ self.U_h + self.b_h)
+        return self.update_coefficient * h + (1 - self.update_coefficient) * c

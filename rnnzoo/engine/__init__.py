@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine import native, reference, scan, serial
+from rnnzoo.engine import native, plan, reference, scan, serial
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
@@ -64,6 +64,17 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     if device != "cpu" and scan.refuses(cell) is None:
         return "scan", "affine in the state, so all time steps at once"
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
+
+
+def kind(cell: Cell) -> str:
+    """How a cell's state enters its step: parallel (affine, so `scan` runs it), diagonal (element by element), serial
+    with the number of products that follow one another, or untraceable."""
+    if scan.refuses(cell) is None:
+        return "parallel"
+    if serial.refuses(cell) is not None:
+        return "untraceable"
+    products = plan.serial_products(plan.plan(cell))
+    return f"serial, {products} product{'s' * (products > 1)}" if products else "diagonal"
 
 
 _failed: weakref.WeakKeyDictionary[type[Cell], str] = weakref.WeakKeyDictionary()

@@ -89,7 +89,6 @@ def describe(plan: Plan) -> list[str]:
     again = [n for n in back.nodes if n.name in forward and torch.Tag.pointwise in getattr(n.target, "tags", ())]
     products = [sum(n.target is MM for n in graph.nodes) for graph in (step, back, defer)]
     lines = [f"one product: {note}" for note in plan.merged]
-    lines.append(f"kind: {kind(plan)}")
     lines.append(f"products a time step: {products[0]} forward, {products[1]} backward; once at the end: {products[2]}")
     lines.append(f"saved a time step: {len(saved)} tensors of {numbers} numbers beside the states")
     lines.append(f"computed again in the backward pass: {_listed(again) or 'nothing'}")
@@ -102,16 +101,15 @@ def _listed(nodes: list[fx.Node]) -> str:
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 
 
-def kind(plan: Plan) -> str:
-    """How many products follow one another within a step; without any, the state is element-wise."""
+def serial_products(plan: Plan) -> int:
+    """How many products with a matrix, or other sums over units of the state, follow one another within a step."""
     depth: dict[fx.Node, int] = {}
     for node in plan.recur.nodes:
         state = str(node.target) in plan.states or any(n in depth for n in node.all_input_nodes)
         if state and node.op != "output":
             before = max((depth.get(n, 0) for n in node.all_input_nodes), default=0)
-            depth[node] = before + (node.target is MM)
-    serial = max(depth.values(), default=0)
-    return f"{serial} serial product{'s' * (serial > 1)}" if serial else "element-wise in the state"
+            depth[node] = before + (node.op == "call_function" and not recomputable(node))
+    return max(depth.values(), default=0)
 
 
 def plan(cell: Cell, x: Tensor | None = None) -> Plan:

@@ -1,0 +1,231 @@
+"""The author's kit: every cell of the zoo passes, and each check finds the fault that it is there for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, sigmoid, tanh
+
+from rnnzoo import Cell, RecurrentWeight, State, UserError, Weight, cli, gate, get, list_cells, registry
+from rnnzoo.check import CHECKS, conformance
+
+TITLES = [title for title, _, _ in CHECKS]
+
+
+@pytest.mark.parametrize("name", list_cells())
+def test_every_registered_cell_conforms(name):
+    findings = list(conformance(get(name)))
+    assert not [f"{f.check}: {f.detail}" for f in findings if not f.passed]
+    assert len(findings) > len(CHECKS)
+
+
+class Good(Cell):
+    """A plain cell, from which the faulty ones differ by their fault."""
+
+    W, U, b = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+
+class TooFewStates(Good):
+    """Forgets to return c."""
+
+    def step(self, x, h, c):
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+
+class WrongShape(Good):
+    """Returns a state of another shape."""
+
+    S = State("hidden", "hidden")
+
+    def step(self, x, S):
+        return (x @ self.W) + S.mean(1)
+
+
+class NotFinite(Good):
+    """Starts from nothing."""
+
+    u = Weight("hidden", init=float("nan"))
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b) * self.u
+
+
+class Undocumented(Good):
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+
+class Constant(Good):
+    """Holds a constant of its own precision."""
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b) * torch.full((12,), 0.5, dtype=torch.float64)
+
+
+class OtherOutput(Good):
+    """Its readout has other features than it says."""
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+    def readout(self, x, h):
+        return torch.cat([h, h], -1)
+
+
+class FixedSize(Good):
+    """Has an output of 12 features whatever H is."""
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+    def readout(self, x, h):
+        return h.new_zeros(*h.shape[:-1], 12) + h[..., :1]
+
+
+class Centred(Good):
+    """Takes the mean over the batch."""
+
+    def step(self, x, h):
+        h = tanh(x @ self.W + h @ self.U + self.b)
+        return h - h.mean(0)
+
+
+class Remembers(Good):
+    """Keeps something outside of its states."""
+
+    def step(self, x, h):
+        h = tanh(x @ self.W + h @ self.U + self.b)
+        last = vars(self).get("last")
+        vars(self)["last"] = h.detach()
+        return h if last is None or last.shape != h.shape else h + 0.5 * last
+
+
+class FixedBatch(Good):
+    """Knows only batches of 3."""
+
+    def step(self, x, h):
+        return tanh(x.reshape(3, -1) @ self.W + h @ self.U + self.b)
+
+
+class InPlace(Good):
+    """Writes to its state."""
+
+    def step(self, x, h):
+        return h.mul_(0.5) + tanh(x @ self.W + h @ self.U + self.b)
+
+
+class Chance(Good):
+    """Draws random numbers."""
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b) * torch.rand_like(h)
+
+
+class Stops(Good):
+    """Lets no gradient through its gate."""
+
+    def step(self, x, h):
+        return sigmoid(x @ self.W).detach() * tanh(x @ self.W + h @ self.U + self.b)
+
+
+class Dead(Good):
+    """Declares a matrix and does not use it."""
+
+    V = RecurrentWeight()
+
+    def step(self, x, h):
+        return tanh(x @ self.W + h @ self.U + self.b)
+
+
+class Explodes(Good):
+    """Doubles its state at every step."""
+
+    def step(self, x, h):
+        return 2 * h + x @ self.W + h @ self.U + self.b
+
+
+class Sets(Good):
+    """Sets an attribute that its hyperparameters do not tell."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.secret = lambda h: 2 * h
+
+    def step(self, x, h):
+        return tanh(x @ self.W + self.secret(h) @ self.U + self.b)
+
+
+class Coarse(Good):
+    """Loses its digits in a small difference."""
+
+    def step(self, x, h):
+        return 0.01 * tanh((1000 + x @ self.W + h @ self.U + self.b) - 1000)
+
+
+FAULTS = {
+    TooFewStates: ("declaration", "1 states where 2 came in"),
+    WrongShape: ("declaration", "S of shape [3, 12] where [3, 12, 12]"),
+    NotFinite: ("declaration", "u does not start as finite"),
+    Undocumented: ("declaration", "no docstring"),
+    Constant: ("declaration", "torch.float64"),
+    OtherOutput: ("declaration", "24 features"),
+    FixedSize: ("shapes", "readout"),
+    Centred: ("rows", "another row's input"),
+    Remembers: ("pure", "the same step is taken twice"),
+    FixedBatch: ("any batch size", "RuntimeError"),
+    InPlace: ("pure", "writes to its arguments"),
+    Chance: ("pure", "the same step is taken twice"),
+    Stops: ("gradients", "Jacobian"),
+    Dead: ("no dead parameter", "no gradient reaches V"),
+    Explodes: ("finite", "not finite"),
+    Sets: ("saved", "pickle"),
+    Coarse: ("bfloat16", "differs by"),
+}
+"""For each faulty cell the check that must fail, and words of what it says."""
+
+
+@pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+def test_each_fault_is_found_and_advised_on(kind):
+    title, words = FAULTS[kind]
+    findings = {f.check: f for f in conformance(kind)}
+    [finding] = [f for check, f in findings.items() if check.startswith(title)]
+    assert not finding.passed and finding.advice
+    assert words.lower() in finding.detail.lower(), finding.detail
+    assert "\n" not in finding.detail
+    assert not any("engine=" in check for check in findings)  # a wrong cell's engines are not compared
+
+
+def test_a_good_cell_passes_all():
+    findings = list(conformance(Good))
+    assert [f.check for f in findings][: len(TITLES)] == TITLES
+    assert all(f.passed and f.detail and not f.advice for f in findings)
+
+
+def test_checks_a_class_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from torch import tanh\nfrom rnnzoo import Cell, gate\n\n\nclass Mine(Cell):\n    '''Mine.'''\n\n"
+        "    W, U, b = gate()\n\n    def step(self, x, h):\n        return tanh(x @ self.W + self.b)\n"
+    )
+    assert cli.main(["check", f"{path}:Mine"]) == 1
+    printed = capsys.readouterr().out
+    assert "no gradient reaches U" in printed and "trainable=False" in printed
+    for target, words in (
+        (f"{path}:Mini", "did you mean Mine"),
+        (str(path), f"{path}:MyCell"),
+        ("lstn", "did you mean"),
+        (f"{tmp_path}/none.py:Mine", "no such file"),
+    ):
+        assert cli.main(["check", target]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_find_takes_names_and_classes():
+    assert registry.find("gru") is get("gru")
+    assert registry.find("rnnzoo.cells.gru:MGU") is get("mgu")
+    with pytest.raises(UserError, match="no cell class 'Tensor'"):
+        registry.find("rnnzoo.cells.gru:Tensor")
