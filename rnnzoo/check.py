@@ -197,17 +197,16 @@ def _shapes(kind: type[Cell]) -> str:
     for dtype in (torch.float32, torch.float64):
         layer = Recurrent(kind, I, H, 2, bidirectional=True, engine="reference").to(dtype)
         output, state = layer(torch.randn(T, B, I, dtype=dtype))
-        size = layer._cell(0).output_size
-        if output.shape != (T, B, 2 * size) or output.dtype != dtype:
-            raise Failed(f"the output is {output.dtype} {list(output.shape)}, not {dtype} {[T, B, 2 * size]}")
-        for name, shape, s in zip(kind.state_names, layer._cell(0).state_shapes(), _tuple(state)):
-            if s.shape != (4, B, *shape) or s.dtype != dtype:
-                raise Failed(f"state {name} is {s.dtype} {list(s.shape)}, not {dtype} {[4, B, *shape]}")
+        if output.shape != (T, B, layer.output_size) or output.dtype != dtype:
+            raise Failed(f"the output is {output.dtype} {list(output.shape)}, not {dtype} {[T, B, layer.output_size]}")
+        for name, (count, *shape), s in zip(kind.state_names, layer.state_shapes(), _tuple(state)):
+            if s.shape != (count, B, *shape) or s.dtype != dtype:
+                raise Failed(f"state {name} is {s.dtype} {list(s.shape)}, not {dtype} {[count, B, *shape]}")
     one = Recurrent(kind, 1, 1, engine="reference")
     features = one(torch.randn(2, 1, 1))[0].shape[-1]
     if features != one.output_size:
         raise Failed(f"readout gives {features} features at I = H = 1 where output_size says {one.output_size}")
-    return f"output [T, B, {size}]"
+    return f"output [T, B, {kind(I, H).output_size}]"
 
 
 def _rows(kind: type[Cell]) -> str:

@@ -121,7 +121,7 @@ class Recurrent(nn.Module):
                 initialise(made, initializer, forget_bias, chrono)
                 modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
                 self.cells.append(made)
-            features.append(directions * self._cell(0).output_size)
+            features.append(directions * made.output_size)
             if projection:
                 self.projections.append(nn.Linear(features[-1], projection))
                 features[-1] = projection
@@ -283,21 +283,32 @@ class Recurrent(nn.Module):
             raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
         return lengths.to(x.device, torch.int64)
 
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each state without its batch, [L·D, ...]; a state as wide as its layer's input is padded to the
+        widest."""
+        shapes = zip(*(self._cell(index).state_shapes() for index in range(len(self.cells))))
+        return tuple((len(self.cells), *map(max, zip(*of_layers))) for of_layers in shapes)
+
     def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
         """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
         names = self._cell(0).state_names
+        zero = [self._cell(index).initial_state(x) for index in range(len(self.cells))]
         if state is None:
-            return [self._cell(index).initial_state(x) for index in range(len(self.cells))]
+            return zero
         tensors = (state,) if isinstance(state, Tensor) else tuple(state)
-        zero = self._cell(0).initial_state(x)
-        expected = [(len(self.cells), *z.shape) for z in zero]
+        expected = [(count, len(x), *shape) for count, *shape in self.state_shapes()]
         if [tuple(t.shape) for t in tensors] != expected:
             wanted = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, expected))
             raise UserError(f"the state must be {wanted}, not {', '.join(str(list(t.shape)) for t in tensors)}")
-        return list(zip(*(t.unbind(0) for t in tensors)))
+        of_cells = zip(*(t.unbind(0) for t in tensors))
+        return [tuple(s[..., : z.shape[-1]] for s, z in zip(*both)) for both in zip(of_cells, zero)]
 
     def _join(self, finals: list[tuple[Tensor, ...]]) -> State:
-        tensors = tuple(torch.stack(s) for s in zip(*finals))
+        widths = [shape[-1] for shape in self.state_shapes()]
+        tensors = tuple(
+            torch.stack([s if s.shape[-1] == width else F.pad(s, (0, width - s.shape[-1])) for s in of_cells])
+            for of_cells, width in zip(zip(*finals), widths)
+        )
         return tensors[0] if len(tensors) == 1 else tensors
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
