@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,9 @@ class Finding:
     advice: str = ""
 
 
-def conformance(kind: type[Cell]) -> Iterator[Finding]:
-    """All checks on a cell class, in order; engines are compared only when the plain loop passes all others."""
+def conformance(kind: type[Cell], dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)) -> Iterator[Finding]:
+    """All checks on a cell class, in order; engines are compared, in `dtypes`, only when the plain loop passes all
+    others."""
     passed = True
     for title, check, advice in CHECKS:
         torch.manual_seed(0)
@@ -63,7 +64,7 @@ def conformance(kind: type[Cell]) -> Iterator[Finding]:
             if check is _declaration:
                 return
     for engine in (e for e in ENGINES if e != "reference" and passed):
-        yield compare(kind, engine)
+        yield compare(kind, engine, dtypes)
 
 
 def shaken(cell: Cell) -> Cell:
@@ -103,18 +104,18 @@ def everything(layer: Recurrent, x: Tensor, states: list[Tensor], lengths: Tenso
     return found | {f"gradient of {k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in named.items()}
 
 
-def compare(kind: type[Cell], engine: str) -> Finding:
+def compare(kind: type[Cell], engine: str, dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)) -> Finding:
     """Whether an engine gives what the plain loop does; one that does not take the cell says why, and passes."""
     title = f"engine={engine} equals the plain loop"
     try:
-        layer = Recurrent(kind, I, H, engine=engine)
+        layer = Recurrent(kind, I, H, engine=engine).to(dtypes[0])
         started = time.perf_counter()
-        layer(torch.randn(2, 1, I))
+        layer(torch.randn(2, 1, I, dtype=dtypes[0]))
         seconds = time.perf_counter() - started
     except UserError as error:
         reason = str(error).partition("; use engine=")[0].partition(" cannot run this cell: ")[2] or str(error)
         return Finding(title, ENGINES[engine].refuses(kind(I, H)) is not None, f"not for this cell: {reason}")
-    worst = {dtype: max(_errors(kind, engine, dtype)) for dtype in TOLERANCE}
+    worst = {dtype: max(_errors(kind, engine, dtype)) for dtype in dtypes}
     detail = ", ".join(
         f"{str(dtype).removeprefix('torch.')} {error:.0e} ({what})" for dtype, (error, what) in worst.items()
     )
@@ -199,9 +200,9 @@ def _shapes(kind: type[Cell]) -> str:
         output, state = layer(torch.randn(T, B, I, dtype=dtype))
         if output.shape != (T, B, layer.output_size) or output.dtype != dtype:
             raise Failed(f"the output is {output.dtype} {list(output.shape)}, not {dtype} {[T, B, layer.output_size]}")
-        for name, (count, *shape), s in zip(kind.state_names, layer.state_shapes(), _tuple(state)):
-            if s.shape != (count, B, *shape) or s.dtype != dtype:
-                raise Failed(f"state {name} is {s.dtype} {list(s.shape)}, not {dtype} {[count, B, *shape]}")
+        for name, shape, s in zip(kind.state_names, layer._cell(3).initial_state(torch.zeros(B, I)), _tuple(state)):
+            if s.shape[:2] != (4, B) or s.dim() != shape.dim() + 1 or s.dtype != dtype:
+                raise Failed(f"state {name} is {s.dtype} {list(s.shape)}, not {dtype} {[4, *shape.shape]}")
     one = Recurrent(kind, 1, 1, engine="reference")
     features = one(torch.randn(2, 1, 1))[0].shape[-1]
     if features != one.output_size:

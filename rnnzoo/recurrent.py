@@ -5,6 +5,7 @@ Shapes: T time steps, B batch, I input size, H hidden size, L layers, D directio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -22,7 +23,8 @@ from rnnzoo.errors import UserError, nearest
 from rnnzoo.options import initialise, modify
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch."""
+"""A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch. States whose
+widths differ between layers are padded with zeros to the widest."""
 
 
 class Recurrent(nn.Module):
@@ -283,32 +285,22 @@ class Recurrent(nn.Module):
             raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
         return lengths.to(x.device, torch.int64)
 
-    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each state without its batch, [L·D, ...]; a state as wide as its layer's input is padded to the
-        widest."""
-        shapes = zip(*(self._cell(index).state_shapes() for index in range(len(self.cells))))
-        return tuple((len(self.cells), *map(max, zip(*of_layers))) for of_layers in shapes)
-
     def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
         """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
-        names = self._cell(0).state_names
         zero = [self._cell(index).initial_state(x) for index in range(len(self.cells))]
         if state is None:
             return zero
         tensors = (state,) if isinstance(state, Tensor) else tuple(state)
-        expected = [(count, len(x), *shape) for count, *shape in self.state_shapes()]
+        expected = [(len(zero), *_widest(of_cells)) for of_cells in zip(*zero)]
         if [tuple(t.shape) for t in tensors] != expected:
+            names = self._cell(0).state_names
             wanted = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, expected))
             raise UserError(f"the state must be {wanted}, not {', '.join(str(list(t.shape)) for t in tensors)}")
         of_cells = zip(*(t.unbind(0) for t in tensors))
         return [tuple(s[..., : z.shape[-1]] for s, z in zip(*both)) for both in zip(of_cells, zero)]
 
     def _join(self, finals: list[tuple[Tensor, ...]]) -> State:
-        widths = [shape[-1] for shape in self.state_shapes()]
-        tensors = tuple(
-            torch.stack([s if s.shape[-1] == width else F.pad(s, (0, width - s.shape[-1])) for s in of_cells])
-            for of_cells, width in zip(zip(*finals), widths)
-        )
+        tensors = tuple(torch.stack([_pad(s, _widest(of_cells)[-1]) for s in of_cells]) for of_cells in zip(*finals))
         return tensors[0] if len(tensors) == 1 else tensors
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
@@ -332,6 +324,16 @@ class Recurrent(nn.Module):
         directions = 2 if self.bidirectional else 1
         suffix = f"_l{index // directions}" + ("_reverse" if index % directions else "")
         return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def _widest(states: Sequence[Tensor]) -> tuple[int, ...]:
+    """The shape of the largest: a state as wide as its layer's input differs from layer to layer."""
+    return tuple(map(max, zip(*(s.shape for s in states))))
+
+
+def _pad(state: Tensor, width: int) -> Tensor:
+    """The state with zeros after its features, up to this many."""
+    return state if state.shape[-1] == width else F.pad(state, (0, width - state.shape[-1]))
 
 
 def _extend(x: Tensor, lengths: Tensor) -> Tensor:

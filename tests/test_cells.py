@@ -112,7 +112,8 @@ def test_gradient_of_one_step(name, options):
 @pytest.mark.parametrize("name", ZOO)
 def test_defaults_are_stable_at_256_units_and_200_steps(name):
     torch.manual_seed(5)
-    layer = Recurrent(name, 16, 256, engine="reference")
+    # the plain loop would take the exponential of a matrix at every step
+    layer = Recurrent(name, 16, 256, engine="serial" if name == "orthogonal" else "reference")
     x = torch.randn(200, 4, 16, requires_grad=True)
     output, _ = layer(x)
     assert output.isfinite().all() and output.abs().max() < 1e3

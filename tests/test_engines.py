@@ -200,7 +200,7 @@ def test_reference_runs_every_cell(name):
     assert "engine=reference" in repr(layer)
     output, _ = layer(torch.randn(2, 3, I))
     assert layer.engine_used == "reference"
-    assert output.shape == (2, 3, H)
+    assert output.shape == (2, 3, layer.output_size)
 
 
 def test_an_engine_that_is_asked_for_is_the_one_that_runs(monkeypatch):
@@ -283,7 +283,7 @@ def test_reference_has_second_derivatives(name):
     assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,))
 
 
-@pytest.mark.parametrize("name", list_cells())
+@pytest.mark.parametrize("name", sorted(set(list_cells()) - {"esn"}))  # which learns nothing
 def test_reference_gives_gradients_of_each_sequence_under_vmap(name):
     torch.manual_seed(0)
     layer = Recurrent(name, I, H, engine="reference").double()

@@ -301,7 +301,7 @@ class _Memory(Cell):
 
     S = State("key_size", "hidden")
     W_Q, W_K = Weight("input", "key_size"), Weight("input", "key_size")
-    b_Q, b_K, b_V = Weight("key_size"), Weight("key_size"), Bias()
+    b_Q, b_K, b_V, b_G = Bias("key_size"), Bias("key_size"), Bias(), Bias()
     W_V, W_G, W_O = InputWeight(), InputWeight(), RecurrentWeight()
 
     @property
@@ -318,8 +318,8 @@ class GLA(_Memory):
 
     rank: int = 16
     tau: float = 16.0
-    W_1, W_2, b_alpha = Weight("input", "rank"), Weight("rank", "key_size"), Weight("key_size")
-    b_G = Bias()
+    W_1, W_2 = Weight("input", "rank"), Weight("rank", "key_size")
+    b_alpha = Bias("key_size", role="forget")
 
     def step(self, x: Tensor, S: Tensor) -> Tensor:
         k, v = (x @ self.W_K + self.b_K) / math.sqrt(self.key_size), x @ self.W_V + self.b_V
@@ -365,7 +365,7 @@ class Retention(_Memory):
         S, n = state
         q = rotate(x @ self.W_Q + self.b_Q, n * self.theta)
         o = (q.unsqueeze(-2) @ S).squeeze(-2)
-        return (silu(x @ self.W_G) * layer_norm(o, (self.hidden_size,))) @ self.W_O
+        return (silu(x @ self.W_G + self.b_G) * layer_norm(o, (self.hidden_size,))) @ self.W_O
 
 
 @register(

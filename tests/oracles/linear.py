@@ -151,7 +151,7 @@ def retention(p, x, S, n, gamma):
 
     n = n + 1
     S = gamma * S + np.outer(turned(p.W_K @ x + p.b_K) / np.sqrt(len(S)), p.W_V @ x + p.b_V)
-    return p.W_O @ (silu(p.W_G @ x) * layer_norm(turned(p.W_Q @ x + p.b_Q) @ S)), (S, n)
+    return p.W_O @ (silu(p.W_G @ x + p.b_G) * layer_norm(turned(p.W_Q @ x + p.b_Q) @ S)), (S, n)
 
 
 def delta_net(p, x, S):
