@@ -45,6 +45,9 @@ class Weight:
             init = nn.init.xavier_uniform_ if len(dims) > 1 else 0.0
         if not (callable(init) or isinstance(init, (int, float, str))):
             raise TypeError(f"init must be a function, a number, or a hyperparameter's or method's name, not {init!r}")
+        for dim in dims:
+            if type(dim) not in (str, int):
+                raise TypeError(f"{dim!r} is no dimension; an initialiser is given as init=")
         if role not in get_args(Role):
             raise TypeError(f"role must be one of {get_args(Role)}, not {role!r}")
         self.dims = dims

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from varied import VARIED
 
 from rnnzoo import cli, get, list_cells
 from rnnzoo.engine import ENGINES
@@ -98,21 +100,47 @@ def test_list_without_a_match(refusal: Callable[..., str]) -> None:
     assert "'qqq*'" in refusal("list", "qqq*")
 
 
-@pytest.mark.parametrize("name", list_cells())
+@pytest.mark.parametrize("family", ["lstm", "linear"])
+def test_list_takes_a_family(family: str, rnnzoo: Callable[..., str]) -> None:
+    found = listed(rnnzoo("list", "--family", family))
+    assert found == [name for name in list_cells() if get(name).__module__ == f"rnnzoo.cells.{family}"] != []
+
+
+def test_list_takes_a_kind(rnnzoo: Callable[..., str], refusal: Callable[..., str]) -> None:
+    assert listed(rnnzoo("list", "*gru", "--family", "linear", "--kind", "parallel")) == ["min_gru", "t_gru"]
+    assert listed(rnnzoo("list", "*rnn", "--family", "elman", "--kind", "diagonal")) == ["indrnn"]
+    assert "fast_weights" in listed(rnnzoo("list", "f*", "--kind", "serial"))
+    assert "no cell among them is parallel" in refusal("list", "gru", "--kind", "parallel")
+    assert "did you mean lstm" in refusal("list", "--family", "lsmt")
+
+
+def test_list_says_what_a_claim_rests_on(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
+    rows = {line.split("│")[1].strip(): line for line in rnnzoo("list", "--fidelity").splitlines() if "│" in line}
+    assert "tests/oracles/lstm.py" in rows["lstm"] and "torch.nn.LSTMCell" in rows["lstm"]
+    assert "github.com/tk-rusch/LEM" in rows["lem"]
+    for name in list_cells():
+        assert (ROOT / rows[name].split("│")[3].strip()).is_file()
+    own = rnnzoo("--cells", str(my_cells), "list", "shown*", "--fidelity")
+    assert "tests/oracles" not in own
+
+
+@pytest.mark.parametrize("name", VARIED)
 def test_show(name: str, rnnzoo: Callable[..., str]) -> None:
     """Source, equations, each parameter with its shape, hyperparameters, states and engines."""
     printed = rnnzoo("show", name, "--input-size", "7", "--hidden-size", "5")
     cell = get(name)(7, 5)
     assert entry(name).source in printed
-    assert "def step(self" in printed and "@" in printed
+    assert "def step(self" in printed
     rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")}
     for key, parameter in cell.named_parameters():
         assert (" × ".join(map(str, parameter.shape)) or "scalar") in rows[key]
         assert f"{parameter.numel():,} │" in re.sub(" +", " ", rows[key])
-    assert f"{sum(p.numel() for p in cell.parameters()):,}" in rows["all"]
+    assert f"{sum(p.numel() for p in cell.parameters()):,}" in rows["learned"]
     for key, declared in cell.hyperparameters.items():
-        assert f"{key}: {declared.type.__name__} = {declared.default!r}" in printed
-    assert f"states: {', '.join(cell.state_names)}" in printed
+        assert f"hyperparameter {key}: {declared.type.__name__} = {declared.default!r}" in printed
+    for key, shape in zip(cell.state_names, cell.state_shapes()):
+        assert f"state {key}: B × {' × '.join(map(str, shape))}" in printed
+    assert f"{cell.output_size} features" in printed and "kind: " in printed
     for engine in ENGINES:
         assert f"engine={engine}: " in printed
     assert "engine=reference: runs it" in printed
@@ -134,7 +162,8 @@ def test_a_cell_of_ones_own(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
     assert "rank: int = 3" in printed and "slope: float = 0.5" in printed
     assert re.search(r"low +│ rank × hidden +│ 3 × 5 +│ 15 +│", printed)
     assert re.search(r"scale +│ scalar +│ +│ 1 +│", printed)
-    assert "states: h, c" in printed
+    assert "state h: B × 5" in printed and "state c: B × 5" in printed
+    assert "cannot take chrono: Shown has no gate" in printed
 
 
 def test_what_is_refused(my_cells: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
@@ -156,10 +185,13 @@ def test_arguments_that_do_not_parse(arguments: list[str], capsys: pytest.Captur
 
 
 def test_the_readme_names_commands_that_work(rnnzoo: Callable[..., str]) -> None:
-    found = re.findall(r"`rnnzoo ((?:list|show)[^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(found) >= 2
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^rnnzoo ((?:list|show)[^#\n]*)", readme, re.MULTILINE) + re.findall(
+        r"`rnnzoo (show[^`]*)`", readme
+    )
+    assert len(found) >= 4
     for line in found:
-        assert rnnzoo(*line.split())
+        assert rnnzoo(*shlex.split(line))
 
 
 def test_the_module_is_the_command(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:

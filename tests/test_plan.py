@@ -36,12 +36,12 @@ class Generated(Cell):
     wide: int = 2
     joined: int = 1
 
-    W_1, W_2 = InputWeight(draw_weight), InputWeight(draw_weight)
-    U_1, U_2 = RecurrentWeight(draw_weight), RecurrentWeight(draw_weight)
+    W_1, W_2 = InputWeight(init=draw_weight), InputWeight(init=draw_weight)
+    U_1, U_2 = RecurrentWeight(init=draw_weight), RecurrentWeight(init=draw_weight)
     A, B = Weight("hidden", "wide", init=draw_weight), Weight("wide", "hidden", init=draw_weight)
     V = Weight("joined", "hidden", init=draw_weight)
-    b_1, b_2 = Bias(draw_weight), Bias(draw_weight)
-    p_1, p_2 = Diagonal(draw_weight), Diagonal(draw_weight)
+    b_1, b_2 = Bias(init=draw_weight), Bias(init=draw_weight)
+    p_1, p_2 = Diagonal(init=draw_weight), Diagonal(init=draw_weight)
     s_1, s_2 = Scalar(draw_weight), Scalar(draw_weight)
 
 
