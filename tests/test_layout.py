@@ -83,6 +83,10 @@ def test_cells_stay_short(path):
             assert node.end_lineno - first + 1 <= 30, node.name
 
 
+def test_the_zoo_can_be_read_in_one_sitting():
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "rnnzoo" / "cells").glob("*.py")) < 2500
+
+
 def test_no_preset_carries_the_name_of_a_cell():
     # such a file would replace the option that the registry derives from the cell
     presets = {path.stem for path in (ROOT / "conf" / "model").glob("*.y*ml")}
