@@ -38,7 +38,8 @@ uniformly from ±1/√H, as torch's own layers do; the others fill every `Recurr
 
 
 class Product(NamedTuple):
-    """One product of matrices in `step`, [·, before] @ [before, after]: of the state, of other rows, or of weights."""
+    """One product of matrices in `step`, [·, before] @ [before, after]: of the state or of other rows with something
+    learned, or neither."""
 
     before: int
     after: int
@@ -97,7 +98,7 @@ class Modifier:
         gains = getattr(cell, GAIN).split([self.products[k].after for k in self.normed]) if self.normed else ()
         gain = dict(zip(self.normed, gains))
 
-        def change(k: int, product: Callable[[Tensor], Tensor], operand: Tensor) -> Tensor:
+        def change(k: int, product: Callable[[Tensor], Tensor], operand: Tensor, matrix: Tensor) -> Tensor:
             if self.products[k].of_state and dropped:
                 operand = operand * dropped[operand.shape[1]]
             result = product(operand)
@@ -115,9 +116,9 @@ class Modifier:
 
 
 class _Products(TorchFunctionMode):
-    """Hands every product of rows with a matrix to `change(number, product, operand)`."""
+    """Hands every product of rows with a matrix to `change(number, product, operand, matrix)`."""
 
-    def __init__(self, change: Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]) -> None:
+    def __init__(self, change: Callable[[int, Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.change = change
         self.count = 0
@@ -127,7 +128,7 @@ class _Products(TorchFunctionMode):
         if name not in ("matmul", "__matmul__", "mm", "linear") or args[0].dim() != 2 or args[1].dim() != 2:
             return func(*args, **(kwargs or {}))
         self.count += 1
-        return self.change(self.count - 1, lambda operand: func(operand, *args[1:], **(kwargs or {})), args[0])
+        return self.change(self.count - 1, lambda operand: func(operand, *args[1:], **(kwargs or {})), *args[:2])
 
 
 def modify(
@@ -139,9 +140,9 @@ def modify(
 ) -> None:
     """Give a cell layer norm, recurrent dropout, zoneout, and a learned initial state.
 
-    Layer norm (Ba et al. 2016, arXiv:1607.06450, supplementary material) normalises every product with a matrix in
-    `step` before it is added to another; the gains start at 1, and the cell's own biases are the biases. Recurrent
-    dropout (Gal & Ghahramani 2016, arXiv:1512.05287) drops, with this probability and one mask a sequence, what
+    Layer norm (Ba et al. 2016, arXiv:1607.06450, supplementary material) normalises every product with a learned matrix
+    in `step` before it is added to another; the gains start at 1, and the cell's own biases are the biases. Recurrent
+    dropout (Gal & Ghahramani 2016, arXiv:1512.05287) drops, with this probability and one mask a sequence, what such
     products of the state see; what an element-wise path carries is not touched. Zoneout (Krueger et al. 2017,
     arXiv:1606.01305) lets a unit keep all its states of the step before with this probability, and takes the mean
     when not training. Clocks go on in any case, and start at zero.
@@ -166,9 +167,9 @@ def modify(
     products = _products(cell) if layer_norm or recurrent_dropout else ()
     made = Modifier(layer_norm, float(recurrent_dropout), float(zoneout), products, _zoned(cell) if zoneout else ())
     if layer_norm and not made.normed:
-        raise UserError(f"layer_norm: {name} has no product with a matrix of two or more rows and columns to normalise")
+        raise UserError(f"layer_norm: {name} has no product with a learned matrix of two or more rows and columns")
     if recurrent_dropout and not made.dropped:
-        raise UserError(f"recurrent_dropout: {name} has no product of its state with a matrix to drop from")
+        raise UserError(f"recurrent_dropout: {name} has no product of its state with a learned matrix")
     if made.normed:
         cell.register_parameter(GAIN, nn.Parameter(torch.ones(sum(products[k].after for k in made.normed))))
     cell.modifier = made
@@ -182,9 +183,10 @@ def _products(cell: Cell) -> tuple[Product, ...]:
         """What depends on the state, and if `x_asks` on the input, is what asks for a gradient."""
         found = []
 
-        def note(k: int, product: Callable[[Tensor], Tensor], operand: Tensor) -> Tensor:
+        def note(k: int, product: Callable[[Tensor], Tensor], operand: Tensor, matrix: Tensor) -> Tensor:
             result = product(operand)
-            found.append(Product(operand.shape[1], result.shape[1], operand.requires_grad, operand.requires_grad))
+            asks = operand.requires_grad and not any(matrix is fixed for fixed in probe.buffers())
+            found.append(Product(operand.shape[1], result.shape[1], asks, asks))
             return result
 
         like = next(chain(probe.parameters(), probe.buffers()), torch.empty(0))

@@ -92,6 +92,14 @@ def test_layer_norm_of_a_single_feature_would_leave_only_its_sign():
     assert not torch.allclose(*output)
 
 
+def test_fixed_maps_are_left_as_they_are():
+    # the memory of a Legendre memory unit, m @ A, is no longer one if it is normalised or dropped from
+    layer = make("lmu", layer_norm=True)
+    cell, products = layer.cells[0], layer.cells[0].modifier.products
+    assert [products[k].before for k in layer.cells[0].modifier.normed].count(cell.order) == 1  # m @ W_m, not m @ A
+    assert make("esn", layer_norm=True) is None and make("esn", recurrent_dropout=0.1) is None
+
+
 # Recurrent dropout
 
 
