@@ -89,6 +89,8 @@ def _list(pattern: str, family: str | None, kind: str | None, fidelity: bool) ->
         shown = _fidelity(entry) if fidelity else (" ".join(entry.cell.state_names), _first_line(entry.cell))
         table.add_row(entry.name, entry.family, *map(escape, shown), escape(entry.source))
     console = Console()
+    if not console.is_terminal:  # in a pipe, rich would fold the columns to 80
+        console.width = max(console.width, 200)
     console.print(table)
     console.print(f"{len(entries)} cells", highlight=False)
 

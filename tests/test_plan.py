@@ -383,15 +383,16 @@ def test_generated_cells(uncompiled, made, ragged):
     check(made, ragged)
 
 
+# beside these, test_serial.py and test_check.py run all cells of the zoo
 @pytest.mark.slow
-@examples(400)
+@examples(150)
 @given(generated(), st.booleans())
 def test_many_generated_cells(uncompiled, made, ragged):
     check(made, ragged)
 
 
 @pytest.mark.slow
-@examples(10)
+@examples(4)
 @given(generated(), st.booleans())
 def test_kernels_of_generated_cells(compiled, made, ragged):
     check(made, ragged)
