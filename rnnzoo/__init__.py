@@ -1,6 +1,7 @@
 """rnnzoo: a cell is its equations; everything else is derived from them."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +26,17 @@ def __getattr__(name: str) -> Any:
                 globals()[name] = found
                 return found
     raise AttributeError(f"module 'rnnzoo' has no attribute {name!r}")
+
+
+def _card(kind: type) -> str | None:
+    """What a notebook shows for a class: the card of a cell, nothing for another class."""
+    if "rnnzoo.cell" not in sys.modules:
+        return None
+    from rnnzoo.explain.card import in_notebook
+
+    return in_notebook(kind)
+
+
+_shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+if _shell is not None:  # a method of the class would not do: IPython asks only instances for theirs
+    _shell.display_formatter.formatters["text/html"].for_type(type, _card)

@@ -19,11 +19,18 @@ from rnnzoo import bench, bench_report, check, engine, registry
 from rnnzoo.cell import Cell
 from rnnzoo.engine.plan import describe, plan
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.explain import diagram, gallery
+from rnnzoo.explain.card import SIZES, Card, html, latex, text
 from rnnzoo.recurrent import Recurrent
 
 KINDS = ("parallel", "diagonal", "serial")
-SIZES = (64, 128)
-"""I and H where nothing else is said."""
+FORMS = {
+    "text": "the equations, for a terminal",
+    "latex": "the equations, for a paper",
+    "svg": "the diagram of one step",
+    "html": "a page with all there is to say",
+}
+"""What `rnnzoo show` can print instead of its summary."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     showing.add_argument("name")
     showing.add_argument("--input-size", type=int, default=SIZES[0])
     showing.add_argument("--hidden-size", type=int, default=SIZES[1])
+    form = showing.add_mutually_exclusive_group()
+    for key, what in FORMS.items():
+        form.add_argument(f"--{key}", dest="form", action="store_const", const=key, help=f"only {what}")
+    form.add_argument("--png", type=Path, metavar="FILE", help="write the diagram to a file")
+    building = commands.add_parser("gallery", help="a site of all cells, for a browser, without network or server")
+    building.add_argument("out", type=Path, help="folder to write it to")
+    building.add_argument("--results", type=Path, metavar="FILE", help="Markdown whose tables have a column 'cell'")
     checking = commands.add_parser("check", help="the conformance suite on a cell of yours or of the zoo")
     checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
     checking.add_argument("--all", action="store_true", help="every registered cell")
@@ -61,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "list":
             _list(options.pattern, options.family, options.kind, options.fidelity)
         elif options.command == "show":
-            _show(options.name, options.input_size, options.hidden_size)
+            _show(
+                Card(registry.entry(options.name), options.input_size, options.hidden_size), options.form, options.png
+            )
+        elif options.command == "gallery":
+            _gallery(options.out, options.results)
         elif options.command == "check":
             return _check(options.targets, options.all)
         else:
@@ -101,12 +119,30 @@ def _fidelity(entry: registry.Entry) -> tuple[str, str, str]:
     return (f"tests/oracles/{entry.family}.py" if own else "–", entry.package or "–", entry.code or "–")
 
 
-def _show(name: str, input_size: int, hidden_size: int) -> None:
-    entry = registry.entry(name)
-    cell = entry.cell(input_size, hidden_size)
+def _show(card: Card, form: str | None, png: Path | None) -> None:
+    if png is not None:
+        try:
+            diagram.png(card.cell, png)
+        except OSError as error:
+            raise UserError(f"--png {png}: {error.strerror}; name a file that can be written") from None
+        print(f"written: {png}")
+    elif form is not None:
+        print({"text": text, "latex": latex, "svg": lambda card: card.diagram, "html": html}[form](card))
+    else:
+        _summarise(card)
+
+
+def _summarise(card: Card) -> None:
+    entry, cell = card.entry, card.cell
     console = Console(highlight=False)
-    console.print(f"[bold]{name}[/bold]  {escape(entry.source)}\n\n{escape(inspect.getdoc(entry.cell) or '')}\n")
-    console.print(textwrap.dedent(inspect.getsource(entry.cell.step)), markup=False)
+    console.print(f"[bold]{card.name}[/bold]  {escape(entry.source)}\n\n{escape(inspect.getdoc(entry.cell) or '')}\n")
+    try:
+        equations = text(card)
+    except UserError as error:
+        equations = str(error)
+    console.print(textwrap.indent(equations, "    "), markup=False)
+    console.print()
+    console.print(card.code, markup=False)
 
     table = Table("parameter", "dimensions", "shape", "size", "")
     for key, weight in entry.cell.weights.items():
@@ -128,8 +164,8 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
     lines.append(f"output: {_output(entry.cell)}, {cell.output_size} features")
     oracle, package, code = _fidelity(entry)
     lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}")
-    lines += [f"cannot take {reason}" for reason in _refused(entry.cell, input_size, hidden_size)]
-    lines += ["", f"kind: {engine.kind(cell)}"]
+    lines += [f"cannot take {reason}" for reason in _refused(entry.cell, card.input_size, card.hidden_size)]
+    lines += ["", f"kind: {engine.kind(cell)}", *_costs(card)]
     for key, module in engine.ENGINES.items():
         lines.append(f"engine={key}: {module.refuses(cell) or 'runs it'}")
     for device in ("cpu", "cuda"):
@@ -140,6 +176,24 @@ def _show(name: str, input_size: int, hidden_size: int) -> None:
         lines += ["", *describe(plan(cell))]
     for line in lines:
         console.print(line, markup=False)
+
+
+def _costs(card: Card) -> Iterator[str]:
+    cost, flow = card.cost, card.flow
+    if cost.serial is not None:
+        yield f"multiply-adds a step: {cost.hoisted:,} for all time steps at once, {cost.serial:,} one after another"
+    yield f"state: {cost.state_bytes:,} bytes a sequence"
+    yield (
+        f"gradient of the output by the states: {flow.norms[0]:.2g} after 1 step, {flow.norms[9]:.2g} after 10, "
+        f"{flow.norms[-1]:.2g} after {len(flow.norms)}; {flow.verdict}"
+    )
+
+
+def _gallery(out: Path, results: Path | None) -> None:
+    left_out = gallery.build(out, results)
+    for name, reason in left_out.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    print(f"written: {len(registry.list_cells()) - len(left_out)} cells to {out / 'index.html'}")
 
 
 def _refused(kind: type[Cell], input_size: int, hidden_size: int) -> Iterator[str]:

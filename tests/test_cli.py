@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import shlex
@@ -51,7 +52,8 @@ def rnnzoo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             return Console(file=printed, width=400, **options)
 
         monkeypatch.setattr(cli, "Console", wide)
-        assert cli.main(list(arguments)) == 0
+        with contextlib.redirect_stdout(printed):
+            assert cli.main(list(arguments)) == 0
         return printed.getvalue()
 
     return run

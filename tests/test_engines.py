@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from varied import CHANGES
 
-from rnnzoo import Cell, Recurrent, UserError, get, list_cells
+from rnnzoo import Recurrent, UserError, get, list_cells
 from rnnzoo.engine import ENGINES, PAYS_BACK, PAYS_BACK_NATIVE, choose
 
 I, H = 3, 4  # noqa: E741  I is the input size everywhere in this project
@@ -247,19 +247,7 @@ def test_a_subclass_is_not_run_by_the_kernel_of_its_parent():
         layer.torch_state_dict()
 
 
-def parametrized(cell: Cell) -> None:
-    parametrizations.orthogonal(cell, "U_n")
-
-
-def pruned(cell: Cell) -> None:
-    prune.l1_unstructured(cell, "U_n", amount=0.5)
-
-
-def tied(cell: Cell) -> None:
-    cell.U_n = cell.U_r
-
-
-@pytest.mark.parametrize("change", [parametrized, pruned, tied], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_cell_changed_after_construction_still_runs_on_its_own_weights(change):
     # `auto` was settled when the layer was made, and torch's kernel knows nothing of such changes
     torch.manual_seed(0)

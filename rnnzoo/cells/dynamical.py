@@ -350,6 +350,6 @@ class CfC(Cell):
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         f = 1.7159 * tanh(0.666 * (x @ self.W + h @ self.U + self.b))
         g = tanh(f @ self.W_g + self.b_g)
-        new = tanh(f @ self.W_h + self.b_h)
+        h_hat = tanh(f @ self.W_h + self.b_h)
         t = sigmoid((f @ self.W_a + self.b_a) * self.ts + f @ self.W_b + self.b_b)
-        return (1 - t) * g + t * new
+        return (1 - t) * g + t * h_hat

@@ -127,17 +127,17 @@ class ClockworkRNN(Cell):
 
     W, U, b = gate()
     T = Weight("hidden", init="periods", trainable=False)
-    t = State(1)
+    clock = State(1)
 
     def periods(self, tensor: Tensor) -> None:
         unit = torch.arange(self.hidden_size, device=tensor.device)
         tensor.copy_(2 ** (unit * self.groups // self.hidden_size))
 
-    def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, h: Tensor, clock: Tensor) -> tuple[Tensor, Tensor]:
         U = where(self.T.unsqueeze(1) >= self.T, self.U, 0.0)  # from row to column
         proposed = tanh(x @ self.W + h @ U + self.b)
-        active = remainder(t + 0.5, self.T) < 1  # t mod T = 0, whatever the rounding of t
-        return where(active, proposed, h), t + 1
+        active = remainder(clock + 0.5, self.T) < 1  # clock mod T = 0, whatever its rounding
+        return where(active, proposed, h), clock + 1
 
 
 @register(

@@ -29,13 +29,13 @@ class SLSTM(Cell):
 
     def step(self, x: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, ...]:
         z = tanh(x @ self.W_z + h @ self.R_z + self.b_z)
-        log_i = x @ self.W_i + h @ self.R_i + self.b_i
+        i_tilde = x @ self.W_i + h @ self.R_i + self.b_i
         log_f = logsigmoid(x @ self.W_f + h @ self.R_f + self.b_f)
         o = sigmoid(x @ self.W_o + h @ self.R_o + self.b_o)
-        new_m = where(n == 0, log_i, maximum(log_f + m, log_i))
-        i, f = exp(log_i - new_m), exp((log_f + m - new_m).clamp(max=0))
-        c = f * c + i * z
-        n = f * n + i
+        new_m = where(n == 0, i_tilde, maximum(log_f + m, i_tilde))
+        i_prime, f_prime = exp(i_tilde - new_m), exp((log_f + m - new_m).clamp(max=0))
+        c = f_prime * c + i_prime * z
+        n = f_prime * n + i_prime
         h = o * c / n
         return h, c, n, new_m
 
@@ -57,12 +57,12 @@ class MLSTM(Cell):
     def step(self, x: Tensor, C: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k = x @ self.W_k / self.hidden_size**0.5 + self.b_k
         v = x @ self.W_v + self.b_v
-        log_i = x @ self.w_i + self.b_i
+        i_tilde = x @ self.w_i + self.b_i
         log_f = logsigmoid(x @ self.w_f + self.b_f)
-        new_m = maximum(log_f + m, log_i)
-        i, f = exp(log_i - new_m), exp(log_f + m - new_m)
-        C = f[:, :, None] * C + (i * v)[:, :, None] * k[:, None, :]
-        return C, f * n + i * k, new_m
+        new_m = maximum(log_f + m, i_tilde)
+        i_prime, f_prime = exp(i_tilde - new_m), exp(log_f + m - new_m)
+        C = f_prime[:, :, None] * C + (i_prime * v)[:, :, None] * k[:, None, :]
+        return C, f_prime * n + i_prime * k, new_m
 
     def readout(self, x: Tensor, *state: Tensor) -> Tensor:
         C, n, m = state
@@ -128,7 +128,7 @@ class _Rhythm(Cell):
     log_tau_min: float = 1.0
     log_tau_max: float = 3.0
 
-    log_tau, s, t = Diagonal(init="draw_log_periods"), Diagonal(init="draw_shifts"), State(1)
+    log_tau, s, clock = Diagonal(init="draw_log_periods"), Diagonal(init="draw_shifts"), State(1)
 
     def draw_log_periods(self, tensor: Tensor) -> None:
         tensor.uniform_(self.log_tau_min, self.log_tau_max)
@@ -152,13 +152,13 @@ class PhasedLSTM(_Rhythm):
     W_c, U_c, b_c = gate()
     W_o, U_o, b_o, w_o = *gate(), Diagonal()
 
-    def step(self, x: Tensor, h: Tensor, c: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, x: Tensor, h: Tensor, c: Tensor, clock: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         i = sigmoid(x @ self.W_i + h @ self.U_i + self.w_i * c + self.b_i)
         f = sigmoid(x @ self.W_f + h @ self.U_f + self.w_f * c + self.b_f)
         new_c = f * c + i * tanh(x @ self.W_c + h @ self.U_c + self.b_c)
         o = sigmoid(x @ self.W_o + h @ self.U_o + self.w_o * new_c + self.b_o)
         new_h = o * tanh(new_c)
-        cycles = (t - self.s) / exp(self.log_tau)
+        cycles = (clock - self.s) / exp(self.log_tau)
         phi, leak = cycles - floor(cycles), self.alpha if self.training else 0.0
         k = where(phi < self.r_on / 2, 2 * phi / self.r_on, where(phi < self.r_on, 2 - 2 * phi / self.r_on, leak * phi))
-        return k * new_h + (1 - k) * h, k * new_c + (1 - k) * c, t + 1
+        return k * new_h + (1 - k) * h, k * new_c + (1 - k) * c, clock + 1

@@ -214,8 +214,8 @@ class LRU(_LRU):
     """
 
     def step(self, x: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
-        size, angle, gamma = exp(-exp(self.log_nu)), exp(self.log_theta), exp(self.log_gamma)
-        lambda_re, lambda_im = size * cos(angle), size * sin(angle)
+        r, theta, gamma = exp(-exp(self.log_nu)), exp(self.log_theta), exp(self.log_gamma)
+        lambda_re, lambda_im = r * cos(theta), r * sin(theta)
         new_re = lambda_re * re - lambda_im * im + gamma * (x @ self.B_re)
         new_im = lambda_im * re + lambda_re * im + gamma * (x @ self.B_im)
         return new_re, new_im

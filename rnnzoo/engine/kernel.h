@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -25,7 +26,7 @@ constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 inline S* allocate(int64_t numbers) {
   int64_t bytes = (numbers * sizeof(S) + BYTES - 1) / BYTES * BYTES;
-  return static_cast<S*>(std::aligned_alloc(BYTES, bytes ? bytes : BYTES));
+  return static_cast<S*>(aligned_alloc(BYTES, bytes ? bytes : BYTES));
 }
 
 // exp(x) = 2^n (1 + p) with n = round(x / ln 2) and p = exp(r) - 1, |r| <= ln(2) / 2, a Taylor polynomial.
@@ -166,11 +167,11 @@ inline void tiles(int64_t rows, const S* a, int64_t lda, const S* panel, int64_t
 // Products of numbers rounded to bfloat16, summed in float: oneDNN's kernels, which use a processor's matrix unit.
 }  // namespace
 namespace c10 { struct BFloat16; }
-namespace at::native::cpublas {
+namespace at { namespace native { namespace cpublas {
 void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, bool add,
             const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool pairs);
 void brgemm_release(bool pairs);
-}  // namespace at::native::cpublas
+}}}  // namespace at::native::cpublas
 namespace {
 
 constexpr int64_t even(int64_t n) { return (n + 1) / 2 * 2; }

@@ -1,0 +1,142 @@
+"""The gallery: a static site of all cells that needs no network and no server."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rnnzoo import registry
+from rnnzoo.errors import UserError
+from rnnzoo.explain import essay
+from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
+from rnnzoo.explain.notation import MathML
+from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
+
+RESULTS = Path(__file__).parents[2] / "RESULTS.md"
+"""Where measured results stand in a clone; an installed package has none."""
+
+ANATOMY_SIZES = (5, 7)
+"""I and H of the equations that are compared: different, so that a past input is told from a state."""
+
+
+class Table(NamedTuple):
+    """Rows of a table of results that are about one cell."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Another cell beside this one: both cells' equations in MathML, what differs marked."""
+
+    name: str
+    percent: int
+    mine: list[str]
+    its: list[str]
+
+
+def build(out: Path, results: Path | None = None) -> dict[str, str]:
+    """Write the site of all registered cells to the folder `out`.
+
+    Returns the cells that had to be left out, because their equations cannot be read, with the reason.
+
+    `results` is a Markdown file; the rows of its tables whose first column is headed "cell" stand on the cells' pages.
+
+    Raises `UserError` when `out` holds something else than a gallery, or cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder for the gallery")
+    if out.is_dir() and any(out.iterdir()) and not (out / "gallery.js").is_file():
+        raise UserError(f"{out}: holds other files; name a folder that is empty, new, or a gallery")
+    tables = read_results(results or RESULTS) if results or RESULTS.is_file() else {}
+    cards, anatomies, left_out = [], {}, {}
+    for name in registry.list_cells():
+        entry = registry.entry(name)
+        try:
+            anatomies[name] = anatomy(Card(entry, *ANATOMY_SIZES).reading)
+            cards.append(Card(entry))
+        except UserError as error:
+            left_out[name] = str(error)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # beside its place until it is whole, so that a failure leaves nothing half-written
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".gallery-") as made:
+            _write(Path(made), cards, anatomies, tables)
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(made, out)
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror}; name a folder that can be written") from error
+    return left_out
+
+
+def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], tables: dict[str, list[Table]]) -> None:
+    pages = templates()
+    (folder / "diagrams").mkdir()
+    (folder / "style.css").write_text(stylesheet(), encoding="utf-8")
+    script, _, _ = pages.loader.get_source(pages, "gallery.js")  # type: ignore[union-attr]
+    (folder / "gallery.js").write_text(script, encoding="utf-8")
+    for card in cards:
+        (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
+        page = pages.get_template("cell.html").render(
+            card=card, results=tables.get(card.name, []), relatives=list(_relatives(card.name, anatomies))
+        )
+        (folder / f"{card.name}.html").write_text(page, encoding="utf-8")
+    years = [card.year for card in cards if card.year is not None]
+    index = pages.get_template("index.html").render(
+        cards=cards,
+        families=sorted({card.entry.family for card in cards}),
+        kinds=sorted({card.cost.kind for card in cards}),
+        gates=sorted({len(card.gates) for card in cards}),
+        years=(min(years, default=1990), max(years, default=2030)),
+        sizes=SIZES,
+    )
+    (folder / "index.html").write_text(index, encoding="utf-8")
+    (folder / "essay.html").write_text(
+        pages.get_template("essay_page.html").render(body=essay.body()), encoding="utf-8"
+    )
+
+
+def _relatives(name: str, anatomies: dict[str, Anatomy]) -> Iterator[Relative]:
+    mine = anatomies[name]
+    for other in relatives(name, anatomies):
+        its = anatomies[other]
+        marked = differences(mine, its), differences(its, mine)
+        yield Relative(
+            other,
+            round(100 * likeness(mine, its)),
+            [MathML().equation(equation, marked[0]) for equation in mine.reading.equations],
+            [MathML().equation(equation, marked[1]) for equation in its.reading.equations],
+        )
+
+
+def read_results(path: Path) -> dict[str, list[Table]]:
+    """Per cell the rows about it in the tables of a Markdown file whose first column is "cell".
+
+    Raises `UserError` when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--results {path}: cannot be read ({error})") from None
+    found: dict[str, list[Table]] = {}
+    title, columns = "", None
+    for line in lines:
+        if line.startswith("#"):
+            title = line.lstrip("# ").replace("`", "")
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            columns = None
+        elif columns is None:
+            columns = cells
+        elif columns[0] == "cell" and not set(line) <= set("|-: "):
+            tables = found.setdefault(cells[0].strip("`"), [])
+            if not tables or tables[-1].title != title or tables[-1].columns != columns[1:]:
+                tables.append(Table(title, columns[1:], []))
+            tables[-1].rows.append(cells[1:])
+    return found
