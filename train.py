@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         resumed = f"{config.resume}/checkpoints/last.ckpt" if config.resume else None
         start = run.load_matching(settings["ckpt"] or resumed, module)
         metrics_csv = run.MetricsCSV(folder, start)
-        trainer = run.build_trainer(settings, folder, metrics_csv, module.monitor)
+        trainer = run.build_trainer(settings, folder, metrics_csv, module.monitor, module.picture)
         best = settings["ckpt"]
         metrics: dict[str, float] = {}
 

@@ -208,6 +208,9 @@ class SequenceModule(pl.LightningModule):
     monitor: ClassVar[str] = "val/loss"
     """The metric that chooses the best epoch; higher is better if it is not a loss."""
 
+    picture: ClassVar[str | None] = None
+    """Dotted name of the `tasks.pictures.Picture` that only this task has, shown with `pictures=true`."""
+
     def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str = "auto", seed: int = 0) -> None:
         super().__init__()
         self.save_hyperparameters()

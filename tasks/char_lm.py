@@ -163,6 +163,8 @@ class CharLM(SequenceModule):
         temperature: the logits of a sample are divided by it: below 1 safer, above 1 wilder.
     """
 
+    picture = "tasks.unit_page.UnitPage"
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -203,8 +205,10 @@ class CharLM(SequenceModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.carried is not None:
-            keep = torch.rand(len(batch), 1) >= self.hparams["restart"]  # [B, 1]
-            self.carried = _with_states(self.carried, lambda state: state * keep.to(state))
+            keep = torch.rand(len(batch)) >= self.hparams["restart"]  # [B]
+            self.carried = _with_states(
+                self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2))
+            )
         loss, self.carried = self._loss(batch, self.carried)
         return self.training_loss(loss, batch[:, 1:].numel())
 

@@ -136,7 +136,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     for section, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
         if section.get(key) and Path(str(section[key])).exists():
             section[key] = str(Path(section[key]).resolve())
-    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,)}
+    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None)))
     kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:-1]), (dict,))
     for key in settings.keys() ^ kinds.keys():

@@ -289,7 +289,7 @@ class Sentiment(SequenceModule):
         dropout: probability of dropping a feature of the pooled output.
     """
 
-    monitor = "val/accuracy"
+    monitor, picture = "val/accuracy", "tasks.pictures.RunningScore"
 
     def __init__(
         self,

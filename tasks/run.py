@@ -36,6 +36,7 @@ HARMLESS = (
     "The number of training batches .* is smaller than the logging interval",  # epochs are logged all the same
     "Grad strides do not match bucket view strides",  # of inputs with a single feature, under DDP
     "The dirpath has changed",  # a checkpoint is tested in a folder of its own
+    "Be aware that when using `ckpt_path`",  # pictures may be switched on or off in a run resumed or tested
     "Checkpoint directory .* exists and is not empty",  # as it must be when a run is resumed
 )
 """Warnings of Lightning that call for nothing, each with the reason."""
@@ -210,8 +211,10 @@ def print_parameters(module: pl.LightningModule) -> None:
     Console().print(table)
 
 
-def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCSV, monitor: str) -> pl.Trainer:
-    """Lightning's Trainer with the loggers, checkpoints and callbacks of a run.
+def build_trainer(
+    settings: dict[str, Any], folder: Path, metrics_csv: MetricsCSV, monitor: str, picture: str | None = None
+) -> pl.Trainer:
+    """Lightning's Trainer with the loggers, checkpoints and callbacks of a run; `picture` is the task's own.
 
     Raises `UserError` for hardware that is not there and for options that the Trainer does not take.
     """
@@ -227,6 +230,10 @@ def build_trainer(settings: dict[str, Any], folder: Path, metrics_csv: MetricsCS
     ]
     if settings["early_stopping"]["patience"] is not None:
         callbacks.append(EarlyStopping(monitor, patience=settings["early_stopping"]["patience"], mode=mode))
+    if settings["pictures"]:
+        from tasks.pictures import Pictures
+
+        callbacks.insert(0, Pictures(picture))  # before the clock, for which they belong to validation
     watched = sys.stdout.isatty()  # a bar needs a terminal
     if watched:
         callbacks.append(RichProgressBar())

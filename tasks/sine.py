@@ -86,6 +86,8 @@ class Sine(SequenceModule):
         probes: also print the published exercise's questions beside its answers (step must be π/6).
     """
 
+    picture = "tasks.pictures.Prediction"
+
     def __init__(
         self,
         model: dict[str, Any],
@@ -152,6 +154,12 @@ class Sine(SequenceModule):
             output, state = self.layer.step(outputs[-1], state)
             outputs.append(self.head(output))
         return torch.stack(outputs)
+
+    @torch.no_grad()
+    def example(self, data: Waves) -> tuple[Tensor, Tensor]:
+        """The first validation window's next values and the predictions of them, [T] each."""
+        wave = data.val[0, :, None].to(self.device)  # [T + 1, 1, 1]
+        return wave[1:].flatten(), self(wave[:-1]).flatten()
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")

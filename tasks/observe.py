@@ -1,0 +1,132 @@
+"""What the cells of a layer do on a few sequences: their gates, and how gradients flow back through their states.
+
+Shapes: T time steps, B batch, I input size, F output size, H hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnzoo import Recurrent, UserError
+from rnnzoo.cell import Cell
+from rnnzoo.explain.equations import gates
+
+
+class Observed(NamedTuple):
+    """A cell's run over sequences.
+
+    Args:
+        output: of the last step, [B, F].
+        states: given to each step but the first, those that depend on the input (a clock does not), [B, ...] each.
+        gates: of each step, [T, B, H] each, by their names in `step`.
+    """
+
+    output: Tensor
+    states: list[list[Tensor]]
+    gates: dict[str, Tensor]
+
+
+def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Observed]:
+    """Run the layer, as it is when not training, over x [T, B, I] step by step; what each of its cells did.
+
+    `names` are the variables of `step` to note as gates. The outputs can be differentiated with respect to the states.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        probe = copy.deepcopy(layer).eval().requires_grad_(False)
+        probe.engine, probe.checkpoint_every = "reference", 0
+        cells: list[Any] = list(probe.cells)
+        given: list[list[tuple[Tensor, ...]]] = [[] for _ in cells]
+        final: dict[int, tuple[Tensor, ...]] = {}
+        for index, cell in enumerate(cells):
+            cell.register_forward_pre_hook(partial(_copied, given[index]))
+            cell.register_forward_hook(lambda cell, _, new, index=index: final.update({index: new}))
+        # with the weights fixed, what needs a gradient is what depends on the input
+        x = x.to(next((p.dtype for p in layer.parameters()), x.dtype)).clone().requires_grad_()
+        with _noting(cells, names) as values:
+            probe(x)
+        return [
+            Observed(
+                cell.readout(given[index][-1][0], *final[index]),
+                [[state for state in states if state.requires_grad] for _, *states in given[index][1:]],
+                {name: torch.stack(steps).detach() for name, steps in values[index].items() if steps},
+            )
+            for index, cell in enumerate(cells)
+        ]
+
+
+def _copied(noted: list[tuple[Tensor, ...]], cell: Cell, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a step is given, its states copied: an LSTM's h was made from its c, and that way is not the state's own."""
+    noted.append((given[0], *(state.clone() for state in given[1:])))
+    return noted[-1]
+
+
+@contextmanager
+def _noting(cells: list[Cell], names: Sequence[str]) -> Iterator[list[dict[str, list[Tensor]]]]:
+    """Collect the variables of these names whenever one of the cells' `step` returns.
+
+    No cell knows of it: Python's profiler hands over the frame of every function that ends.
+    """
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in cells]
+    code = type(cells[0]).step.__code__
+    number = {id(cell): index for index, cell in enumerate(cells)}
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_code is code:
+            variables = frame.f_locals
+            for name, values in found[number[id(variables[code.co_varnames[0]])]].items():
+                if name in variables:
+                    values.append(variables[name])
+
+    before = sys.getprofile()
+    try:
+        if names:
+            sys.setprofile(profile)
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+def lag_norms(observed: Observed, seed: int = 0) -> list[float]:
+    """The gradient's norm by lag: of the last output, in random directions of length 1, for the states k steps before.
+
+    T - 1 numbers, k = 1 first, each a mean over the sequences; not a number where the gradient is infinite or none.
+    """
+    output, states = observed.output, observed.states
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(output.shape, generator=generator).to(output)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    flat = [state for step in states for state in step]
+    if not (flat and output.requires_grad):
+        return [0.0] * len(states)
+    found = iter(torch.autograd.grad(output, flat, direction, allow_unused=True))
+    squares = []
+    for step in states:
+        of_states = [gradient.float().flatten(1).square().sum(1) for _ in step if (gradient := next(found)) is not None]
+        squares.append(sum(of_states, output.new_zeros(len(output), dtype=torch.float32)))
+    norms = torch.stack(squares).sqrt().mean(1).flip(0)
+    return norms.where(norms.isfinite(), math.nan).tolist()
+
+
+def sigmoid_gates(layer: Recurrent) -> list[str]:
+    """The variables of the cells' `step` that are sigmoids, hard ones too; where it cannot be read none, and a line."""
+    cell: Any = layer.cells[0]
+    try:
+        return [name for name, function in gates(cell).items() if "sigmoid" in function]
+    except UserError as error:
+        print(f"pictures=true shows no gates: {error}")
+        return []
+
+
+def gate_shares(values: Tensor) -> dict[str, float]:
+    """The mean of a gate's values, and the shares of them below 0.1 and above 0.9."""
+    shares = {"mean": values, "closed": values < 0.1, "open": values > 0.9}
+    return {name: float(share.float().mean()) for name, share in shares.items()}
