@@ -36,14 +36,18 @@ FORMS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input ends with one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(prog="rnnzoo", description="Recurrent cells: a cell is its equations.")
-    parser.add_argument("--cells", metavar="FILE", help="a file or module with cells of your own")
+    anywhere = argparse.ArgumentParser(add_help=False)  # before the command and after it
+    for place, default in ((parser, None), (anywhere, argparse.SUPPRESS)):
+        place.add_argument("--cells", metavar="FILE", default=default, help="a file or module with cells of your own")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="the registered cells")
+    listing = commands.add_parser("list", parents=[anywhere], help="the registered cells")
     listing.add_argument("pattern", nargs="?", default="*", help="a wildcard, as in '*lstm*'")
     listing.add_argument("--family", help="only one family, as in lstm; the module that the cell is written in")
     listing.add_argument("--kind", choices=KINDS, help="only cells whose state enters their step so")
     listing.add_argument("--fidelity", action="store_true", help="what each cell was checked against")
-    showing = commands.add_parser("show", help="one cell: source, equations as code, parameters, engines")
+    showing = commands.add_parser(
+        "show", parents=[anywhere], help="one cell: source, equations as code, parameters, engines"
+    )
     showing.add_argument("name")
     showing.add_argument("--input-size", type=int, default=SIZES[0])
     showing.add_argument("--hidden-size", type=int, default=SIZES[1])
@@ -51,13 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
     for key, what in FORMS.items():
         form.add_argument(f"--{key}", dest="form", action="store_const", const=key, help=f"only {what}")
     form.add_argument("--png", type=Path, metavar="FILE", help="write the diagram to a file")
-    building = commands.add_parser("gallery", help="a site of all cells, for a browser, without network or server")
+    building = commands.add_parser(
+        "gallery", parents=[anywhere], help="a site of all cells, for a browser, without network or server"
+    )
     building.add_argument("out", type=Path, help="folder to write it to")
     building.add_argument("--results", type=Path, metavar="FILE", help="Markdown whose tables have a column 'cell'")
-    checking = commands.add_parser("check", help="the conformance suite on a cell of yours or of the zoo")
+    checking = commands.add_parser(
+        "check", parents=[anywhere], help="the conformance suite on a cell of yours or of the zoo"
+    )
     checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
     checking.add_argument("--all", action="store_true", help="every registered cell")
-    measuring = commands.add_parser("bench", help="speed and memory, side by side with the alternatives")
+    measuring = commands.add_parser(
+        "bench", parents=[anywhere], help="speed and memory, side by side with the alternatives"
+    )
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     sizes = " ".join(map(str, bench.SIZES))
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", default=sizes.split(), help=f"default: {sizes}")

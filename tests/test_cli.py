@@ -158,6 +158,7 @@ def test_show_names_the_engine_that_torch_has(rnnzoo: Callable[..., str]) -> Non
 
 def test_a_cell_of_ones_own(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
     assert listed(rnnzoo("--cells", str(my_cells), "list", "shown*")) == ["shown_cell"]
+    assert listed(rnnzoo("list", "shown*", "--cells", str(my_cells))) == ["shown_cell"]
     printed = rnnzoo("--cells", str(my_cells), "show", "shown_cell", "--hidden-size", "5")
     assert "A cell [to show]." in printed
     assert "a note [in brackets], [bold]eq. 1[/bold]" in printed

@@ -75,7 +75,7 @@ class _Builder:
         self.reading = reading
         self.vertices: list[Vertex] = []
         self.of_symbol: dict[Symbol, Vertex] = {}
-        self.of_expression: dict[str, Vertex] = {}
+        self.of_expression: dict[Expression, Vertex] = {}
         self.constant: dict[Symbol, bool] = {}
 
     def build(self) -> Graph:
@@ -124,10 +124,9 @@ class _Builder:
     def _value(self, e: Expression) -> Vertex:
         if e.op == "symbol":
             return self.of_symbol[e.detail]
-        key = str(e)  # a slice in `detail` has no hash
-        if key not in self.of_expression:
-            self.of_expression[key] = self._computed(e)
-        return self.of_expression[key]
+        if e not in self.of_expression:
+            self.of_expression[e] = self._computed(e)
+        return self.of_expression[e]
 
     def _computed(self, e: Expression) -> Vertex:
         varying = [a for a in e.args if not self._is_constant(a)]
