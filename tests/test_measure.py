@@ -104,7 +104,8 @@ def test_gradients_and_shapes_of_every_cell(name: str) -> None:
         for dim, size in zip(row.dims.split(" × "), row.shape.split(" × ")):
             known = {"n_i": 5, "n_h": 7, "2 n_h": 14, "n_i + n_h": 12}.get(dim)
             assert known is None or str(known) == size
-            assert hasattr(cell, dim) is False or getattr(cell, dim) == int(size)
+            named = f"{dim[3:-1]}_size" if dim.startswith("n_{") and "+" not in dim else dim
+            assert not hasattr(cell, named) or getattr(cell, named) == int(size)
     learned = [row for row in rows if row.symbol.role == "weight"]
     numbers = sum(math.prod(map(int, row.shape.split(" × "))) for row in learned)
     used = {s.name for s in read(cell).given}
@@ -117,7 +118,7 @@ def test_shapes_as_beginners_meet_them() -> None:
     assert (rows["U", ""].dims, rows["U", ""].what) == ("n_h × n_h", "recurrent weight")
     assert rows["h", "t"].dims == "n_h" and rows["x", "t"].dims == "n_i"
     matrix = {row.symbol.name: row.dims for row in shapes(get("scrn")(3, 4))}
-    assert (matrix["B"], matrix["P"], matrix["y"]) == ("context_size × n_i", "n_h × context_size", "n_h + context_size")
+    assert (matrix["B"], matrix["P"], matrix["y"]) == ("n_{context} × n_i", "n_h × n_{context}", "n_h + n_{context}")
 
 
 class States(Cell):
