@@ -1,12 +1,14 @@
 """Train a recurrent network: `python train.py model=gru task=imdb`. Compose, seed, build, fit, test, summarise."""
 
+import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from tasks.config import cli, refusing_bad_input, resolve
+from tasks.config import cli, record, refusing_bad_input, resolve
+from tasks.preempt import heeding_signals, requeued
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
@@ -17,6 +19,7 @@ def main(config: DictConfig) -> None:
     from rnnzoo import UserError, registry
     from tasks import run
     from tasks.base import build, find_class, refuse_unknown
+    from tasks.match import matching_size
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     with refusing_bad_input(discard=None if config.resume else folder):
@@ -29,12 +32,20 @@ def main(config: DictConfig) -> None:
             raise UserError("ckpt= needs test_only=true; to continue a run say resume=RUN_DIR")
         if settings["test_only"] and not settings["ckpt"]:
             raise UserError("test_only=true needs ckpt=, the checkpoint to evaluate")
+        matched = settings["param_match"] is not None and settings["resume"] is None
+        if matched and not OmegaConf.is_interpolation(config.model, "hidden_size"):
+            size = settings["model"]["hidden_size"]
+            raise UserError(f"param_match chooses the hidden size; leave out param_match or model.hidden_size={size}")
 
         kinds = [find_class(task, key) for key in ("datamodule", "module")]
         refuse_unknown(task.keys() - {"name", "datamodule", "module", "preset"}, kinds, "task")
         known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
         data = build(kinds[0], {**task, **known}, "task")
-        module = build(kinds[1], {**task, **known, **data.arguments()}, "task")
+        arguments = {**task, **known, **data.arguments()}
+        if matched:
+            settings["model"]["hidden_size"] = matching_size(settings["param_match"], kinds[1], arguments)
+            record(settings, folder)
+        module = build(kinds[1], arguments, "task")
         resumed = f"{config.resume}/checkpoints/last.ckpt" if config.resume else None
         start = run.load_matching(settings["ckpt"] or resumed, module)
         metrics_csv = run.MetricsCSV(folder, start)
@@ -56,4 +67,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    sys.argv[1:] = requeued(sys.argv[1:])
+    with heeding_signals():
+        cli(main)

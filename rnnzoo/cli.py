@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import math
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bench", parents=[anywhere], help="speed and memory, side by side with the alternatives"
     )
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
+    measuring.add_argument("--train", action="store_true", help="tasks instead: train.py beside a bare loop")
     sizes = " ".join(map(str, bench.SIZES))
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", default=sizes.split(), help=f"default: {sizes}")
     measuring.add_argument("--against", default="torch,loop", help=f"some of {','.join(bench.RIVALS)}")
@@ -78,6 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
     measuring.add_argument("--device", default="cpu", help="cpu or cuda")
     measuring.add_argument("--rounds", type=int, default=9, help="in each of which all contenders take their turn")
     measuring.add_argument("--out", type=Path, default=Path("bench"), help="folder of bench.csv and bench.png")
+    reporting = commands.add_parser(
+        "report", help="one table of results from any set of runs, also of several multiruns"
+    )
+    reporting.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
+    reporting.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="FOLDER", help="of results.csv, .md, .html; default: report"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.cells:
@@ -92,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
             _gallery(options.out, options.results)
         elif options.command == "check":
             return _check(options.targets, options.all)
+        elif options.command == "report":
+            _report(options.folders, options.out)
         else:
             _bench(options)
     except UserError as error:
@@ -244,7 +256,17 @@ def _check(targets: list[str], every: bool) -> int:
     return int(bool(bad))
 
 
+def _bench_training(names: list[str], rounds: int) -> None:
+    table = Table("task", "train.py, ms a step", "bare loop, ms a step", "ratio")
+    for name in names or ["sine", "char_lm"]:
+        found = _of_the_clone("throughput").measure(name, rounds)
+        table.add_row(name, f"{found.trained:.2f}", f"{found.bare:.2f}", f"{found.ratio:.2f}")
+    Console().print(table)
+
+
 def _bench(options: argparse.Namespace) -> None:
+    if options.train:
+        return _bench_training(options.names, options.rounds)
     rivals = tuple(dict.fromkeys(options.against.split(",")))
     setting = bench.Setting(rivals, options.engine, options.threads, options.dtype, options.device, options.rounds)
     sizes = [bench.parse_size(text) for text in options.sizes]
@@ -263,6 +285,20 @@ def _bench(options: argparse.Namespace) -> None:
     for table in bench_report.tables(cases, rivals):
         console.print(table)
     console.print(machine, f"written: {options.out}/bench.csv, bench.png", sep="\n", markup=False, highlight=False)
+
+
+def _report(folders: list[Path], out: Path) -> None:
+    _of_the_clone("report").publish(folders, out)
+
+
+def _of_the_clone(module: str) -> ModuleType:
+    """A module of `tasks`, which an installed package does not have."""
+    try:
+        return importlib.import_module(f"tasks.{module}")
+    except ImportError as error:
+        if error.name not in ("tasks", f"tasks.{module}"):
+            raise
+        raise UserError("this needs the project's clone; in its folder say python -m rnnzoo instead") from None
 
 
 def _first_line(cell: type) -> str:

@@ -215,7 +215,7 @@ class SequenceModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.last_loss = self.last_norm = torch.zeros(())
-        self._optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
+        self.make_optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
     def recurrent(self, input_size: int) -> Recurrent:
         """The layer under test, time first: [T, B, input_size] to [T, B, output_size]."""
@@ -244,12 +244,12 @@ class SequenceModule(pl.LightningModule):
         return {name: float(value) for name, value in values.items()}
 
     def on_fit_start(self) -> None:
-        self._expect(self.trainer.estimated_stepping_batches)
+        self.expect(self.trainer.estimated_stepping_batches)
 
     def on_test_start(self) -> None:
-        self._expect(sum(self.trainer.num_test_batches))
+        self.expect(sum(self.trainer.num_test_batches))
 
-    def _expect(self, calls: float) -> None:
+    def expect(self, calls: float) -> None:
         """Tell the layers how often they will run, unless they know: compiling must pay back."""
         for layer in self.modules():
             if isinstance(layer, Recurrent) and layer.expected_calls is None:
@@ -261,7 +261,8 @@ class SequenceModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
 
-    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer that was chosen; `UserError` for a wrong option."""
         options = {key: value for key, value in self.hparams["optimizer"].items() if key not in ("name", "schedule")}
         name, schedule = self.hparams["optimizer"].get("name"), self.hparams["optimizer"].get("schedule")
         if name not in OPTIMIZERS:
@@ -282,7 +283,7 @@ class SequenceModule(pl.LightningModule):
             raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from None
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = self._optimizer(list(self.parameters())), self.hparams["optimizer"]["schedule"]
+        optimizer, schedule = self.make_optimizer(list(self.parameters())), self.hparams["optimizer"]["schedule"]
         if schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches

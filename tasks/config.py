@@ -10,14 +10,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,21 +39,45 @@ def cli(main: Callable[[], Any]) -> None:
     with refusing_bad_input():
         sys.argv[1:] = prepare(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
+        _refused.clear()
         main()
+    if _refused:
+        sys.exit(1)
+
+
+_refused: list[str] = []
+"""The lines of those jobs of a sweep whose input was bad; the others run."""
 
 
 @contextmanager
 def refusing_bad_input(discard: Path | None = None) -> Iterator[None]:
-    """End the process with one line when bad input shows; remove the folder `discard` if only Hydra wrote to it."""
+    """One line when bad input shows, then the end of the process, or of the job if it is one of a sweep.
+
+    The folder `discard` is removed if only Hydra wrote to it, with what is empty then above it.
+    """
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except BaseException as error:
         if discard is not None and [path.name for path in discard.glob("*")] == [".hydra"]:
-            shutil.rmtree(discard, ignore_errors=True)
-        if os.environ.get("RNNZOO_TRACEBACK") == "1":
+            _remove(discard)
+        bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
+        if not bad_input or os.environ.get("RNNZOO_TRACEBACK") == "1":
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        line = f"error: {one_line(error)}"
+        print(line, file=sys.stderr, flush=True)
+        if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(1)
+        _refused.append(line)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, then those above it that are empty, up to the working directory."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # not empty
+        for parent in folder.parents:
+            if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
+                break
+            parent.rmdir()
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -67,10 +93,10 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"cannot read the argument {argument!r}; arguments are KEY=VALUE")
         if key == "model.cell":
             raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
-        if key in ("cells", "resume", "hydra.run.dir"):
-            values[key] = _value(argument)
+        if key in ("cells", "resume", "hydra.run.dir", "param_match"):
+            values[key] = value_of(argument)
         chooses = equals and key in GROUPS and argument != "experiment=null"
-        if chooses and isinstance(_value(argument), (int, float, type(None))):
+        if chooses and isinstance(value_of(argument), (int, float, type(None))):
             raise UserError(f"{key}={text}: name one; python train.py --help lists them")
     resume = values.get("resume")
     if {"--help", "-h"} & set(arguments):
@@ -82,6 +108,8 @@ def prepare(arguments: list[str]) -> list[str]:
         if (folder / "checkpoints").is_dir() and "LOCAL_RANK" not in os.environ:
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
+    if "param_match" in values:
+        raise UserError(f"param_match={values['param_match']}: a resumed run keeps its hidden size; leave it out")
     folder = Path(str(resume)).expanduser().resolve()
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
@@ -95,7 +123,7 @@ def prepare(arguments: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _value(argument: str) -> Any:
+def value_of(argument: str) -> Any:
     """What Hydra understands after the = of an argument."""
     return OverridesParser.create().parse_override(argument).value()
 
@@ -144,7 +172,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
         if section.get(key) and Path(str(section[key])).exists():
             section[key] = str(Path(section[key]).resolve())
     kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
-    kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None)))
+    kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
     kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:-1]), (dict,))
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
@@ -155,6 +183,8 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
             )
     if settings["seed"] < 0:
         raise UserError(f"seed={settings['seed']}: must not be negative")
+    if settings["param_match"] is not None and settings["param_match"] < 1:
+        raise UserError(f"param_match={settings['param_match']}: must be a positive number of parameters")
     positive: dict[str, tuple[type, ...]] = {
         "checkpoint.every_n_steps": (int,),
         "early_stopping.patience": (int, type(None)),
@@ -167,10 +197,15 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
         if type(value) not in kind or (value is not None and value <= 0):
             other = ", or null for none" if type(None) in kind else ""
             raise UserError(f"{name}={value}: must be a positive {'number' if float in kind else 'integer'}{other}")
-    record = folder / ".hydra" / "config.yaml"
-    if settings["resume"] is None and record.is_file() and "LOCAL_RANK" not in os.environ:
-        OmegaConf.save(OmegaConf.create(settings), record)
+    record(settings, folder)
     return settings
+
+
+def record(settings: dict[str, Any], folder: Path) -> None:
+    """Write the configuration where Hydra has put its own, unless another run or process has done so."""
+    path = folder / ".hydra" / "config.yaml"
+    if settings["resume"] is None and path.is_file() and "LOCAL_RANK" not in os.environ:
+        OmegaConf.save(OmegaConf.create(settings), path)
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -20,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -29,7 +30,8 @@ from rich.table import Table
 
 import rnnzoo
 from rnnzoo import UserError
-from tasks.base import build, refuse_unknown, writing
+from tasks.base import SequenceModule, build, refuse_unknown, writing
+from tasks.last_checkpoint import LastCheckpoint
 
 HARMLESS = (
     ".*LeafSpec",  # Lightning 2.6 asks torch for a class that torch 2.13 is about to rename
@@ -86,14 +88,15 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self.rows.items()))
 
-    def best(self, monitor: str) -> dict[str, float]:
-        """The validation metrics of the epoch that was best by `monitor`; empty if it was never logged."""
+    def best_row(self, monitor: str) -> dict[str, Any]:
+        """The row of the epoch that was best by `monitor`; empty if it was never logged."""
         rows = [row for row in self.rows.values() if monitor in row]
-        if not rows:
-            return {}
         choose = min if monitor.endswith("loss") else max
-        row = choose(rows, key=lambda row: row[monitor])
-        return {name: float(value) for name, value in row.items() if name.startswith("val/")}
+        return choose(rows, key=lambda row: row[monitor]) if rows else {}
+
+    def best(self, monitor: str) -> dict[str, float]:
+        """The validation metrics in `best_row`."""
+        return {name: float(value) for name, value in self.best_row(monitor).items() if name.startswith("val/")}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -124,20 +127,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{path}: damaged or not a checkpoint ({one_cause(error)})") from error
     return contents
-
-
-class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt every n steps and at the end of each epoch: where a killed run goes on."""
-
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.every_n_steps == 0 and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
 
 
 class Clock(pl.Callback):
@@ -218,6 +207,7 @@ def build_trainer(
 
     Raises `UserError` for hardware that is not there and for options that the Trainer does not take.
     """
+    _forget_peaks()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
@@ -297,14 +287,18 @@ def find_callback(trainer: pl.Trainer, kind: type[Found]) -> Found:
 
 
 def finish(
-    folder: Path, settings: dict[str, Any], module: pl.LightningModule, trainer: pl.Trainer, metrics: dict[str, float]
+    folder: Path, settings: dict[str, Any], module: SequenceModule, trainer: pl.Trainer, metrics: dict[str, float]
 ) -> None:
     """Write summary.json and the loss curves, and print the summary."""
-    clock = find_callback(trainer, Clock)
+    clock, metrics_csv = find_callback(trainer, Clock), trainer.loggers[0]
+    best = metrics_csv.best_row(module.monitor) if isinstance(metrics_csv, MetricsCSV) else {}
     choices = {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
     summary: dict[str, Any] = {
         **choices,
         "metrics": metrics,
+        "monitor": module.monitor,
+        "mode": find_callback(trainer, ModelCheckpoint).mode,
+        "best_epoch": int(best["epoch"]) + 1 if best else None,
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "epochs": clock.epochs,
         "steps": clock.steps,
@@ -325,8 +319,8 @@ def finish(
     }
     with writing(folder / "summary.json") as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n")
-    if isinstance(trainer.loggers[0], MetricsCSV):
-        plot_losses(trainer.loggers[0], folder / "plots" / "loss.png")
+    if isinstance(metrics_csv, MetricsCSV):
+        plot_losses(metrics_csv, folder / "plots" / "loss.png")
 
     table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")
     for name, value in metrics.items():
@@ -336,6 +330,14 @@ def finish(
         table.add_row(name.replace("_", " "), str(summary[name]))
     table.add_row("folder", str(folder))
     Console().print(table)
+
+
+def _forget_peaks() -> None:
+    """Let peak memory be this run's, not that of an earlier one in the same process; only Linux can forget RAM's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _commit() -> str | None:

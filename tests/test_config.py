@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -475,8 +476,19 @@ def test_readme_commands_compose(line: str, my_cells: Path, tmp_path: Path) -> N
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "last.ckpt").touch()
     arguments = shlex.split(line.replace("outputs/sine/gru/<time>", str(run)))
-    flags = [a for a in arguments if a in ("--help", "--cfg", "job")]
+    flags = [a for a in arguments if a in ("--help", "--cfg", "job", "-m")]
     arguments = prepare([a for a in arguments if a not in flags])
+    if "-m" in flags:
+        values = ((a.partition("=")[0], a.partition("=")[2].split(",")) for a in arguments)
+        jobs = [list(job) for job in product(*([f"{key}={value}" for value in among] for key, among in values))]
+        assert len(jobs) > 2
+    else:
+        jobs = [arguments]
+    for job in jobs:
+        composes(job, run, tmp_path)
+
+
+def composes(arguments: list[str], run: Path, tmp_path: Path) -> None:
     folder = CONF
     if "--config-path" in arguments:
         folder = Path(arguments[1])

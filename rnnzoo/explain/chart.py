@@ -21,16 +21,20 @@ def lines(
     title: str,
     log: bool = False,
     dots: bool = False,
+    faint: Mapping[str, Sequence[Sequence[tuple[float, float]]]] | None = None,
 ) -> str:
     """A chart of named curves of (x, y); `title` says for those who cannot see it what is to be seen.
 
     With `log` the y axis is logarithmic; what is not positive is left out. With `dots` points are not joined.
+    A curve of one point is a dot. `faint` has further curves by the names in `series`, fainter in the same colours.
     """
-    drawn = {
-        name: [(x, math.log10(y) if log else y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
-        for name, points in series.items()
-    }
-    points = [point for curve in drawn.values() for point in curve] or [(0.0, 0.0)]
+
+    def drawable(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(x, math.log10(y) if log else y) for x, y in curve if math.isfinite(y) and (y > 0 or not log)]
+
+    drawn = {name: drawable(curve) for name, curve in series.items()}
+    behind = [(k, drawable(curve)) for k, name in enumerate(series) for curve in (faint or {}).get(name, ())]
+    points = [point for curve in (*drawn.values(), *(curve for _, curve in behind)) for point in curve] or [(0.0, 0.0)]
     (x_low, x_high), (y_low, y_high) = ((min(values), max(values)) for values in zip(*points))
     x_low, x_high = (x_low, x_high) if x_low < x_high else (x_low - 1, x_high + 1)
     slack = 1e-9 * (x_high - x_low)
@@ -57,13 +61,17 @@ def lines(
     parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
     middle = (HEIGHT - BOTTOM + top) / 2
     parts.append(f'<text transform="translate(13 {middle})rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
-    for k, curve in enumerate(drawn.values()):
+    layers = [
+        *((k, curve, ' opacity="0.35"') for k, curve in behind),
+        *((k, c, "") for k, c in enumerate(drawn.values())),
+    ]
+    for k, curve, style in layers:
         placed = [place(*point) for point in curve]
-        if dots:
-            parts += [f'<circle class="series{k}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed]
+        if dots or len(placed) == 1:
+            parts += [f'<circle class="series{k}"{style} cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed]
         else:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline class="series{k}" points="{path}"/>')
+            parts.append(f'<polyline class="series{k}"{style} points="{path}"/>')
     for k, (name, (x, y)) in enumerate(zip(drawn, legend)):
         parts.append(f'<circle class="series{k}" cx="{x}" cy="{y - 4}" r="4"/>')
         parts.append(f'<text class="series{k}" x="{x + 9}" y="{y}">{escape(name)}</text>')

@@ -1,0 +1,400 @@
+"""One table of results from any set of runs: for the terminal, as CSV, as Markdown, and as a page with curves.
+
+Torch is imported only where a table is written, so that Hydra can load the callback at no cost.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ValidationError
+
+from rnnzoo.errors import UserError
+
+APART = ("task", "model", "seed")
+"""Overrides that have columns of their own."""
+
+CURVES = 5
+"""Rows of the table in one chart, which has as many colours."""
+
+DASH = "–"
+
+
+class Summary(BaseModel):
+    """What the table needs of a run's summary.json."""
+
+    task: str
+    model: str
+    seed: int
+    monitor: str
+    mode: Literal["min", "max"]
+    best_epoch: int | None
+    metrics: dict[str, float]
+    parameters: int
+    seconds_per_epoch: float
+    steps_per_second: float | None
+    peak_memory_mib: int
+    peak_gpu_memory_mib: int | None
+    machine: str
+
+    @property
+    def test(self) -> str:
+        """The test metric of the monitor's name."""
+        return "test/" + self.monitor.partition("/")[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its summary, the overrides it was started with, and its monitor by epoch from 1."""
+
+    folder: Path
+    summary: Summary
+    overrides: tuple[str, ...]
+    curve: Sequence[tuple[float, float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """The run in `folder`; `ValueError` or `OSError` says in one line what is wrong with it."""
+        try:
+            summary = Summary.model_validate_json((folder / "summary.json").read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(" ".join(["summary.json:", *map(str, first["loc"]), first["msg"]])) from None
+        try:
+            overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"), resolve=False)
+        except Exception as error:  # whatever YAML's parser and OmegaConf raise
+            raise ValueError(f".hydra/overrides.yaml: {getattr(error, 'strerror', None) or 'unreadable'}") from None
+        if not isinstance(overrides, list):
+            raise ValueError(".hydra/overrides.yaml: not a list")
+        mine = [text for text in map(str, overrides) if not _key(text).startswith("hydra") and _key(text) != "resume"]
+        return cls(folder, summary, tuple(mine), _curve(folder / "metrics.csv", summary.monitor))
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """What was chosen apart from task, model and seed, in an order that does not depend on the command."""
+        last = {_key(text): text for text in self.overrides}
+        return tuple(sorted(text for key, text in last.items() if key not in APART))
+
+    @property
+    def command(self) -> str:
+        """What repeats the run, for a shell."""
+        return shlex.join(["python", "train.py", *self.overrides])
+
+
+def _curve(path: Path, name: str) -> list[tuple[float, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(float(row["epoch"]) + 1, float(row[name])) for row in csv.DictReader(file) if row.get(name)]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"metrics.csv: {error}") from None
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but their seeds, in the order of these."""
+
+    runs: Sequence[Run]
+
+    @property
+    def first(self) -> Summary:
+        return self.runs[0].summary
+
+    def values(self, name: str) -> list[float]:
+        """A metric, or another number of the summary, of those runs that have it."""
+        found = (run.summary.metrics.get(name, getattr(run.summary, name, None)) for run in self.runs)
+        return [float(value) for value in found if value is not None]
+
+    def mean(self, name: str) -> float | None:
+        values = self.values(name)
+        return fmean(values) if values else None
+
+    def spread(self, name: str) -> float | None:
+        """Sample standard deviation over the runs; None for one run, of which nothing can be said."""
+        values = self.values(name)
+        return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+    def largest(self, name: str) -> float | None:
+        return max(self.values(name), default=None)
+
+    @property
+    def best(self) -> Run:
+        """The run that is best by its monitor."""
+        return min(self.runs, key=lambda run: _rank(run.summary, run.summary.metrics.get))
+
+    @property
+    def mean_curve(self) -> list[tuple[float, float]]:
+        """The mean of the runs' curves over the epochs that all of them have."""
+        curves = [dict(run.curve) for run in self.runs if run.curve]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
+        return [(epoch, fmean(curve[epoch] for curve in curves)) for epoch in shared]
+
+    @property
+    def seeds(self) -> str:
+        return " ".join(str(run.summary.seed) for run in self.runs)
+
+
+def _rank(summary: Summary, value: Callable[[str], float | None]) -> tuple[tuple[bool, float], ...]:
+    """A key that sorts best first by the monitor, then by the test metric; what is missing or not a number last."""
+    sign = 1 if summary.mode == "min" else -1
+    found = [value(name) for name in (summary.monitor, summary.test)]
+    return tuple((True, 0.0) if x is None or math.isnan(x) else (False, sign * x) for x in found)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of one task, best first."""
+
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        first = self.rows[0].first
+        return f"{first.task}, {'lowest' if first.mode == 'min' else 'highest'} {first.monitor} first"
+
+    @property
+    def common(self) -> list[str]:
+        """Overrides that all rows share, task and model apart."""
+        return [text for text in self.rows[0].runs[0].choices if all(text in row.runs[0].choices for row in self.rows)]
+
+    def further(self, row: Row) -> str:
+        """The overrides that tell a row from another one of the same model."""
+        return shlex.join(text for text in row.runs[0].choices if text not in self.common)
+
+    def label(self, row: Row) -> str:
+        """The row's place, model and further overrides, short enough for a legend."""
+        text = f"{self.rows.index(row) + 1} {row.first.model} {self.further(row)}".strip()
+        return text if len(text) <= 60 else text[:59] + "…"
+
+    @property
+    def best(self) -> Run:
+        return Row([row.best for row in self.rows]).best
+
+    def columns(self) -> dict[str, Callable[[Row], str]]:
+        """Headings, each with what stands beneath it in a row."""
+        first = self.rows[0].first
+        columns: dict[str, Callable[[Row], str]] = {"model": lambda row: row.first.model}
+        if any(map(self.further, self.rows)):
+            columns["overrides"] = self.further
+        columns["runs (seeds)"] = lambda row: f"{len(row.runs)} ({row.seeds})"
+        for name in (first.monitor, first.test):
+            if any(row.values(name) for row in self.rows):
+                columns[name] = lambda row, name=name: _with_spread(row, name)  # type: ignore[misc]
+        columns["parameters"] = lambda row: f"{row.mean('parameters'):,.0f}"
+        columns["seconds an epoch"] = lambda row: _shown(row.mean("seconds_per_epoch") or None)
+        columns["steps a second"] = lambda row: _shown(row.mean("steps_per_second"))
+        columns["peak memory, MiB"] = lambda row: f"{row.largest('peak_memory_mib'):.0f}"
+        if any(row.largest("peak_gpu_memory_mib") for row in self.rows):
+            columns["on the GPU, MiB"] = lambda row: _shown(row.largest("peak_gpu_memory_mib"))
+        columns["best epoch"] = lambda row: _shown(row.mean("best_epoch"))
+        return columns
+
+    def notes(self) -> Iterator[str]:
+        """What has to be known to read the numbers."""
+        if any(len(row.runs) > 1 for row in self.rows):
+            yield "Means over the runs; ± is their sample standard deviation; of peak memory the largest."
+        if self.common:
+            yield f"All with {shlex.join(self.common)}"
+        if len({run.summary.machine for row in self.rows for run in row.runs}) > 1:
+            yield "The runs were made on different machines: times cannot be compared."
+
+    def charts(self) -> list[str]:
+        """SVG of the validation curves, a few rows each: the mean over the runs, each run fainter behind it."""
+        from rnnzoo.explain import chart
+
+        monitor, drawn = self.rows[0].first.monitor, []
+        rows = [row for row in self.rows if row.mean_curve]
+        for k in range(0, len(rows), CURVES):
+            means = {self.label(row): row.mean_curve for row in rows[k : k + CURVES]}
+            each = {self.label(row): [run.curve for run in row.runs] for row in rows[k : k + CURVES]}
+            values = [y for curves in each.values() for curve in curves for _, y in curve if math.isfinite(y)]
+            wide = bool(values) and 0 < 10 * min(values) < max(values)
+            svg = chart.lines(means, "epoch", monitor, f"{monitor} by epoch: {', '.join(means)}", wide, faint=each)
+            drawn.append(svg)
+        return drawn
+
+
+def _shown(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def _with_spread(row: Row, name: str) -> str:
+    """Mean and spread to the spread's second digit, which is as far as it can be known."""
+    mean, spread = row.mean(name), row.spread(name)
+    if mean is None:
+        return DASH
+    decimals = max(0, 1 - math.floor(math.log10(spread))) if spread else math.inf
+    if spread is None or not decimals <= 6:
+        return f"{mean:.4g}\u00a0±\u00a0{DASH if spread is None else f'{spread:.2g}'}"
+    return f"{mean:.{decimals}f}\u00a0±\u00a0{spread:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in some folders: tables of the finished runs, and a line for each kind of other runs."""
+
+    tables: Sequence[Table]
+    left_out: Sequence[str]
+
+
+def collect(folders: Sequence[Path]) -> Found:
+    """Read the runs in `folders`, each of which is a run or has runs anywhere below it.
+
+    Raises `UserError` for a folder without any run, and when no run is finished.
+    """
+    paths: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name a run's, or one with runs anywhere below it")
+        below = list(_runs_below(folder))
+        if not below:
+            raise UserError(f"{folder}: no run there; a run's folder holds .hydra and, once finished, summary.json")
+        paths |= {path.resolve(): path for path in below}
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    unfinished, damaged = [], []
+    for path in paths.values():
+        if not (path / "summary.json").exists():
+            unfinished.append(str(path))
+            continue
+        try:
+            run = Run.read(path)
+            of = run.summary
+            groups[of.task, of.monitor, of.mode, of.model, run.choices].append(run)
+        except (ValueError, OSError) as error:
+            damaged.append(f"{path} ({error})")
+    left_out = [
+        f"{len(named)} {kind}: {', '.join(named)}"
+        for kind, named in (("without summary.json, unfinished or failed", unfinished), ("damaged", damaged))
+        if named
+    ]
+    if not groups:
+        raise UserError(f"no finished run in {', '.join(map(str, folders))}; {'; '.join(left_out)}")
+    tables: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for key, runs in sorted(groups.items()):
+        tables[key[:3]].append(Row(sorted(runs, key=lambda run: run.summary.seed)))
+    ranked = (sorted(rows, key=lambda row: _rank(row.first, row.mean)) for rows in tables.values())
+    return Found([Table(rows) for rows in ranked], left_out)
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Run folders in `folder` or below, in order of their names, numbers as numbers."""
+    for root, below, files in os.walk(folder):
+        if ".hydra" in below or "summary.json" in files:
+            below.clear()
+            yield Path(root)
+        below.sort(key=lambda name: (len(name), name) if name.isdigit() else (math.inf, name))
+
+
+def publish(folders: Sequence[Path], out: Path) -> None:
+    """Print the tables of the runs in `folders` and write them to results.csv, .md and .html in `out`.
+
+    Raises `UserError` as `collect` does, and when a file cannot be written.
+    """
+    from tasks.base import writing
+
+    found = collect(folders)
+    if out.is_file():
+        raise UserError(f"{out}: is a file; name a folder for the results")
+    _print(found)
+    for name, text in (("csv", as_csv(found)), ("md", as_markdown(found)), ("html", as_html(found))):
+        with writing(out / f"results.{name}") as partial:
+            partial.write_text(text, encoding="utf-8", newline="")
+    print(f"written: {out / 'results.csv'}, results.md, results.html", flush=True)
+
+
+def _print(found: Found) -> None:
+    from rich import table as rich
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # in a pipe, rich would fold the columns to 80
+        console.width = max(console.width, 200)
+    for table in found.tables:
+        columns = table.columns()
+        shown = rich.Table(title=escape(table.title), title_justify="left")
+        for heading in columns:
+            side: Literal["left", "right"] = "left" if heading in ("model", "overrides") else "right"
+            shown.add_column(heading, justify=side, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(escape(cell(row)) for cell in columns.values()))
+        console.print(shown)
+        for line in (*table.notes(), f"best run: {table.best.folder}", f"repeat it: {table.best.command}"):
+            console.print(line, markup=False, soft_wrap=True)
+    for line in found.left_out:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def as_csv(found: Found) -> str:
+    """All tables as one, numbers in full; `command` repeats the row's best run."""
+    text = io.StringIO()
+    means = ("parameters", "seconds_per_epoch", "steps_per_second", "best_epoch")
+    peaks = ("peak_memory_mib", "peak_gpu_memory_mib")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([
+        "task", "model", "overrides", "runs", "seeds", "metric", "val_mean", "val_sd", "test_mean", "test_sd",
+        *means, *peaks, "command",
+    ])  # fmt: skip
+    for row in (row for table in found.tables for row in table.rows):
+        first, best = row.first, row.best
+        writer.writerow([
+            first.task, first.model, shlex.join(best.choices), len(row.runs), row.seeds, first.monitor,
+            *(number(name) for name in (first.monitor, first.test) for number in (row.mean, row.spread)),
+            *map(row.mean, means), *map(row.largest, peaks), best.command,
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def as_markdown(found: Found) -> str:
+    """The tables with their notes and commands."""
+    parts = []
+    for table in found.tables:
+        columns = table.columns()
+        cells = [list(columns), *([cell(row) for cell in columns.values()] for row in table.rows)]
+        lines = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in cells]
+        lines.insert(1, "|" + "---|" * len(columns))
+        again = f"Best run: `{table.best.folder}`\n\n```bash\n{table.best.command}\n```"
+        parts += [f"## {table.title}", "\n".join(lines), *table.notes(), again]
+    return "\n\n".join([*parts, *found.left_out]) + "\n"
+
+
+def as_html(found: Found) -> str:
+    """A page that stands alone: the tables, and the validation curves behind them."""
+    from markupsafe import Markup
+
+    from rnnzoo.explain.card import stylesheet, templates
+
+    template = templates().from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return template.render(found=found, style=Markup(stylesheet()))
+
+
+class AtTheEnd(Callback):
+    """Ends a multirun with the table of its runs."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK")):
+            return  # one of several processes of one run, all of which Lightning starts with the same command
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            publish([folder], folder)
+        except UserError as error:
+            print(f"no table of results: {error}", file=sys.stderr)
