@@ -52,6 +52,7 @@ def measure(task: str, rounds: int = 5, *overrides: str) -> Throughput:
             for times, train in zip(timed, (with_lightning, bare)):
                 torch.manual_seed(settings["seed"])
                 module = build(kind, {**settings["task"], **known, **data.arguments()}, "task")
+                module.expect(settings["task"]["preset"]["max_epochs"] * len(data.train_dataloader()))
                 taken = train(module, data, settings, Path(folder) / f"{train.__name__}{number}")
                 if number:  # the first round compiles
                     times.append(taken)
@@ -75,7 +76,6 @@ def bare(module: Any, data: Any, settings: dict[str, Any], folder: Path) -> floa
     steps = len(batches)
     end = 0.0 if settings["optimizer"]["schedule"] == "linear" else 1.0
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, end, total_iters=steps)
-    module.expect(steps)
     module.train().on_train_epoch_start()
     start = time.perf_counter()
     for number, key in enumerate(batches.plan(0)):
