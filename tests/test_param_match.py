@@ -28,7 +28,7 @@ import torch
 from rnnzoo import Cell, UserError, Weight, register
 
 def reads_its_values(tensor):
-    tensor.mul_(0).add_(float(tensor.sum()))
+    tensor.uniform_(-0.1, 0.1).sub_(float(tensor.mean()))
 
 @register("eights")
 class Eights(Cell):
