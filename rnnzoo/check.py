@@ -108,7 +108,7 @@ def everything(layer: Recurrent, x: Tensor, states: list[Tensor], lengths: Tenso
 def compare(kind: type[Cell], engine: str, dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)) -> Finding:
     """Whether an engine gives what the plain loop does; one that does not take the cell says why, and passes."""
     title = f"engine={engine} equals the plain loop"
-    layer = Recurrent(kind, I, H, engine="reference").to(dtypes[0])
+    layer = Recurrent(kind, I, H, engine="reference").to(dtypes[0]).eval()
     try:
         check_engine(engine, layer._cell(0))
         layer.engine = engine
@@ -132,7 +132,7 @@ def _errors(kind: type[Cell], engine: str, dtype: torch.dtype) -> Iterator[tuple
     for steps, batch in SIZES:
         for ragged in (False, True):
             torch.manual_seed(steps)
-            layers = [Recurrent(kind, I, H, bidirectional=True, engine="reference").to(dtype) for _ in range(2)]
+            layers = [Recurrent(kind, I, H, bidirectional=True, engine="reference").to(dtype).eval() for _ in range(2)]
             layers[1].load_state_dict(layers[0].state_dict())
             layers[1].engine = engine  # set late: a layer made with it would be planned in float32 too
             x = torch.randn(steps, batch, I, dtype=dtype)
@@ -148,7 +148,7 @@ def _errors(kind: type[Cell], engine: str, dtype: torch.dtype) -> Iterator[tuple
 
 
 def _layer(kind: type[Cell]) -> Recurrent:
-    layer = Recurrent(kind, I, H, engine="reference").double()
+    layer = Recurrent(kind, I, H, engine="reference").double().eval()
     shaken(layer._cell(0))
     return layer
 
@@ -272,9 +272,13 @@ def _chunks(kind: type[Cell]) -> str:
     for x_t in x:
         y, state_of_steps = layer.step(x_t, state_of_steps)
         steps.append(y)
+    stepper = layer.stepper()
+    frozen = torch.stack([stepper(x_t) for x_t in x])
     for way, output, final in (
-        ("two pieces", torch.cat([first, second]), state), ("single steps", torch.stack(steps), state_of_steps)
-    ):  # fmt: skip
+        ("two pieces", torch.cat([first, second]), state),
+        ("single steps", torch.stack(steps), state_of_steps),
+        ("steps of a stepper", frozen, stepper.state),
+    ):
         assert final is not None
         _same(output, whole, f"the output in {way} with the state carried")
         for name, s, e in zip(kind.state_names, _tuple(final), _tuple(end)):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from rnnzoo import engine as engines
 from rnnzoo import registry
 from rnnzoo.cell import RESERVED, Cell
-from rnnzoo.engine import native
+from rnnzoo.engine import native, stepping
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.options import initialise, modify
 
@@ -182,6 +182,17 @@ class Recurrent(nn.Module):
             finals.append(after)
             x = self._finish(x, cell.readout(x, *after), index)
         return x, self._join(finals)
+
+    def stepper(self, state: State | None = None) -> Stepper:
+        """`step` made fast for a trained layer: its weights are taken as they are now, and no gradients are kept.
+
+        Raises `UserError` for a bidirectional layer, and in training mode, where steps are random.
+        """
+        if self.bidirectional:
+            raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
+        if self.training:
+            raise UserError("a layer in training mode has no weights to rely on; call its eval() first")
+        return Stepper(self, state)
 
     def load_torch(self, state_dict: dict[str, Tensor]) -> None:
         """Copy the weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape from its state dict.
@@ -356,3 +367,27 @@ def _pick(x: Tensor, t: Tensor) -> Tensor:
     """x [T, B, ...] at the time steps t [T, B]. Whole rows are copied, which takes a quarter of a gather's time."""
     rows = t * x.shape[1] + torch.arange(x.shape[1], device=x.device)
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, x.shape[:2])
+
+
+class Stepper:
+    """Steps a layer and keeps its state; see `Recurrent.stepper`. The state is zero at first if none is given."""
+
+    def __init__(self, layer: Recurrent, state: State | None) -> None:
+        self._layer, self._first = layer, state
+        self._cells = [stepping.Frozen(layer._cell(index)) for index in range(len(layer.cells))]
+        self._states: list[tuple[Tensor, ...]] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next time step: x [B, I] to the output [B, H]."""
+        if self._states is None:
+            self._states = self._layer._split(self._first, x)
+        for index, frozen in enumerate(self._cells):
+            self._states[index] = after = frozen(x, *self._states[index])
+            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
+        return x
+
+    @property
+    def state(self) -> State | None:
+        """The state after the last step, as the layer takes and returns it."""
+        return self._first if self._states is None else self._layer._join(self._states)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from rnnzoo import Bias, Cell, Diagonal, InputWeight, Recurrent, RecurrentWeight, Scalar, Weight, get
+from rnnzoo.engine import plan as plans
 from rnnzoo.engine import scan, serial
 from rnnzoo.engine.cpp import Kernel
 from rnnzoo.engine.lower import Unsupported
@@ -430,6 +431,16 @@ def test_the_input_is_projected_at_once_with_its_biases(name):
     product, _, biases = note.partition(" + ")
     assert product == f"x @ [{' '.join(gates)}]"
     assert set(biases.strip("[]").split()) <= set(get(name).weights) and len(biases.split()) == len(gates)
+
+
+def test_a_plan_is_the_same_under_autocast(monkeypatch):
+    def types() -> list[torch.dtype]:
+        monkeypatch.setattr(plans, "_plans", {})
+        return [n.meta["val"].dtype for n in made("gru").recur.nodes if n.op != "output"]
+
+    expected = types()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert types() == expected
 
 
 def test_what_an_lstm_saves():

@@ -285,10 +285,13 @@ def test_lengths_with_a_cell_that_is_undefined_at_zero_input():
 @cells
 def test_steps_equal_the_whole(name):
     torch.manual_seed(0)
-    layer = Recurrent(name, I, H, num_layers=2).double()
+    layer = Recurrent(name, I, H, num_layers=2).double().eval()
     x = double(6, 2, I)
     for state in (None, random_state(layer, 2)):
         whole, final = layer(x, state)
+        stepper = layer.stepper(state)
+        torch.testing.assert_close(torch.stack([stepper(x_t) for x_t in x]), whole)
+        torch.testing.assert_close(stepper.state, final)
         outputs = []
         for x_t in x:
             y, state = layer.step(x_t, state)
@@ -496,6 +499,18 @@ def test_a_step_from_a_state_of_a_wrong_shape_is_refused():
 def test_a_bidirectional_layer_cannot_be_stepped():
     with pytest.raises(UserError, match="whole sequence"):
         make(bidirectional=True).step(torch.zeros(2, I))
+    with pytest.raises(UserError, match="whole sequence"):
+        make(bidirectional=True).stepper()
+
+
+def test_a_stepper_is_of_a_trained_layer():
+    with pytest.raises(UserError, match=r"call its eval\(\) first"):
+        make().stepper()
+    layer = make(layer_norm=True, zoneout=0.2, projection=2).eval()
+    stepper, x = layer.stepper(), torch.randn(5, 2, I)
+    output = torch.stack([stepper(x_t) for x_t in x])
+    assert not output.requires_grad
+    torch.testing.assert_close(output, layer(x)[0])
 
 
 def test_state_dict_keys_name_cell_and_parameter():

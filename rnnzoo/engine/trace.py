@@ -61,9 +61,8 @@ class Tracer:
         apart before, because autograd's formulas are safe where those of the parts are not.
         """
         table = elementary.everything() if apart else elementary.structure()
-        device = groups[0][0].device.type if isinstance(groups[0], list) and groups[0] else "cpu"
         # autograd's own formulas write in place here and there
-        with self.mode, torch.autocast(device, enabled=False):
+        with self.mode, torch._C._DisableAutocast():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
             if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
@@ -74,7 +73,7 @@ class Tracer:
         """Add an operation to the end of `graph`; `args` may hold nodes."""
         with graph.inserting_before(graph.output_node()):
             node = graph.call_function(target, args)
-        with self.mode:
+        with self.mode, torch._C._DisableAutocast():
             node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
         return node
 
