@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     reporting.add_argument(
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="of results.csv, .md, .html; default: report"
     )
+    _add_uses(commands, anywhere)
     options = parser.parse_args(arguments)
     try:
         if options.cells:
@@ -104,12 +105,64 @@ def main(arguments: list[str] | None = None) -> int:
             return _check(options.targets, options.all)
         elif options.command == "report":
             _report(options.folders, options.out)
-        else:
+        elif options.command == "bench":
             _bench(options)
+        else:
+            return _use(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _add_uses(commands: Any, anywhere: argparse.ArgumentParser) -> None:
+    """The commands that work on a trained model."""
+
+    def use(name: str, what: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(name, parents=[anywhere], help=what)
+        command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
+        return command
+
+    sampling = use("sample", "text from a character language model, as it comes")
+    sampling.add_argument("--prime", default="", metavar="TEXT", help="what it goes on from")
+    sampling.add_argument("--length", type=int, default=500, metavar="N", help="characters; default: 500")
+    sampling.add_argument("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder")
+    sampling.add_argument("--top-k", type=int, metavar="K", help="only from the K likeliest characters")
+    sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only from the likeliest, P in all")
+    sampling.add_argument("--greedy", action="store_true", help="always the likeliest character")
+    sampling.add_argument("--seed", type=int, help="the same text each time")
+    judging = use("predict", "whether reviews are positive")
+    source = judging.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", help="one review")
+    source.add_argument("--file", type=Path, help="a review a line, answered by a line of JSON each")
+    source.add_argument("stdin", nargs="?", choices=["-"], help="the same from standard input")
+    judging.add_argument("--running", action="store_true", help="with the score along the text in the JSON")
+    use("eval", "the test metrics again, beside the recorded ones")
+
+
+def _use(options: argparse.Namespace) -> int:
+    use = _of_the_clone("use")
+    if options.command == "sample":
+        top_k = 1 if options.greedy else options.top_k
+        use.sample(options.run, options.prime, options.length, options.temperature, top_k, options.top_p, options.seed)
+    elif options.command == "predict":
+        if options.text is not None:
+            use.predict(options.run, [options.text], False, True)
+        else:
+            use.predict(options.run, _lines(options.file), True, options.running)
+    elif options.command == "eval":
+        return 0 if use.evaluate(options.run) else 1
+    return 0
+
+
+def _lines(path: Path | None) -> Iterator[str]:
+    """The lines of a file, or of standard input for None."""
+    try:
+        with sys.stdin if path is None else path.open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8"
+        raise UserError(f"--file {path}: {reason}") from None
 
 
 def _list(pattern: str, family: str | None, kind: str | None, fidelity: bool) -> None:

@@ -7,6 +7,7 @@ position in it is the trainer's own, and dropout draws from a generator seeded a
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ import torch
 from hydra.utils import get_class
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
-from rnnzoo import Recurrent, UserError
+from rnnzoo import Recurrent, UserError, __version__
 from rnnzoo.errors import nearest
 
 T = TypeVar("T")
@@ -99,6 +100,10 @@ def writing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
 
 
+class Diverged(UserError):
+    """A training whose loss or gradient is no longer finite."""
+
+
 class Batches(Generic[Key, T]):
     """The batches of one split, made one by one from keys.
 
@@ -173,12 +178,32 @@ def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tens
     return [order[batch] for batch in in_order(rows, batch_size)]
 
 
+class MeanLoss(Metric):
+    """The mean of the losses of batches, weighted by how many elements each has, over all processes."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, count: int) -> None:
+        """Add a batch: its mean loss over `count` elements."""
+        self.total.add_(loss, alpha=count)
+        self.count.add_(count)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 class EvaluationMetrics(torch.nn.Module):
     """The mean loss and further torchmetrics of a split, over all processes."""
 
     def __init__(self, metrics: dict[str, Any]) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanLoss()
         self.further = MetricCollection(metrics).clone()
 
     def update(self, loss: Tensor, count: int, *prediction_and_target: Tensor) -> None:
@@ -193,6 +218,11 @@ class EvaluationMetrics(torch.nn.Module):
         self.loss.reset()
         self.further.reset()
         return values
+
+
+def mode_of(monitor: str) -> Literal["min", "max"]:
+    """Whether a metric is best where it is lowest or highest."""
+    return "min" if monitor.endswith("loss") else "max"
 
 
 class SequenceModule(pl.LightningModule):
@@ -215,6 +245,7 @@ class SequenceModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.last_loss = self.last_norm = torch.zeros(())
+        self.train_loss = MeanLoss()
         self.make_optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
     def recurrent(self, input_size: int) -> Recurrent:
@@ -226,10 +257,17 @@ class SequenceModule(pl.LightningModule):
         self.val_metrics = EvaluationMetrics(metrics)
         self.test_metrics = EvaluationMetrics(metrics)
 
+    @staticmethod
+    def single(values: Tensor) -> Tensor:
+        """Values in single precision, or as they are if theirs is higher: what losses and metrics are computed from."""
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
     def training_loss(self, loss: Tensor, count: int) -> Tensor:
         """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
-        self.log("train/loss", self.last_loss, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        if not self.train_loss.update_called:  # once an epoch is enough for a metric, and to log takes long
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.train_loss.update(self.last_loss, count)
         if self.trainer.world_size == 1:
             return loss
         # The processes' gradients are averaged as if their shares were equal: weigh them so that they may differ.
@@ -284,6 +322,8 @@ class SequenceModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.make_optimizer(list(self.parameters())), self.hparams["optimizer"]["schedule"]
+        if self.trainer.scaler is not None:  # a fused optimizer would undo the scaling itself, too late for clipping
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -293,6 +333,8 @@ class SequenceModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:  # a checkpoint from an epoch's end brings that epoch's losses along
+            self.train_loss.reset()
         seed = hash((self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)) % 2**63
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":  # torch.manual_seed would see to both, and take a tenth of a small step's time
@@ -304,23 +346,26 @@ class SequenceModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.last_norm = torch.nn.utils.get_total_norm(gradients)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.last_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.device.type == "cpu" or self.global_step % FINITE_CHECK_EVERY == 0:
             self.check_finite()
         if gradient_clip_val is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self.last_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.last_norm)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # the only steps whose values Lightning hands on
             rate = optimizer.param_groups[0]["lr"]
             self.log_dict({"step/loss": self.last_loss, "step/grad_norm": self.last_norm, "step/lr": rate})
 
     def check_finite(self) -> None:
-        """Raise `UserError` when the last step's loss or gradient was infinite or not a number."""
-        if torch.isfinite(self.last_loss) and torch.isfinite(self.last_norm):
+        """Raise `Diverged` when the last step's loss or gradient was infinite or not a number.
+
+        Where gradients are scaled for float16, those that overflow are not: the step is skipped and the scale lowered.
+        """
+        if math.isfinite(self.last_loss) and (math.isfinite(self.last_norm) or self.trainer.scaler is not None):
             return
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        raise UserError(
+        raise Diverged(
             f"training diverged at step {self.global_step}: loss {float(self.last_loss):.4g}, gradient norm "
             f"{float(self.last_norm):.4g}, learning rate {rate:.4g}; lower optimizer.lr or trainer.gradient_clip_val"
         )
@@ -328,3 +373,11 @@ class SequenceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.training:
             self.check_finite()
+        checkpoint["rnnzoo_version"] = __version__
+        with self.train_loss.sync_context():
+            checkpoint["train_loss"] = self.train_loss.metric_state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.global_rank == 0:  # the sums are those of all processes
+            for name, state in checkpoint.get("train_loss", {}).items():
+                getattr(self.train_loss, name).copy_(state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sysconfig
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -198,7 +199,7 @@ class CharLM(SequenceModule):
         if self.training:
             # One mask a window (Gal & Ghahramani 2016): on a CPU, one a step would cost half as much as the layer.
             output = output * F.dropout(output.new_ones(output.shape[1:]), self.hparams["dropout"])
-        return self.head(output), state
+        return self.single(self.head(output)), state
 
     def on_train_epoch_start(self) -> None:
         self.carried = None
@@ -250,24 +251,41 @@ class CharLM(SequenceModule):
                 partial.write_text(text + "\n", encoding="utf-8")
             print(f"sample after epoch {self.current_epoch + 1}: {text[:200]!r}", flush=True)
 
-    @torch.no_grad()
     def sample(self) -> Iterator[str]:
         """Characters drawn one by one after the prime text, the same for the same weights and seed."""
         generator = torch.Generator().manual_seed(self.hparams["seed"])
-        alphabet = self.hparams["alphabet"]
-        prime = self.hparams["sample_prime"] or alphabet[0]
+        prime, length = (self.hparams[f"sample_{key}"] for key in ("prime", "length"))
         training = self.training
         self.eval()
-        codes = torch.tensor([[alphabet.index(character)] for character in prime], device=self.device)  # [T, 1]
-        logits, state = self(codes)
-        logits = logits[-1]  # [1, A]
-        for _ in range(self.hparams["sample_length"]):
-            probabilities = torch.softmax(logits / self.hparams["temperature"], -1).cpu()
-            code = torch.multinomial(probabilities, 1, generator=generator)[0]  # [1]
-            yield alphabet[int(code)]
-            output, state = self.layer.step(self.embed(code.to(self.device)), state)
-            logits = self.head(output)
+        yield from islice(self.generate(prime, generator, self.hparams["temperature"]), length)
         self.train(training)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prime: str,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+    ) -> Iterator[str]:
+        """Characters drawn one by one after the prime text, without end; the module must be in evaluation mode.
+
+        Args:
+            prime: characters of the alphabet; empty for its first character.
+            generator: of random numbers, on the CPU.
+            temperature: see the class.
+            top_k: draw from the k likeliest characters only; 1 takes the likeliest.
+            top_p: draw from the fewest of the likeliest characters that together have at least this probability.
+        """
+        alphabet = self.hparams["alphabet"]
+        codes = torch.tensor([[alphabet.index(character)] for character in prime or alphabet[0]], device=self.device)
+        logits, state = self(codes)
+        logits, stepper = logits[-1], self.layer.stepper(state)  # [1, A]
+        while True:
+            code = draw(logits.cpu() / temperature, generator, top_k, top_p)  # [1]
+            yield alphabet[int(code)]
+            logits = self.single(self.head(stepper(self.embed(code.to(self.device)))))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -280,7 +298,22 @@ class CharLM(SequenceModule):
         checkpoint["carried"] = carried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.carried = checkpoint["carried"][self.global_rank]
+
+
+def draw(logits: Tensor, generator: torch.Generator, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
+    """One of A codes for each row of logits [B, A]: [B]. For `top_k` and `top_p` see `CharLM.generate`."""
+    if top_k == 1:
+        return logits.argmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    probabilities = torch.softmax(logits, -1)
+    if top_p < 1:
+        ordered, codes = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # the probability of all that are likelier
+        probabilities = probabilities.scatter(-1, codes, ordered.masked_fill(before >= top_p, 0.0))
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
 def _with_states(state: State, change: Callable[[Tensor], Tensor]) -> State:

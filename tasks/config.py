@@ -6,10 +6,11 @@ Nothing here imports torch or Lightning unless a cell has to be read, so that he
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -25,8 +26,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
+from tasks.ranks import rank, started
 
-GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment")
+GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
+
+SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None}
+"""Keys that runs recorded by earlier versions lack, with what these did."""
+
+ROOT = Path(__file__).parent.parent
+"""Of the clone, from where processes that a launcher starts import `tasks`."""
 
 FROM_TASK = ("hidden_size", "num_layers", "bidirectional", "dropout")
 """Keywords of `Recurrent` whose defaults are the task's."""
@@ -38,27 +46,34 @@ def cli(main: Callable[[], Any]) -> None:
     os.environ.setdefault("RNNZOO_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0"))
     with refusing_bad_input():
         sys.argv[1:] = prepare(sys.argv[1:])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        if rank() > 0:  # process 0 speaks
+            sys.stdout = io.StringIO()
+            if started():  # and writes, into a folder named after its time; those that Lightning starts are told of it
+                sys.argv[1:] += ["hydra.run.dir=.", "hydra.output_subdir=null"]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
-        _refused.clear()
+        refused.clear()
         main()
-    if _refused:
+    if refused:
         sys.exit(1)
 
 
-_refused: list[str] = []
+refused: list[str] = []
 """The lines of those jobs of a sweep whose input was bad; the others run."""
 
 
 @contextmanager
-def refusing_bad_input(discard: Path | None = None) -> Iterator[None]:
+def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
     """One line when bad input shows, then the end of the process, or of the job if it is one of a sweep.
 
-    The folder `discard` is removed if only Hydra wrote to it, with what is empty then above it.
+    Yields a list that takes up the line of such a job, for the sweep to know. The folder `discard` is removed if only
+    Hydra wrote to it, with what is empty then above it.
     """
+    lines: list[str] = []
     try:
-        yield
+        yield lines
     except BaseException as error:
-        if discard is not None and [path.name for path in discard.glob("*")] == [".hydra"]:
+        if discard is not None and rank() == 0 and [path.name for path in discard.glob("*")] == [".hydra"]:
             _remove(discard)
         bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
         if not bad_input or os.environ.get("RNNZOO_TRACEBACK") == "1":
@@ -67,7 +82,7 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[None]:
         print(line, file=sys.stderr, flush=True)
         if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(1)
-        _refused.append(line)
+        lines.append(line)
 
 
 def _remove(folder: Path) -> None:
@@ -95,17 +110,23 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
         if key in ("cells", "resume", "hydra.run.dir", "param_match"):
             values[key] = value_of(argument)
-        chooses = equals and key in GROUPS and argument != "experiment=null"
+        chooses = equals and key in GROUPS and argument not in ("experiment=null", "sweep=null")
         if chooses and isinstance(value_of(argument), (int, float, type(None))):
             raise UserError(f"{key}={text}: name one; python train.py --help lists them")
     resume = values.get("resume")
     if {"--help", "-h"} & set(arguments):
         _name_models(values.get("cells"))
         return arguments
+    from tasks import sweep  # which needs this module
+
+    sweep.register()
+    chosen = any(argument.startswith("sweep=") and argument != "sweep=null" for argument in arguments)
+    if chosen and not any(argument.startswith("-") for argument in arguments):
+        arguments = [*arguments, "--multirun"]  # as conf/sweep/ says too, but Hydra reads it only if all else is right
     if resume is None:
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
-        if (folder / "checkpoints").is_dir() and "LOCAL_RANK" not in os.environ:
+        if (folder / "checkpoints").is_dir() and rank() == 0:
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
     if "param_match" in values:
@@ -116,6 +137,11 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"resume={resume}: nothing to resume there, {folder / needed} is missing")
     if "--config-path" in arguments:  # a process that rank 0 started with arguments already prepared
         return arguments
+    return repeating(folder, arguments)
+
+
+def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
+    """Arguments for Hydra to run in `folder` what was recorded there, changed by `arguments`."""
     return [
         "--config-path", str(folder / ".hydra"), "--config-name", "config", *arguments,
         f"hydra.run.dir='{folder}'", "hydra.output_subdir=null",
@@ -167,13 +193,15 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     Paths become absolute and the run's own .hydra/config.yaml holds what was resolved, so that the run can be
     resumed from anywhere. Raises `UserError` naming the key.
     """
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings: dict[str, Any] = {**SINCE_THEN, **OmegaConf.to_container(config, resolve=True)}  # type: ignore[dict-item]
     for section, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
         if section.get(key) and Path(str(section[key])).exists():
             section[key] = str(Path(section[key]).resolve())
     kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
-    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:-1]), (dict,))
+    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,)) | {
+        "sweep": (dict, type(None))
+    }
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
     for key, kind in kinds.items():
@@ -197,6 +225,8 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
         if type(value) not in kind or (value is not None and value <= 0):
             other = ", or null for none" if type(None) in kind else ""
             raise UserError(f"{name}={value}: must be a positive {'number' if float in kind else 'integer'}{other}")
+    if settings["resume"] is not None:
+        settings["sweep"] = None  # its trial has ended or been given up
     record(settings, folder)
     return settings
 
@@ -204,7 +234,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
 def record(settings: dict[str, Any], folder: Path) -> None:
     """Write the configuration where Hydra has put its own, unless another run or process has done so."""
     path = folder / ".hydra" / "config.yaml"
-    if settings["resume"] is None and path.is_file() and "LOCAL_RANK" not in os.environ:
+    if settings["resume"] is None and path.is_file() and rank() == 0:
         OmegaConf.save(OmegaConf.create(settings), path)
 
 

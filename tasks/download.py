@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rnnzoo import UserError
@@ -31,6 +34,17 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return checksum.hexdigest()
 
 
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Lets only one process at a time fill the cache, so that others find there what it has made."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@one_at_a_time()
 def download(url: str, name: str, checksum: str, instead: str) -> Path:
     """The file at `url`, from the cache if it is there.
 
@@ -45,7 +59,6 @@ def download(url: str, name: str, checksum: str, instead: str) -> Path:
     target = cache_folder() / name
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     print(f"downloading {url} to {target}", flush=True)
     try:

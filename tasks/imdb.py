@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
 
 from rnnzoo import UserError
+from tasks.bag_of_words import bag_of_words
 from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
-from tasks.download import cache_folder, digest, download
+from tasks.download import cache_folder, digest, download, one_at_a_time
 
 PADDING, UNKNOWN = 0, 1
 """Numbers of the word that fills up a batch and of all words outside the vocabulary."""
@@ -195,6 +196,7 @@ def _source(data: str | None) -> Path:
     return path
 
 
+@one_at_a_time()
 def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
     """Vocabulary, training part and test part, from the cache if these very data were read before.
 
@@ -227,6 +229,15 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
     with writing(path) as partial, partial.open("wb") as file:
         np.savez(file, vocabulary=np.array("\n".join(words)), **arrays)
     return words, train, test
+
+
+def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:
+    """The words that are read of a review, by their numbers [T]; `UserError` if it has none."""
+    words = tokenize(review)[-maxlen:]
+    if not words:
+        raise UserError("a review without a word cannot be judged")
+    codes = {word: code for code, word in enumerate(vocabulary)}
+    return torch.tensor([codes.get(word, UNKNOWN) for word in words])
 
 
 def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
@@ -321,13 +332,21 @@ class Sentiment(SequenceModule):
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
         if self.training:
-            words = words.masked_fill(
-                torch.rand(words.shape, device=words.device) < self.hparams["word_dropout"], UNKNOWN
-            )
+            unknown = torch.rand(words.shape, device=words.device) < self.hparams["word_dropout"]
+            words = words.masked_fill(unknown, UNKNOWN)
         features = F.dropout(self.embed(words), self.hparams["embedding_dropout"], self.training)  # [T, B, E]
         output, _ = self.layer(features, lengths=lengths)  # [T, B, D·H]
-        logit: Tensor = self.head(self.drop(self._pool(output, lengths))).squeeze(-1)
-        return logit
+        return self.single(self.head(self.drop(self._pool(output, lengths))).squeeze(-1))
+
+    @torch.no_grad()
+    def judge(self, words: Tensor, running: bool = False) -> list[float]:
+        """How probable it is that a review of words [T] is positive, if `running` after each of its words.
+
+        Each beginning is read on its own, so that a backward direction and pooling see what they would of a review.
+        """
+        lengths = torch.arange(1, len(words) + 1, device=words.device) if running else words.new_tensor([len(words)])
+        found = [self(words[: max(part), None].expand(-1, len(part)), part) for part in lengths.split(50)]
+        return torch.cat(found).sigmoid().tolist()
 
     def _pool(self, output: Tensor, lengths: Tensor) -> Tensor:
         """Outputs [T, B, D·H], zero past each length, to [B, D·H]."""
@@ -358,43 +377,3 @@ class Sentiment(SequenceModule):
         loss = F.binary_cross_entropy_with_logits(logit, batch.labels.to(logit.dtype))
         # probabilities, not logits: torchmetrics takes all values within [0, 1] for probabilities already
         metrics.update(loss, len(logit), logit.sigmoid(), batch.labels)
-
-
-def bag_of_words(train: Reviews, val: Reviews, test: Reviews, vocabulary_size: int) -> dict[str, float]:
-    """Accuracy of logistic regression on which words occur, its L2 penalty chosen on the validation part."""
-    bags = {name: _bags(part, vocabulary_size) for name, part in (("train", train), ("val", val), ("test", test))}
-    labels = {"train": train.labels, "val": val.labels, "test": test.labels}
-
-    def scores(name: str, weight: Tensor) -> Tensor:
-        rows, words = bags[name]
-        return torch.bincount(rows, weight[words], minlength=len(labels[name])) + weight[-1]
-
-    best: dict[str, float] = {}
-    for penalty in (1e-4, 3e-4, 1e-3):
-        # Gradients by hand, because those of torch's sparse products take a hundred times as long.
-        weight = nn.Parameter(torch.zeros(vocabulary_size + 1, dtype=torch.float64))  # the last one is the bias
-        optimizer = torch.optim.LBFGS([weight], max_iter=40, line_search_fn="strong_wolfe")
-
-        def closure(weight: Tensor = weight, penalty: float = penalty) -> float:
-            rows, words = bags["train"]
-            logit = scores("train", weight.detach())
-            residual = (logit.sigmoid() - labels["train"]) / len(logit)
-            weight.grad = torch.bincount(words, residual[rows], minlength=len(weight)) + 2 * penalty * weight.detach()
-            weight.grad[-1] = residual.sum()
-            loss = F.binary_cross_entropy_with_logits(logit, labels["train"].double())
-            return float(loss + penalty * weight.detach()[:-1].square().sum())
-
-        optimizer.step(closure)
-        accuracy = {
-            f"baseline/{name}_accuracy": float(((scores(name, weight.detach()) > 0) == labels[name]).double().mean())
-            for name in ("val", "test")
-        }
-        best = max(best, accuracy, key=lambda found: found.get("baseline/val_accuracy", -1))
-    return best
-
-
-def _bags(reviews: Reviews, vocabulary_size: int) -> tuple[Tensor, Tensor]:
-    """Which words occur in which review, each pair once: row numbers [pairs] and word numbers [pairs]."""
-    rows = torch.arange(len(reviews.labels)).repeat_interleave(reviews.lengths)
-    pairs = torch.unique(rows * vocabulary_size + reviews.words)
-    return pairs // vocabulary_size, pairs % vocabulary_size

@@ -154,10 +154,7 @@ class Prediction(Picture):
 
 
 class RunningScore(Picture):
-    """What a classifier of reviews says after each word: two positive and two negative ones, read from the start.
-
-    Each prefix is read on its own, so that a backward direction and pooling see of it just what they would of a review.
-    """
+    """What a classifier of reviews says after each word: two positive and two negative ones, read from the start."""
 
     name = "running_score"
 
@@ -168,9 +165,7 @@ class RunningScore(Picture):
             rows = (reviews.labels == label).nonzero()[:, 0]
             for row in rows[(reviews.lengths[rows] - WORDS * 2 // 3).abs().argsort(stable=True)[:2]]:
                 codes = reviews[row][-WORDS:].long().to(seen.module.device)  # [T]
-                prefixes = codes[:, None].expand(-1, len(codes))  # [T, T], the t-th column read to its t-th word
-                logits = seen.module(prefixes, torch.arange(1, len(codes) + 1, device=codes.device))
-                scores.append(logits.sigmoid().tolist())
+                scores.append(seen.module.judge(codes, running=True))
                 self.words.append([seen.data.vocabulary[code] for code in codes.tolist()])
                 self.labels.append("positive" if label else "negative")
         self.history[seen.epoch] = scores

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from tasks.config import value_of
+from tasks.ranks import rank
 
 EXIT_CODE = 85
 """Of a run that a signal ended. Linux's ERESTART; Python ends with 1, 2 or 120, a shell with 126, 127 or 128 + n, and
@@ -67,7 +68,7 @@ class Watch:
     @property
     def code(self) -> int:
         """The exit code; 0 for a process that another will end with, because Lightning kills all when one fails."""
-        return EXIT_CODE if os.environ.get("LOCAL_RANK", "0") == "0" else 0
+        return EXIT_CODE if rank() == 0 else 0
 
     def heed(self) -> None:
         """Take the signals over, also from Lightning, whose handler talks to other processes in mid-step."""
@@ -92,12 +93,10 @@ class Watch:
     def report(self) -> None:
         """Say on stderr how to go on."""
         name = self.received.name if self.received else "a signal to another process"
+        next_step = "run the same command again"
         if self.last is not None and self.last.is_file():
-            print(f"ended by {name}; go on with resume={self.last.parent.parent}", file=sys.stderr, flush=True)
-        else:
-            print(
-                f"ended by {name} before the first checkpoint; run the same command again", file=sys.stderr, flush=True
-            )
+            next_step = f"go on with resume={self.last.parent.parent}"
+        print(f"ended by {name}; {next_step}", file=sys.stderr, flush=True)
 
 
 watch = Watch()

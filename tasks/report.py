@@ -28,6 +28,8 @@ from rnnzoo.errors import UserError
 APART = ("task", "model", "seed")
 """Overrides that have columns of their own."""
 
+NOT_OF_THE_RUN = ("hydra", "resume", "sweep")  # overrides that say where and why a run was made
+
 CURVES = 5
 """Rows of the table in one chart, which has as many colours."""
 
@@ -80,7 +82,7 @@ class Run:
             raise ValueError(f".hydra/overrides.yaml: {getattr(error, 'strerror', None) or 'unreadable'}") from None
         if not isinstance(overrides, list):
             raise ValueError(".hydra/overrides.yaml: not a list")
-        mine = [text for text in map(str, overrides) if not _key(text).startswith("hydra") and _key(text) != "resume"]
+        mine = [text for text in map(str, overrides) if _key(text).partition(".")[0] not in NOT_OF_THE_RUN]
         return cls(folder, summary, tuple(mine), _curve(folder / "metrics.csv", summary.monitor))
 
     @cached_property
@@ -283,7 +285,7 @@ def collect(folders: Sequence[Path]) -> Found:
             damaged.append(f"{path} ({error})")
     left_out = [
         f"{len(named)} {kind}: {', '.join(named)}"
-        for kind, named in (("without summary.json, unfinished or failed", unfinished), ("damaged", damaged))
+        for kind, named in (("without summary.json, unfinished, pruned or failed", unfinished), ("damaged", damaged))
         if named
     ]
     if not groups:
@@ -391,8 +393,6 @@ class AtTheEnd(Callback):
     """Ends a multirun with the table of its runs."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK")):
-            return  # one of several processes of one run, all of which Lightning starts with the same command
         folder = Path(config.hydra.sweep.dir)
         try:
             publish([folder], folder)

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -30,8 +31,11 @@ from rich.table import Table
 
 import rnnzoo
 from rnnzoo import UserError
-from tasks.base import SequenceModule, build, refuse_unknown, writing
+from tasks.base import SequenceModule, build, mode_of, refuse_unknown, writing
 from tasks.last_checkpoint import LastCheckpoint
+from tasks.precision import precision
+from tasks.ranks import check_agreement, check_hardware, started
+from tasks.wandb_log import WandbRun
 
 HARMLESS = (
     ".*LeafSpec",  # Lightning 2.6 asks torch for a class that torch 2.13 is about to rename
@@ -39,6 +43,7 @@ HARMLESS = (
     "Grad strides do not match bucket view strides",  # of inputs with a single feature, under DDP
     "The dirpath has changed",  # a checkpoint is tested in a folder of its own
     "Be aware that when using `ckpt_path`",  # pictures may be switched on or off in a run resumed or tested
+    "Detected call of `lr_scheduler.step",  # after a step whose float16 gradients overflowed, so that it was skipped
     "Checkpoint directory .* exists and is not empty",  # as it must be when a run is resumed
 )
 """Warnings of Lightning that call for nothing, each with the reason."""
@@ -91,7 +96,7 @@ class MetricsCSV(Logger):
     def best_row(self, monitor: str) -> dict[str, Any]:
         """The row of the epoch that was best by `monitor`; empty if it was never logged."""
         rows = [row for row in self.rows.values() if monitor in row]
-        choose = min if monitor.endswith("loss") else max
+        choose = {"min": min, "max": max}[mode_of(monitor)]
         return choose(rows, key=lambda row: row[monitor]) if rows else {}
 
     def best(self, monitor: str) -> dict[str, float]:
@@ -164,9 +169,10 @@ class Clock(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epochs += 1
+        metrics = trainer.callback_metrics  # of all processes, so that each of them has to ask
         if trainer.is_global_zero:
-            metrics = (f"{k} {float(v):.4g}" for k, v in trainer.callback_metrics.items() if not k.startswith("step/"))
-            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(metrics)}  {self.training:.0f} s", flush=True)
+            texts = (f"{k} {float(v):.4g}" for k, v in metrics.items() if not k.startswith("step/"))
+            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {self.training:.0f} s", flush=True)
 
 
 def plot_losses(logger: MetricsCSV, path: Path) -> None:
@@ -201,9 +207,16 @@ def print_parameters(module: pl.LightningModule) -> None:
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, metrics_csv: MetricsCSV, monitor: str, picture: str | None = None
+    settings: dict[str, Any],
+    folder: Path,
+    metrics_csv: MetricsCSV,
+    monitor: str,
+    picture: str | None = None,
+    trial: pl.Callback | None = None,
 ) -> pl.Trainer:
     """Lightning's Trainer with the loggers, checkpoints and callbacks of a run; `picture` is the task's own.
+
+    `trial` ends a run that a sweep has seen enough of.
 
     Raises `UserError` for hardware that is not there and for options that the Trainer does not take.
     """
@@ -211,7 +224,7 @@ def build_trainer(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
-    mode = "min" if monitor.endswith("loss") else "max"
+    mode = mode_of(monitor)
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
         Clock(),
@@ -220,6 +233,8 @@ def build_trainer(
     ]
     if settings["early_stopping"]["patience"] is not None:
         callbacks.append(EarlyStopping(monitor, patience=settings["early_stopping"]["patience"], mode=mode))
+    if trial is not None:
+        callbacks.append(trial)
     if settings["pictures"]:
         from tasks.pictures import Pictures
 
@@ -227,12 +242,15 @@ def build_trainer(
     watched = sys.stdout.isatty()  # a bar needs a terminal
     if watched:
         callbacks.append(RichProgressBar())
+    check_hardware(settings["hardware"])
+    numbers, plugins = precision(settings["trainer"]["precision"], settings["hardware"]["accelerator"])
     options = {
         **settings["trainer"],
         **settings["hardware"],
         "callbacks": callbacks,
-        "logger": [metrics_csv, *extra_loggers(settings["logger"], folder)],
-        "plugins": [AtomicCheckpointIO()],
+        "logger": [metrics_csv, *extra_loggers(settings, folder)],
+        "precision": numbers,
+        "plugins": [AtomicCheckpointIO(), *plugins, *([] if started() else [LightningEnvironment()])],
         "default_root_dir": folder,
         "enable_progress_bar": watched,
         "enable_model_summary": False,
@@ -242,21 +260,23 @@ def build_trainer(
     if options.get("accelerator") == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("hardware.accelerator=gpu: no GPU was found; use hardware=auto or hardware=cpu")
     try:
-        return build(pl.Trainer, options, "trainer")
+        trainer = build(pl.Trainer, options, "trainer")
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
+    check_agreement(trainer.num_devices, trainer.num_nodes)
+    return trainer
 
 
 def extra_loggers(settings: dict[str, Any], folder: Path) -> list[Logger]:
     """The logger chosen beside metrics.csv, which every run writes."""
-    if settings["name"] == "tensorboard":
+    name = settings["logger"]["name"]
+    if name == "tensorboard":
         try:
             return [TensorBoardLogger(folder, name="tensorboard", version="")]
         except ModuleNotFoundError as error:
             raise UserError("logger=tensorboard needs a package more: pip install 'rnnzoo[tensorboard]'") from error
-    if settings["name"] == "wandb":
-        offline = settings["mode"] == "offline"
-        return [WandbLogger(project=settings["project"], group=settings["group"], save_dir=folder, offline=offline)]
+    if name == "wandb":
+        return [build(WandbRun, {**settings["logger"], "settings": settings, "folder": folder}, "logger")]
     return []
 
 
@@ -321,6 +341,9 @@ def finish(
         partial.write_text(json.dumps(summary, indent=2) + "\n")
     if isinstance(metrics_csv, MetricsCSV):
         plot_losses(metrics_csv, folder / "plots" / "loss.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbRun):
+            logger.conclude(summary)
 
     table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")
     for name, value in metrics.items():

@@ -112,9 +112,8 @@ class Sine(SequenceModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, 1] to predictions of the next value at every step [T, B, 1]."""
-        output, _ = self.layer(x)
-        prediction: Tensor = self.head(output)
-        return prediction
+        output, _ = self.layer(x.to(self.head.weight.dtype))
+        return self.single(self.head(output))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         prediction, target = self._scored(batch)
@@ -148,11 +147,12 @@ class Sine(SequenceModule):
             for _ in range(horizon):
                 outputs.append(self(torch.cat([prefix, *(o[None] for o in outputs)]))[-1])
             return torch.stack(outputs)
-        output, state = self.layer(prefix)
-        outputs.append(self.head(output[-1]))
+        dtype = self.head.weight.dtype
+        output, state = self.layer(prefix.to(dtype))
+        outputs.append(self.single(self.head(output[-1])))
         for _ in range(horizon - 1):
-            output, state = self.layer.step(outputs[-1], state)
-            outputs.append(self.head(output))
+            output, state = self.layer.step(outputs[-1].to(dtype), state)
+            outputs.append(self.single(self.head(output)))
         return torch.stack(outputs)
 
     @torch.no_grad()

@@ -21,15 +21,12 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 class Throughput(NamedTuple):
-    """Milliseconds a training step, medians of rounds in which both took their turn."""
+    """Milliseconds a training step and their ratio, each the median of rounds in which both took their turn."""
 
     task: str
     trained: float
     bare: float
-
-    @property
-    def ratio(self) -> float:
-        return self.trained / self.bare
+    ratio: float
 
 
 def measure(task: str, rounds: int = 5, *overrides: str) -> Throughput:
@@ -56,7 +53,9 @@ def measure(task: str, rounds: int = 5, *overrides: str) -> Throughput:
                 taken = train(module, data, settings, Path(folder) / f"{train.__name__}{number}")
                 if number:  # the first round compiles
                     times.append(taken)
-    return Throughput(task, *(1000 * median(times) for times in timed))
+    trained, plain = timed
+    ratio = median(a / b for a, b in zip(trained, plain))
+    return Throughput(task, 1000 * median(trained), 1000 * median(plain), ratio)
 
 
 def with_lightning(module: Any, data: Any, settings: dict[str, Any], folder: Path) -> float:

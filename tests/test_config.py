@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -21,6 +22,7 @@ from rnnzoo import Recurrent, UserError, list_cells, registry
 from tasks.base import OPTIMIZERS, build
 from tasks.config import prepare, register_models, resolve
 from tasks.run import MetricsCSV, build_trainer
+from tasks.space import distribution
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -89,8 +91,12 @@ def test_conf_has_choices_only() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_can_be_built(option: str, tiny: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+def test_every_option_can_be_built(
+    option: str, tiny: dict[str, tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The option composes, and data, module, optimizer and trainer come of it."""
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+        monkeypatch.setenv(name, "1")
     name = settings_of(tmp_path, option)["task"]["name"]
     settings = settings_of(tmp_path, option, *tiny[name], "model.hidden_size=2")
     task = settings["task"]
@@ -478,7 +484,12 @@ def test_readme_commands_compose(line: str, my_cells: Path, tmp_path: Path) -> N
     arguments = shlex.split(line.replace("outputs/sine/gru/<time>", str(run)))
     flags = [a for a in arguments if a in ("--help", "--cfg", "job", "-m")]
     arguments = prepare([a for a in arguments if a not in flags])
-    if "-m" in flags:
+    if "--multirun" in arguments:
+        arguments.remove("--multirun")
+        overrides = OverridesParser.create().parse_overrides(arguments)
+        values = ((o, distribution(o)) if o.is_sweep_override() else (o, None) for o in overrides)
+        jobs = [[f"{o.key_or_group}={space.to_external_repr(0)}" if space else o.input_line for o, space in values]]
+    elif "-m" in flags:
         values = ((a.partition("=")[0], a.partition("=")[2].split(",")) for a in arguments)
         jobs = [list(job) for job in product(*([f"{key}={value}" for value in among] for key, among in values))]
         assert len(jobs) > 2

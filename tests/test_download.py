@@ -99,7 +99,7 @@ def test_a_file_is_fetched_once(server: Server, own_cache: Path, capsys: pytest.
     assert get(server) == path
     assert capsys.readouterr().out == ""
     assert server.requests == [None]
-    assert list(own_cache.iterdir()) == [path]
+    assert list(own_cache.glob("[!.]*")) == [path]
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
@@ -116,7 +116,7 @@ def test_a_cut_connection_is_resumed(server: Server, own_cache: Path) -> None:
     assert kept == CONTENT[: len(kept)] and len(kept) == 100_000
     assert get(server).read_bytes() == CONTENT
     assert server.requests == [None, "bytes=100000-"]
-    assert list(own_cache.iterdir()) == [own_cache / "data.bin"]
+    assert list(own_cache.glob("[!.]*")) == [own_cache / "data.bin"]
 
 
 def test_it_is_resumed_as_often_as_need_be(server: Server) -> None:
@@ -161,7 +161,7 @@ def test_a_wrong_checksum_drops_the_file_and_says_so(server: Server, own_cache: 
     message = refused(server)
     assert hashlib.sha256(b"another file").hexdigest() in message and SHA.partition(":")[2] in message
     assert "dropped" in message
-    assert list(own_cache.iterdir()) == []
+    assert list(own_cache.glob("[!.]*")) == []
     server.content = CONTENT
     assert get(server).read_bytes() == CONTENT
 
@@ -208,7 +208,7 @@ def test_the_final_name_appears_at_the_end(server: Server, own_cache: Path, monk
     seen = []
 
     def looking(path: Path, algorithm: str) -> str:
-        seen.append(sorted(p.name for p in own_cache.iterdir()))
+        seen.append(sorted(p.name for p in own_cache.glob("[!.]*")))
         return digest(path, algorithm)
 
     monkeypatch.setattr("tasks.download.digest", looking)

@@ -252,7 +252,7 @@ def test_other_mistakes_in_the_source(tree: Path, tmp_path: Path) -> None:
 
 
 def cached(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir())
+    return sorted(folder.glob("[!.]*"))
 
 
 def said_reading(capsys: pytest.CaptureFixture[str]) -> bool:

@@ -369,20 +369,6 @@ def test_pictures_go_to_tensorboard(train: Callable[..., Path]) -> None:
     assert b"pictures/gates/layer_1/z/mean" in events and b"\x89PNG" in events
 
 
-def test_pictures_go_to_wandb(tmp_path: Path, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "wandb"))
-    import wandb
-
-    folder = train(*SINE, "logger=wandb", "trainer.max_epochs=1", "pictures=true")
-    wandb.finish()
-    wandb.teardown()
-    kept = {
-        path.name.split("_epoch")[0].split("_")[0] for path in folder.glob("wandb/offline-run-*/files/media/**/*.png")
-    }
-    assert kept == {"gradient", "gates", "prediction"}
-
-
 def test_a_switch_is_true_or_false(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     for value in ("maybe", "1", "null"):
         with pytest.raises(SystemExit):

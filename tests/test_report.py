@@ -215,7 +215,7 @@ def test_unfinished_and_damaged_runs_are_named(tmp_path: Path) -> None:
     (fabricate(tmp_path / "15") / "metrics.csv").write_text("step,epoch,val/loss\n1,0,high\n")
     found = collect([tmp_path])
     unfinished, damaged = found.left_out
-    assert unfinished == f"2 without summary.json, unfinished or failed: {tmp_path}/9, {tmp_path}/10"
+    assert unfinished == f"2 without summary.json, unfinished, pruned or failed: {tmp_path}/9, {tmp_path}/10"
     assert damaged.startswith("5 damaged: ") and "\n" not in damaged
     for number, reason in ((11, "summary.json: Invalid JSON"), (12, "summary.json: parameters"),
                            (13, ".hydra/overrides.yaml: No such file"), (14, ".hydra/overrides.yaml: unreadable"),
@@ -384,19 +384,6 @@ def test_a_run_leaves_what_the_table_needs(train: Callable[..., Path]) -> None:
     tested = train(*SINE, "test_only=true", f"ckpt={folder / 'checkpoints' / 'best.ckpt'}")
     assert report.Run.read(tested).summary.best_epoch is None
     assert not (folder / "results.csv").exists() and not (folder.parent / "results.csv").exists()
-
-
-def test_only_the_first_process_reports(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fabricate(tmp_path / "0")
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    report.AtTheEnd().on_multirun_end(config)
-    assert capsys.readouterr().out == "" and not (tmp_path / "results.csv").exists()
-    monkeypatch.setenv("LOCAL_RANK", "0")  # Lightning sets it in the process that started the others, too
-    report.AtTheEnd().on_multirun_end(config)
-    assert (tmp_path / "results.csv").exists()
 
 
 def test_a_multirun_without_finished_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

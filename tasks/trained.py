@@ -1,0 +1,100 @@
+"""A trained model, from its run's folder or one of its checkpoints, ready to be used.
+
+Nothing in a checkpoint is executed: tensors and plain values are read from it, the classes are the project's, and a
+person's own cells come from the file that the run's configuration names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rnnzoo import UserError, __version__, registry
+from tasks.base import SequenceModule, build, find_class
+from tasks.config import SINCE_THEN
+from tasks.run import one_cause, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        module: in evaluation mode, on the CPU.
+        settings: the configuration of its run.
+        folder: of the run.
+        checkpoint: the file that the weights are from.
+        contents: of the checkpoint.
+    """
+
+    module: SequenceModule
+    settings: dict[str, Any]
+    folder: Path
+    checkpoint: Path
+    contents: dict[str, Any]
+
+
+def load(run: Path) -> Trained:
+    """The model of a run in its best epoch, or of one of the run's checkpoints.
+
+    Cells that are registered already are not read again from the file that the run names.
+
+    Args:
+        run: a run's folder, or a file in its `checkpoints`.
+
+    Raises `UserError` naming the file when there is no such run, when its checkpoint is damaged or of another version,
+    and when its cell is not to be had.
+    """
+    folder, checkpoint = _find(run)
+    settings = _settings(folder)
+    contents = read_checkpoint(checkpoint)
+    given = contents["hyper_parameters"]
+    cell, recorded = settings["model"]["cell"], given.get("model", {}).get("cell")
+    if recorded != cell:
+        raise UserError(f"{checkpoint}: is of the cell {recorded}, not of {cell} as its folder says")
+    if settings["cells"] and cell not in registry.list_cells():
+        try:
+            registry.load(settings["cells"])
+        except UserError as error:
+            raise UserError(f"{folder}: {error}; say with --cells where its cells are now") from error
+    kind = find_class(settings["task"], "module")
+    if not issubclass(kind, SequenceModule):
+        raise UserError(f"{folder}: task.module={settings['task']['module']} is not one of the project's modules")
+    try:
+        module = build(kind, given, "hyper_parameters")
+        module.load_state_dict(contents["state_dict"])
+    except (UserError, RuntimeError) as error:
+        version = contents.get("rnnzoo_version", "an earlier version")
+        raise UserError(
+            f"{checkpoint}: written by rnnzoo {version}, does not fit {__version__} ({one_cause(error)})"
+        ) from error
+    return Trained(module.eval(), settings, folder, checkpoint, contents)
+
+
+def _find(run: Path) -> tuple[Path, Path]:
+    """The folder of a run, and the checkpoint that is meant."""
+    if run.is_dir():
+        found = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        for checkpoint in found:
+            if checkpoint.is_file():
+                return run, checkpoint
+        raise UserError(f"{run}: no run there, {found[0]} is missing")
+    if not run.is_file():
+        raise UserError(f"{run}: no such run; name its folder or one of its checkpoints")
+    return run.absolute().parent.parent, run
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: no run there, {path} is missing; a checkpoint is used in its run's folder")
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # whatever YAML's parser and OmegaConf raise
+        raise UserError(f"{path}: damaged ({one_cause(error)})") from error
+    if not isinstance(settings, dict) or not {"task", "model", "cells"} <= settings.keys():
+        raise UserError(f"{path}: not the configuration of a run")
+    return {**SINCE_THEN, **settings}
