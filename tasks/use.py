@@ -54,7 +54,8 @@ def sample(
         ("top-p", top_p, 0 < top_p <= 1),
     ):
         if not good:
-            raise UserError(f"--{name} {value}: must be positive{', and at most 1' if name == 'top-p' else ''}")
+            further = {"top-p": "be positive, and at most 1", "length": "not be negative"}
+            raise UserError(f"--{name} {value}: must {further.get(name, 'be positive')}")
     generator = torch.Generator()
     if seed is None:
         generator.seed()

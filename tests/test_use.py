@@ -1,0 +1,268 @@
+"""Trained models in use: sampled, judged, tested again, and loaded with care."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from rnnzoo import UserError
+from rnnzoo.cli import main
+from tasks.char_lm import CharLM, draw
+from tasks.imdb import tokenize
+from tasks.trained import load
+
+TEXT = ("task=char_lm", "task.streams=2", "task.window=8", "task.embedding=3", "model=lstm", "model.hidden_size=6",
+        "hardware=cpu", "trainer.max_epochs=1", "task.sample_length=0", "engine=reference")  # fmt: skip
+
+MINE = """
+from torch import Tensor, tanh
+
+from rnnzoo import Cell, gate, register
+
+
+@register("of_my_own", source="here")
+class Mine(Cell):
+    W, U, b = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return tanh(x @ self.W + h @ self.U + self.b)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def text_run(runs: Path, train: Callable[..., Path]) -> Path:
+    """A run of char_lm, made once."""
+    folder = runs / "text"
+    if not folder.exists():
+        (runs / "text.txt").write_text("ROMEO: hello world\n" * 30)
+        train(*TEXT, f"task.text={runs / 'text.txt'}", f"hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.fixture
+def review_run(runs: Path, reviews: Path, train: Callable[..., Path]) -> Path:
+    """A run of imdb, made once."""
+    folder = runs / "reviews"
+    if not folder.exists():
+        train("task=imdb", f"task.data={reviews}", "task.batch_size=2", "task.embedding=3", "model.hidden_size=4",
+              "hardware=cpu", "trainer.max_epochs=1", "engine=reference", f"hydra.run.dir={folder}")  # fmt: skip
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The line with which a command refuses bad input."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err.removeprefix("error: ")
+
+
+# Sampling
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(20_000, -1)
+    generator = torch.Generator().manual_seed(1)
+    for options, expected in (
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
+        ({"top_k": 9}, [0.5, 0.3, 0.15, 0.05]),
+        ({"top_p": 0.79}, [0.625, 0.375, 0, 0]),
+        ({"top_p": 0.81}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"top_p": 0.01}, [1, 0, 0, 0]),
+    ):
+        share = draw(logits, generator, **options).bincount(minlength=4) / len(logits)
+        torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float32), atol=0.02, rtol=0)
+        assert [s > 0 for s in share.tolist()] == [e > 0 for e in expected]
+
+
+def test_what_is_generated_is_what_the_whole_text_would_give(text_run: Path) -> None:
+    """Greedily, the model run anew over all that there is so far names each next character."""
+    module = load(text_run).module
+    assert isinstance(module, CharLM)
+    stream = module.generate("ROMEO:", torch.Generator(), top_k=1)
+    text = "ROMEO:" + "".join(next(stream) for _ in range(12))
+    for end in range(6, len(text)):
+        codes = torch.tensor([[module.hparams["alphabet"].index(c)] for c in text[:end]])
+        assert text[end] == module.hparams["alphabet"][int(module(codes)[0][-1].argmax())]
+
+
+def test_sample_writes_prime_and_length(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [said(capsys, "sample", str(text_run), "--prime", "hello", "--length", "30", "--seed", "3") for _ in "ab"]
+    assert again[0] == again[1] and again[0].startswith("hello") and len(again[0]) == 36
+    checkpoint = str(text_run / "checkpoints" / "last.ckpt")
+    assert len(said(capsys, "sample", checkpoint, "--length", "10", "--greedy")) == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--prime ROMEO#", "--prime: the model has never seen '#'\n"),
+        ("--temperature 0", "--temperature 0.0: must be positive\n"),
+        ("--top-p 1.5", "--top-p 1.5: must be positive, and at most 1\n"),
+        ("--top-k 0", "--top-k 0: must be positive\n"),
+        ("--length -1", "--length -1: must not be negative\n"),
+    ],
+)
+def test_bad_samples(text_run: Path, capsys: pytest.CaptureFixture[str], arguments: str, line: str) -> None:
+    assert refused(capsys, "sample", str(text_run), *arguments.split()) == line
+
+
+# Judging
+
+
+def test_a_review_is_judged_as_the_module_would(
+    review_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trained = load(review_run)
+    vocabulary = trained.contents["Sentiments"]["vocabulary"]
+    review = f"A {vocabulary[2]} film, <br /> {vocabulary[3]}! qqqqq"
+    words = tokenize(review)
+    codes = torch.tensor([vocabulary.index(word) if word in vocabulary else 1 for word in words])
+    with torch.no_grad():
+        alone = [float(trained.module(codes[:t, None], torch.tensor([t])).sigmoid()) for t in range(1, len(codes) + 1)]
+    (tmp_path / "reviews.txt").write_text(f"{review}\n{vocabulary[2]}\n")
+    lines = said(capsys, "predict", str(review_run), "--file", str(tmp_path / "reviews.txt"), "--running").splitlines()
+    first, second = map(json.loads, lines)
+    assert first["words"] == words and first["running"] == pytest.approx(alone, abs=1e-4)
+    assert first["probability"] == pytest.approx(alone[-1], abs=1e-4)
+    assert first["label"] == ("positive" if alone[-1] > 0.5 else "negative")
+    assert second["words"] == [vocabulary[2]]
+    shown = said(capsys, "predict", str(review_run), "--text", review)
+    assert f"{first['label']}, P(positive) = {alone[-1]:.3f}" in shown and "qqqqq" in shown
+
+
+def test_bad_reviews(review_run: Path, text_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "reviews.txt"
+    path.write_text("good\n\n")
+    assert refused(capsys, "predict", str(review_run), "--text", " ...") == "a review without a word cannot be judged\n"
+    assert refused(capsys, "predict", str(review_run), "--file", str(path)).startswith(
+        "line 2: a review without a word"
+    )
+    assert refused(capsys, "predict", str(review_run), "--file", "nowhere").startswith("--file nowhere: No such file")
+    path.write_bytes(b"\xff\xfe good")
+    assert refused(capsys, "predict", str(review_run), "--file", str(path)).endswith("is not UTF-8\n")
+    assert refused(capsys, "predict", str(text_run), "--text", "good").endswith("rnnzoo predict is for task=imdb\n")
+
+
+# Testing again
+
+
+def test_evaluation_finds_the_recorded_metrics(
+    review_run: Path, text_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (review_run, text_run):
+        before = sorted(run.rglob("*"))
+        assert said(capsys, "eval", str(run)).endswith("equal to the recorded ones\n")
+        assert sorted(run.rglob("*")) == before
+    summary = review_run / "summary.json"
+    recorded = json.loads(summary.read_text())
+    changed = json.loads(summary.read_text())
+    changed["metrics"]["test/loss"] *= 1.01
+    summary.write_text(json.dumps(changed))
+    assert main(["eval", str(review_run)]) == 1
+    assert capsys.readouterr().out.endswith("NOT equal to the recorded ones\n")
+    summary.write_text(json.dumps(recorded))
+
+
+# Loading
+
+
+def test_a_cell_of_ones_own_comes_from_where_the_run_had_it(
+    tmp_path: Path, train: Callable[..., Path], runs: Path, text_run: Path, command: Callable[..., Any]
+) -> None:
+    cells = tmp_path / "mine.py"
+    cells.write_text(MINE)
+    arguments = [a for a in TEXT if not a.startswith("model=")]
+    folder = train(*arguments, f"task.text={runs / 'text.txt'}", f"cells={cells}", "model=of_my_own")
+    sample = ["-m", "rnnzoo", "sample", str(folder), "--length", "5"]
+    elsewhere = cells.rename(tmp_path / "moved.py")
+    lost = command(*sample)
+    assert lost.returncode == 1 and lost.stderr.startswith(f"error: {folder}: cells={cells}")
+    assert lost.stderr.endswith("say with --cells where its cells are now\n")
+    assert command(*sample, "--cells", str(elsewhere)).returncode == 0
+
+
+def damaged(run: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a run whose checkpoint is changed."""
+    folder = tmp_path / "copy"
+    for name in (".hydra", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_bytes((run / ".hydra" / "config.yaml").read_bytes())
+    contents = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    change(contents)
+    torch.save(contents, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_checkpoints_that_do_not_fit(text_run: Path, tmp_path: Path) -> None:
+    def other_cell(contents: dict[str, Any]) -> None:
+        contents["hyper_parameters"]["model"]["cell"] = "gru"
+
+    def other_version(contents: dict[str, Any]) -> None:
+        contents["rnnzoo_version"] = "9.9"
+        del contents["hyper_parameters"]["embedding"]
+
+    def other_weights(contents: dict[str, Any]) -> None:
+        contents["state_dict"]["head.bias"] = torch.zeros(3)
+
+    for number, (change, problem) in enumerate(
+        (
+            (other_cell, "is of the cell gru, not of lstm as its folder says"),
+            (other_version, r"written by rnnzoo 9.9, does not fit .* \(hyper_parameters.embedding is missing\)"),
+            (other_weights, "does not fit"),
+        )
+    ):
+        with pytest.raises(UserError, match=rf"last.ckpt: .*{problem}"):
+            load(damaged(text_run, tmp_path / str(number), change))
+
+
+def test_runs_that_are_not_there(text_run: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short" / "checkpoints" / "best.ckpt"
+    short.parent.mkdir(parents=True)
+    short.write_bytes((text_run / "checkpoints" / "best.ckpt").read_bytes()[:2000])
+    for path, problem in (
+        (tmp_path / "nowhere", "no such run; name its folder or one of its checkpoints"),
+        (tmp_path, "no run there, .*best.ckpt is missing"),
+        (short, "config.yaml is missing; a checkpoint is used in its run's folder"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            load(path)
+    (short.parent.parent / ".hydra").mkdir()
+    config = short.parent.parent / ".hydra" / "config.yaml"
+    config.write_bytes((text_run / ".hydra" / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match=r"best.ckpt: damaged or not a checkpoint"):
+        load(short)
+    config.write_text("{")
+    with pytest.raises(UserError, match=r"config.yaml: damaged"):
+        load(short)
+
+
+def test_no_class_but_the_projects_is_made(text_run: Path, tmp_path: Path) -> None:
+    """A module named in a configuration is made only if it is a SequenceModule."""
+    folder = damaged(text_run, tmp_path, lambda contents: None)
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    config.task.module = "subprocess.Popen"
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    with pytest.raises(UserError, match=r"task.module=subprocess.Popen is not one of the project's modules"):
+        load(folder)
