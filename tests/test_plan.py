@@ -386,7 +386,7 @@ def test_generated_cells(uncompiled, made, ragged):
 
 # beside these, test_serial.py and test_check.py run all cells of the zoo
 @pytest.mark.slow
-@examples(110)
+@examples(60)
 @given(generated(), st.booleans())
 def test_many_generated_cells(uncompiled, made, ragged):
     check(made, ragged)
