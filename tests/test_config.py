@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from digits import write_digits
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
@@ -51,10 +52,22 @@ def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
     """For each task, overrides that make it small and keep it off the network."""
     text = tmp_path / "text.txt"
     text.write_text("ROMEO: hello world\n" * 20)
+    digits = (f"task.data={write_digits(tmp_path / 'digits', train=24, test=12)}",)
+    names = tmp_path / "names"
+    names.mkdir()
+    for label in ("one", "two"):
+        (names / f"{label}.txt").write_text("\n".join(label[:3] * length for length in range(1, 20)))
     return {
         "sine": ("task.samples=20",),
         "char_lm": (f"task.text={text}", "task.window=5", "task.streams=2", "task.embedding=3"),
         "imdb": (f"task.data={reviews}", "task.batch_size=2", "task.embedding=3"),
+        "forecast": ("task.window=5",),
+        "smnist": digits,
+        "psmnist": digits,
+        "copy": (),
+        "adding": (),
+        "addition": ("task.samples=20",),
+        "names": (f"task.data={names}", "task.embedding=3"),
     }
 
 
@@ -103,7 +116,7 @@ def test_every_option_can_be_built(
     data = build(get_class(task["datamodule"]), {**task, "seed": 1}, "task")
     known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
     module = build(get_class(task["module"]), {**task, **known, **data.arguments()}, "task")
-    assert module.layer.hidden_size == 2
+    assert {layer.hidden_size for layer in module.modules() if isinstance(layer, Recurrent)} == {2}
 
     options = dict(settings["optimizer"])
     assert options.pop("schedule") in ("constant", "linear")

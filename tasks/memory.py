@@ -1,0 +1,189 @@
+"""Long memories: the copy and the adding problem, whose answer hangs on what was read up to T steps before.
+
+Every batch is drawn anew from the seed, the split, the epoch and its number: nothing is stored, nothing seen twice.
+
+Shapes: T as in the papers, B batch. Batches have their rows first, the layers time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError
+from torchmetrics.classification import MulticlassAccuracy
+
+from rnnzoo import UserError
+from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share
+from tasks.char_lm import OneHot
+
+TRAIN, VAL, TEST = range(3)
+Key = tuple[int, int, int, int]
+"""Split, epoch, number and sequences of a batch."""
+
+SYMBOLS, KINDS = 10, 8
+"""Of the copy problem: how many symbols are to be remembered, and how many different ones there are."""
+
+BLANK, DELIMITER = KINDS, KINDS + 1
+
+
+class Batch(NamedTuple):
+    """Input and target of B sequences."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Drawn(SequenceData):
+    """Base of the two problems' data.
+
+    Args:
+        T: the problem's length in time steps.
+        samples: training sequences an epoch; a tenth as many are drawn for validation, and for the test.
+        batch_size: sequences in a batch.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, T: PositiveInt, samples: PositiveInt, batch_size: PositiveInt, seed: int) -> None:
+        super().__init__()
+        self.T, self.samples, self.batch_size, self.seed = T, samples, batch_size, seed
+        self.held_out = max(samples // 10, 2)
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` sequences."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> Any:
+        return Batches(lambda epoch: self._keys(TRAIN, epoch, self.samples), self._share, self.position)
+
+    def val_dataloader(self) -> Any:
+        return Batches(lambda epoch: self._keys(VAL, 0, self.held_out), self._share)
+
+    def test_dataloader(self) -> Any:
+        return Batches(lambda epoch: self._keys(TEST, 0, self.held_out), self._share)
+
+    def _keys(self, split: int, epoch: int, samples: int) -> Sequence[Key]:
+        return [(split, epoch, number, len(rows)) for number, rows in enumerate(in_order(samples, self.batch_size))]
+
+    def _share(self, key: Key) -> Batch:
+        *drawn_from, count = key
+        generator = torch.Generator().manual_seed(hash((self.seed, *drawn_from)) % 2**63)
+        return Batch(*map(share, self.draw(count, generator)))
+
+
+class Copies(Drawn):
+    """Ten symbols, T - 1 blanks, a delimiter, ten blanks; to be answered by T + 10 blanks, then the ten symbols.
+
+    Input and target are symbol numbers [B, T + 20], as in Arjovsky, Shah & Bengio 2016 (arXiv:1511.06464), section 4.1,
+    after Hochreiter & Schmidhuber 1997: 8 kinds of symbols, drawn uniformly.
+    """
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        symbols = torch.randint(KINDS, (count, SYMBOLS), generator=generator)
+        x = torch.full((count, self.T + 2 * SYMBOLS), BLANK)
+        y = x.clone()
+        x[:, :SYMBOLS] = y[:, -SYMBOLS:] = symbols
+        x[:, -SYMBOLS - 1] = DELIMITER
+        return Batch(x, y)
+
+    def baseline(self) -> dict[str, float]:
+        """Without a memory: blanks where blanks belong, then any of the symbols, each as likely as the others."""
+        return {"baseline/trivial_loss": SYMBOLS * math.log(KINDS) / (self.T + 2 * SYMBOLS)}
+
+
+class Sums(Drawn):
+    """T values uniform in [0, 1], two of them marked with a 1, one in each half; the target is the sum of these two.
+
+    Input [B, T, 2] (value, mark) and target [B] in float32, as in Arjovsky, Shah & Bengio 2016 (arXiv:1511.06464),
+    section 4.2, after Hochreiter & Schmidhuber 1997.
+    """
+
+    def __init__(
+        self, T: Annotated[int, Field(ge=2)], samples: PositiveInt, batch_size: PositiveInt, seed: int
+    ) -> None:
+        super().__init__(T, samples, batch_size, seed)
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        values = torch.rand(count, self.T, generator=generator)
+        middle = self.T // 2
+        halves = ((0, middle), (middle, self.T))
+        marked = torch.cat([torch.randint(*half, (count, 1), generator=generator) for half in halves], 1)
+        marks = torch.zeros_like(values).scatter_(1, marked, 1.0)
+        return Batch(torch.stack([values, marks], -1), values.gather(1, marked).sum(1))
+
+    def baseline(self) -> dict[str, float]:
+        """Without a memory: always 1, the mean of the sums. It costs their variance."""
+        return {"baseline/trivial_loss": 1 / 6}
+
+
+class _Memory(SequenceModule):
+    """Base of the two problems' modules."""
+
+    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
+        super().__init__(model, optimizer, engine, seed)
+        if model.get("bidirectional"):
+            raise UserError(
+                "model.bidirectional=true: read from both ends, nothing needs remembering for T steps; leave it out"
+            )
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss, and the predictions and targets from which the metrics are made."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.training_loss(self.losses(batch)[0], batch.y.numel())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(self.val_metrics, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(self.test_metrics, batch)
+
+    def _evaluate(self, metrics: EvaluationMetrics, batch: Batch) -> None:
+        loss, prediction, target = self.losses(batch)
+        metrics.update(loss, batch.y.numel(), prediction, target)
+
+
+class Copy(_Memory):
+    """One-hot symbols through a recurrent layer and a linear head to the logits of the answer at every step."""
+
+    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
+        super().__init__(model, optimizer, engine, seed)
+        self.embed = OneHot(KINDS + 2)
+        self.layer = self.recurrent(KINDS + 2)
+        self.head = nn.Linear(self.layer.output_size, KINDS + 1)
+        self.add_metrics(accuracy=MulticlassAccuracy(KINDS + 1, average="micro", validate_args=False))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Symbol numbers [T + 20, B] to logits [T + 20, B, 9] of the eight kinds of symbols and the blank."""
+        output, _ = self.layer(self.embed(codes))
+        return self.single(self.head(output))
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        logits, target = self(batch.x.T), batch.y.T
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        return loss, logits[-SYMBOLS:].flatten(0, 1), target[-SYMBOLS:].flatten()
+
+
+class Adding(_Memory):
+    """Values and marks through a recurrent layer, and a linear head on its last output."""
+
+    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
+        super().__init__(model, optimizer, engine, seed)
+        self.layer = self.recurrent(2)
+        self.head = nn.Linear(self.layer.output_size, 1)
+        self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values and marks [T, B, 2] to the sums of the marked ones [B]."""
+        output, _ = self.layer(x.to(self.head.weight.dtype))
+        return self.single(self.head(output[-1])).squeeze(-1)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        prediction = self(batch.x.transpose(0, 1))
+        return F.mse_loss(prediction, batch.y), prediction, batch.y

@@ -1,0 +1,360 @@
+"""Forecasting: what a window holds and what it cannot know, baselines against NumPy, runs, and bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rnnzoo import UserError, list_cells
+from tasks.forecast import Forecast, Windows
+from tasks.series import Series, mackey_glass
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "series"
+ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
+NAN = math.nan
+
+
+def windows(values: Any, targets: list[str] | None = None, **options: Any) -> Windows:
+    """The windows of columns a, b, ... of `values` [N, n], as if they had been read from a file."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    series = Series(list("abcdef"[: values.shape[1]]), values, None, [])
+    task: dict[str, Any] = {
+        "window": 5, "horizon": 3, "stride": 1, "missing": "refuse", "scaling": "none", "season": None,
+        "val_fraction": 0.2, "test_fraction": 0.2, "batch_size": 4, "seed": 1,
+    }  # fmt: skip
+    with patch("tasks.forecast.read_csv", lambda *_: series):
+        return Windows(data="file.csv", date=None, columns=None, targets=targets, **(task | options))
+
+
+def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def module(data: Windows, cell: str = "gru", **options: Any) -> Forecast:
+    """A model for these windows."""
+    torch.manual_seed(0)
+    settings = {"window": data.window, "horizon": data.horizon, "missing": "refuse", **data.arguments()}
+    return Forecast({"cell": cell, "hidden_size": 4, **options}, ADAM, "auto", 1, **settings)
+
+
+# The data
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(20, 120),
+    window=st.integers(1, 12),
+    horizon=st.integers(1, 5),
+    stride=st.integers(1, 9),
+    val=st.floats(0.05, 0.4),
+    test=st.floats(0.0, 0.4),
+)
+def test_windows_are_what_came_before(
+    rows: int, window: int, horizon: int, stride: int, val: float, test: float
+) -> None:
+    """The first column is the row's number, so that values say where they come from."""
+    number = np.arange(rows)
+    held_out = [int(rows * val), int(rows * test)]
+    ends = np.cumsum([0, rows - sum(held_out), *held_out])
+    enough = ends[1] >= window + horizon and held_out[0] >= horizon and (held_out[1] >= horizon or test == 0)
+    options = {"window": window, "horizon": horizon, "stride": stride, "val_fraction": val, "test_fraction": test}
+    values = np.stack([number, -(number**2)], 1)
+    if not enough:
+        with pytest.raises(UserError, match=r"task\.data=file\.csv: of \d+ rows, .* too few"):
+            windows(values, targets=["b"], **options)
+        return
+    data = windows(values, targets=["b"], **options)
+    assert data.has_test == (test > 0)
+    for part, first, end in zip((data.train, data.val, data.test), ends, ends[1:]):
+        # all windows that the part has, `stride` apart: their targets lie in it, their input may begin before it
+        assert part.tolist() == list(range(max(first, window), end - horizon + 1, stride))
+        x, y = data.batch(part)
+        assert x.shape == (window, len(part), 2) and y.shape == (horizon, len(part), 1)
+        for b, origin in enumerate(part.tolist()):
+            assert x[:, b, 0].tolist() == list(range(origin - window, origin))
+            assert y[:, b, 0].tolist() == [-(row**2) for row in range(origin, origin + horizon)]
+            assert torch.equal(x[:, b, 1], -(x[:, b, 0] ** 2))
+
+
+def test_training_takes_every_window_once_in_an_order_of_the_epochs_own() -> None:
+    data = windows(np.arange(60)[:, None] + 0.0)
+    data.position = lambda: (0, 0)  # type: ignore[method-assign]
+    batches = data.train_dataloader()
+    epochs = [torch.cat([batches.fetch(rows).y[0, :, 0] for rows in batches.plan(epoch)]) for epoch in (0, 0, 1)]
+    assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
+    assert all(epoch.sort().values.tolist() == data.train.tolist() for epoch in epochs)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "minmax"])
+def test_scaling_knows_the_training_part_only(scaling: str) -> None:
+    values = noise(50, 3).numpy() * [1, 10, 0] + [0, 5, 7]
+    values[3, 1] = NAN
+    data = windows(values, targets=["a", "b"], scaling=scaling, missing="previous")
+    known = values[:30, :2]
+    if scaling == "standard":
+        expected = np.nanmean(known, 0), np.nanstd(known, 0)
+    else:
+        expected = np.nanmin(known, 0), np.nanmax(known, 0) - np.nanmin(known, 0)
+    assert np.allclose(data.center[:2], expected[0]) and np.allclose(data.scale[:2], expected[1])
+    assert data.scale[2] == 1  # a constant column stays finite
+    x, _ = data.batch(data.test)
+    assert np.allclose(x[-1] * data.scale + data.center, values[data.test - 1], atol=1e-5)
+
+
+# Gaps
+
+
+def test_what_is_not_known_is_not_scored_or_learned() -> None:
+    values = noise(60, 2)
+    complete = windows(values)
+    values[50:55, 1] = NAN
+    values[40:44] = NAN
+    data = windows(values, missing="previous")
+    x, y = data.batch(data.test)
+    assert not x.isnan().any()
+    rows = data.test + torch.arange(3)[:, None]
+    assert torch.equal(y.isnan(), values[rows].isnan())
+    # the windows of rows 40 to 42 and 41 to 43 have nothing to be learned or scored
+    assert set(complete.val.tolist()) - set(data.val.tolist()) == {40, 41}
+
+    model = module(data)
+    loss, count, forecasts = model._loss(data.batch(data.test))
+    error = (forecasts - values[rows].float()).detach().numpy()
+    assert count == int((~values[rows].isnan()).sum())
+    assert float(loss.detach()) == pytest.approx(np.nanmean(error**2), rel=1e-5)
+
+
+def test_gaps_are_refused_unless_asked_for() -> None:
+    values = noise(60, 2)
+    values[[7, 9], 1] = NAN
+    with pytest.raises(
+        UserError, match=r"2 values missing, the first in row 8 of 'b'; task\.missing=previous or linear"
+    ):
+        windows(values)
+    values[0, 0] = NAN
+    with pytest.raises(UserError, match="'a' begins with a gap"):
+        windows(values, missing="linear")
+
+
+# Baselines and errors
+
+
+def test_persistence_and_seasonal_persistence() -> None:
+    values = noise(60, 2)
+    data = windows(values, targets=["b"], horizon=5, season=2)
+    found = data.baselines(data.test)
+    for b, origin in enumerate(data.test.tolist()):
+        assert (found["persistence"][:, b, 0] == values[origin - 1, 1]).all()
+        # the last two rows over and over
+        expected = [float(values[origin - 2 + ahead % 2, 1]) for ahead in range(5)]
+        assert found["seasonal"][:, b, 0].tolist() == pytest.approx(expected)
+    assert "seasonal" not in windows(values, season=1).baselines(data.test)
+
+
+def test_the_linear_autoregression_finds_a_linear_law() -> None:
+    """Two sines obey x[t] = Σ w_k x[t-k] with four weights, at every horizon; the other column is noise."""
+    t = torch.arange(200)
+    values = torch.stack([3 + torch.sin(0.3 * t) + torch.sin(0.71 * t), noise(200)[:, 0]], 1)
+    data = windows(values, targets=["a"])
+    truth = values[data.test + torch.arange(3)[:, None], :1]
+    assert torch.allclose(data.baselines(data.test)["linear"], truth, atol=1e-3)
+    assert data.baseline()["baseline/linear_mae"] < 1e-3
+
+    # the test part has no part in it
+    values[170:] = 9.0
+    assert torch.allclose(windows(values, targets=["a"]).linear, data.linear, atol=1e-4)
+
+
+def test_the_linear_autoregression_is_least_squares() -> None:
+    values = noise(400, 2)
+    data = windows(values, targets=["b"])
+    x, y = (part.double() for part in data.batch(data.train))
+    features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.train), 1))], 1)
+    weights = np.linalg.lstsq(features, y[:, :, 0].T.numpy(), rcond=None)[0]
+    with patch("tasks.forecast.PENALTIES", (0.0,)):
+        found = data.baselines(data.val)["linear"]
+    x, _ = data.batch(data.val)
+    features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.val), 1))], 1)
+    assert np.allclose(found[:, :, 0].T, features @ weights, atol=1e-5)
+
+
+def test_mase_is_relative_to_the_seasons_of_the_training_part() -> None:
+    """A series that rises by 1 a row differs by 4 from a season of 4 before; 1, 2 and 3 ahead, persistence by 2."""
+    data = windows(np.arange(60)[:, None] * 1.0, season=4, scaling="standard")
+    assert data.naive_error.tolist() == [4]
+    found = data.baseline()
+    assert [found[f"baseline/persistence_{name}"] for name in ("mae", "rmse", "mase")] == pytest.approx(
+        [2, math.sqrt(14 / 3), 0.5], rel=1e-5
+    )
+    assert found["baseline/seasonal_mase"] == pytest.approx(1, rel=1e-5)
+    assert found["baseline/linear_mae"] < 0.01
+
+
+@pytest.mark.parametrize(("season", "values"), [(3, [1.0, 2.0, 3.0] * 20), (1, [2.0] * 60)])
+def test_a_season_without_change_is_refused(season: int, values: list[float]) -> None:
+    with pytest.raises(UserError, match=rf"task\.season={season}: .*'a' is never known to differ"):
+        windows(np.array(values)[:, None], season=season)
+
+
+def test_a_season_longer_than_the_training_part_is_refused() -> None:
+    with pytest.raises(UserError, match="the 36 to train on are no more than a season of 36"):
+        windows(noise(60), season=36)
+    windows(noise(60), season=35)
+
+
+# The model
+
+
+def test_a_head_that_says_nothing_is_persistence() -> None:
+    data = windows(noise(60, 2) * 3 + 100, targets=["b"], scaling="standard")
+    model = module(data)
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    values = noise(9, 2, seed=5) + 50
+    assert torch.allclose(model.forecast(values), values[-1, 1].expand(3, 1), atol=1e-4)
+
+
+def test_a_forecast_reads_the_last_window_in_the_datas_units() -> None:
+    data = windows(noise(60, 2) * 3 + 100, targets=["b"], scaling="minmax")
+    model = module(data).train()
+    values = data.series.values
+    found = model.forecast(values[:40])
+    assert model.training and found.shape == (3, 1)
+    expected = model(data.batch(torch.tensor([40])).x)[:, 0].detach().double() * data.scale[1] + data.center[1]
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.equal(model.forecast(values[35:40]), found)
+    gap = values[:40].clone()
+    gap[37, 0] = NAN
+    with pytest.raises(UserError, match=r"'a'; task\.missing=previous"):
+        model.forecast(gap)
+    for wrong in (values[:4], values[:, :1], values[0]):
+        with pytest.raises(UserError, match="at least 5 rows of a, b, not values of shape"):
+            model.forecast(wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "projection": 3}])
+def test_both_directions_have_read_the_whole_window(options: dict[str, Any]) -> None:
+    """Each row of the window moves each forecast."""
+    model = module(windows(noise(60)), **options)
+    x = noise(5, 1).float()[:, None].requires_grad_()
+    change = model(x) - x[-1:]
+    [gradient] = torch.autograd.grad(change.sum(), x)
+    assert (gradient.abs() > 1e-6).all()
+
+
+def test_every_cell_forecasts() -> None:
+    data = windows(noise(60, 2), scaling="standard")
+    for cell in list_cells():
+        forecasts = module(data, cell)(data.batch(data.test).x)
+        assert forecasts.shape == (3, len(data.test), 2) and forecasts.isfinite().all(), cell
+
+
+# Runs
+
+SMALL = ("hardware=cpu", "task=forecast", "task.window=20", "task.horizon=3")
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "summary.json").read_text())["metrics"]
+    return found
+
+
+def test_training_beats_the_baselines(train: Callable[..., Path]) -> None:
+    folder = train(*SMALL, "task.stride=3", "model.hidden_size=32", "trainer.max_epochs=12", "optimizer.lr=1e-2")
+    found = metrics(folder)
+    for baseline in ("persistence", "seasonal", "linear"):
+        for name in ("mae", "rmse", "mase"):
+            assert found[f"test/{name}"] < 0.7 * found[f"baseline/{baseline}_{name}"]
+
+    # the same from the checkpoint alone, window by window, in the data's units
+    model = Forecast.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    values = mackey_glass().values
+    origins = range(1600, 1998, 3)
+    forecasts = torch.stack([model.forecast(values[:origin]) for origin in origins])[:, :, 0]
+    error = forecasts - torch.stack([values[origin : origin + 3, 0] for origin in origins])
+    assert found["test/mae"] == pytest.approx(float(error.abs().mean()), rel=1e-3)
+    assert found["test/rmse"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-3)
+    season = (values[17:1400] - values[: 1400 - 17]).abs().mean()
+    assert found["test/mase"] == pytest.approx(float(error.abs().mean() / season), rel=1e-3)
+    assert matplotlib.image.imread(folder / "plots" / "forecast.png")[:, :, :3].std() > 0.05  # not a blank one
+
+
+def test_a_file_with_gaps_and_several_targets(train: Callable[..., Path], tmp_path: Path) -> None:
+    values = noise(120, 3).numpy()
+    rows = [f"{datetime(2001, 1, 1) + timedelta(hours=6 * row)},{a},{b},{c}" for row, (a, b, c) in enumerate(values)]
+    rows[50] = rows[50].rpartition(",")[0] + ","
+    path = tmp_path / "file.csv"
+    path.write_text("\n".join(["when,wind,rain,sun", *rows]))
+    toy = ("model.hidden_size=4", "trainer.max_epochs=1", f"task.data={path}", "task.missing=linear")
+    found = metrics(train(*SMALL, *toy, "task.targets=[sun,wind]", "model.bidirectional=true"))
+    expected = {f"{name}_{target}" for name in ("mae", "rmse", "mase") for target in ("sun", "wind")}
+    assert expected == {name.removeprefix("test/") for name in found if name.startswith("test/")} - {"loss"}
+    for baseline in ("persistence", "seasonal", "linear"):
+        assert {f"baseline/{baseline}_{name}" for name in expected} <= found.keys()
+    assert not any(name.startswith("baseline") for name in metrics(train(*SMALL, *toy, "task.test_fraction=0")))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"targets": ["c"]}, r"task\.targets: no column 'c' is read; known: a, b"),
+        ({"targets": []}, r"task\.targets: name at least one column"),
+        ({"targets": ["a", "a"]}, "each only once"),
+        ({"window": 34}, "the 36 to train on are too few for one window of 34 and a horizon of 3"),
+        ({"val_fraction": 0.04}, "those to validate on are too few for a horizon of 3"),
+        ({"test_fraction": 0.8}, "leave no training part"),
+    ],
+)
+def test_windows_that_cannot_be_had(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        windows(noise(60, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("task.window=90", "the 71 to train on are too few for one window of 90 and a horizon of 3"),
+        ("task.missing=ignore", "task.missing=ignore: should be 'refuse', 'previous' or 'linear'"),
+        ("task.data=null", "task.date and task.columns choose from a file"),
+        ("task.data=nowhere.csv", "task.data=nowhere.csv: no such file"),
+        ("seed=2", "line 102, column 'a': '100 000' is not a number"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    override: str, said: str, train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = "100 000" if override == "seed=2" else "100000"
+    path = tmp_path / "file.csv"
+    path.write_text("a\n" + "".join(f"{row % 7}\n" for row in range(100)) + last)
+    with pytest.raises(SystemExit) as end:
+        train(*SMALL, f"task.data={path}", "task.columns=[a]", override)
+    error = capsys.readouterr().err
+    assert end.value.code == 1
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")
+def test_the_default_beats_the_baselines_on_real_temperatures(train: Callable[..., Path]) -> None:
+    found = metrics(
+        train(
+            "hardware=cpu", "task=forecast", f"task.data={DATA / 'daily-min-temperatures.csv'}", "trainer.max_epochs=4"
+        )
+    )
+    for baseline in ("persistence", "seasonal", "linear"):
+        for name in ("mae", "rmse", "mase"):
+            assert found[f"test/{name}"] < found[f"baseline/{baseline}_{name}"]
