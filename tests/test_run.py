@@ -333,13 +333,9 @@ IMDB = (
     "task.embedding_dropout=0", "task.val_fraction=0.2", "model.hidden_size=4", "trainer.max_epochs=2",
 )  # fmt: skip
 
-FORECAST = (
-    "task=forecast", "task.window=20", "task.horizon=3", "task.stride=7", "model.hidden_size=4", "trainer.max_epochs=1",
-)  # fmt: skip
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["sine", "char_lm", "imdb", "forecast"])
+@pytest.mark.parametrize("task", ["sine", "char_lm", "imdb"])
 def test_two_processes_equal_one(
     task: str,
     tmp_path: Path,
@@ -352,7 +348,6 @@ def test_two_processes_equal_one(
         "sine": UNEVEN,
         "char_lm": TEXT,
         "imdb": (*IMDB, f"task.data={reviews}"),
-        "forecast": FORECAST,
     }[task]
     one = train(*arguments, "hardware=cpu")
     two = tmp_path / "two"
