@@ -183,8 +183,12 @@ class Recurrent(nn.Module):
             x = self._finish(x, cell.readout(x, *after), index)
         return x, self._join(finals)
 
-    def stepper(self, state: State | None = None) -> Stepper:
+    def stepper(self, state: State | None = None, known: Tensor | None = None) -> Stepper:
         """`step` made fast for a trained layer: its weights are taken as they are now, and no gradients are kept.
+
+        Args:
+            state: the initial state; zero if left out.
+            known: [A, I], all inputs that can occur, if they are few; the stepper then takes their numbers [B].
 
         Raises `UserError` for a bidirectional layer, and in training mode, where steps are random.
         """
@@ -192,7 +196,7 @@ class Recurrent(nn.Module):
             raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
         if self.training:
             raise UserError("a layer in training mode has no weights to rely on; call its eval() first")
-        return Stepper(self, state)
+        return Stepper(self, state, known)
 
     def load_torch(self, state_dict: dict[str, Tensor]) -> None:
         """Copy the weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape from its state dict.
@@ -352,14 +356,15 @@ def _extend(x: Tensor, lengths: Tensor) -> Tensor:
 
     What stands in the padding, NaN included, must reach no gradient, and a cell may be undefined at zero.
     """
-    return _pick(x, torch.arange(len(x), device=x.device)[:, None].clamp(max=lengths - 1))
+    t = torch.arange(x.shape[0], device=x.device)[:, None]  # not len(x), which a graph for export would freeze
+    return _pick(x, t.clamp(max=lengths - 1))
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverse x [T, B, ...] in time, each sequence within its own length."""
     if lengths is None:
         return x.flip(0)
-    t = torch.arange(len(x), device=x.device)[:, None]  # [T, 1]
+    t = torch.arange(x.shape[0], device=x.device)[:, None]  # [T, 1]
     return _pick(x, torch.where(t < lengths, lengths - 1 - t, t))
 
 
@@ -370,20 +375,27 @@ def _pick(x: Tensor, t: Tensor) -> Tensor:
 
 
 class Stepper:
-    """Steps a layer and keeps its state; see `Recurrent.stepper`. The state is zero at first if none is given."""
+    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
 
-    def __init__(self, layer: Recurrent, state: State | None) -> None:
-        self._layer, self._first = layer, state
-        self._cells = [stepping.Frozen(layer._cell(index)) for index in range(len(layer.cells))]
+    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
+        self._layer, self._first, self._known = layer, state, known
+        self._cells = [
+            stepping.Frozen(layer._cell(index), layer.engine, None if index else known)
+            for index in range(len(layer.cells))
+        ]
+        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
         self._states: list[tuple[Tensor, ...]] | None = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """The next time step: x [B, I] to the output [B, H]."""
+        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
+        given = x
+        if self._known is not None and (self._states is None or self._needed):
+            x = self._known[x]
         if self._states is None:
             self._states = self._layer._split(self._first, x)
         for index, frozen in enumerate(self._cells):
-            self._states[index] = after = frozen(x, *self._states[index])
+            self._states[index] = after = frozen(x if index else given, *self._states[index])
             x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
         return x
 

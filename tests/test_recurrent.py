@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from varied import VARIED
 
 from rnnzoo import Cell, InputWeight, Recurrent, UserError
+from rnnzoo.engine import cpp, stepping
 
 I, H = 3, 4  # noqa: E741  I is the input size everywhere in this project
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -511,6 +512,32 @@ def test_a_stepper_is_of_a_trained_layer():
     output = torch.stack([stepper(x_t) for x_t in x])
     assert not output.requires_grad
     torch.testing.assert_close(output, layer(x)[0])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", VARIED)
+def test_a_stepper_goes_on_when_it_is_compiled(name, rows, monkeypatch):
+    """After a few steps, and for more than lie in one block of memory; from inputs, and from the numbers of such."""
+    monkeypatch.setattr(stepping, "PAYS_BACK", 100)
+    torch.manual_seed(0)
+    layer = Recurrent(name, I, H, num_layers=2, engine="reference").double().eval()
+    inputs = double(5, I)
+    codes = torch.randint(5, (cpp.BLOCK + 30, rows))
+    first = random_state(layer, rows)
+    whole, final = layer(inputs[codes], first)
+    layer.engine = "auto"
+    for known, steps in ((None, inputs[codes]), (inputs, codes)):
+        stepper = layer.stepper(first, known)
+        torch.testing.assert_close(torch.stack([stepper(step) for step in steps]), whole)
+        torch.testing.assert_close(stepper.state, final)
+        assert all(frozen.kernel is not None for frozen in stepper._cells)
+
+
+def test_a_residual_stepper_takes_numbers():
+    layer = make(residual=True, num_layers=2, projection=I).eval()
+    inputs, codes = torch.randn(4, I), torch.randint(4, (6, 2))
+    stepper = layer.stepper(known=inputs)
+    torch.testing.assert_close(torch.stack([stepper(step) for step in codes]), layer(inputs[codes])[0])
 
 
 def test_state_dict_keys_name_cell_and_parameter():

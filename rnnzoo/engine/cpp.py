@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,9 @@ FLAGS = (
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 
+BLOCK = 64
+"""Of so many time steps, the states of `Repeated` lie side by side."""
+
 
 class Kernel:
     """A plan compiled for the CPU, its products of numbers rounded to bfloat16 if `half`.
@@ -46,6 +50,7 @@ class Kernel:
         source = write(plan, half)
         self.homes, self.reused = source.homes, source.reused
         self.given, self.results = parameters(plan)
+        self._products = sum(node.op == "call_function" for node in plan.recur.nodes)
         self._library = _load(source.text, plan.name, half)
 
     def forward(
@@ -58,20 +63,73 @@ class Kernel:
         """
         wrap = (ctypes.c_int64 * len(slots))(*slots)
         batch = tensors[0].shape[1]
-        _call(self._library.step if saving else self._library.recur, batch, steps, wrap, lengths, tensors)
+        _call(self._library.step if saving else self._library.recur, batch, steps, wrap, lengths, _addresses(tensors))
 
     def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
         """Run all time steps backwards over what `emit.parameters` names, given and results."""
-        _call(self._library.back, batch, steps, None, lengths, tensors)
+        _call(self._library.back, batch, steps, None, lengths, _addresses(tensors))
+
+    def repeated(self, shared: Sequence[Tensor]) -> Repeated:
+        """Time steps one by one, all with the same shared tensors."""
+        return Repeated(self._library.recur, self._products, shared)
+
+
+class Repeated:
+    """Time steps of a kernel one by one: matrices are packed by the first, and states stay where they were written.
+
+    The tensors must be contiguous.
+    """
+
+    def __init__(self, function: Any, matrices: int, shared: Sequence[Tensor]) -> None:
+        self._function, self._shared = function, shared
+        self._given = _addresses(shared)
+        self._row = BLOCK
+        self._kept = (ctypes.c_void_p * matrices)()
+        weakref.finalize(self, _free, self._kept)
+        self._latest: tuple[Tensor, ...] = ()
+
+    def __call__(self, leaves: Sequence[int], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The addresses of leaves [B, n], and the states before to the states after."""
+        if self._row == BLOCK or any(a is not b for a, b in zip(states, self._latest)):
+            self._begin(states)
+        memory = [base + self._row * size for base, size in self._homes]
+        _call(self._function, len(states[0]), 1, self._wrap, None, [*leaves, *memory, *self._given], self._kept)
+        self._row += 1
+        self._latest = tuple(block[self._row] for block in self._blocks)
+        return self._latest
+
+    def _begin(self, states: tuple[Tensor, ...]) -> None:
+        """A new block of memory, which begins with these states."""
+        self._blocks = [s.new_empty(BLOCK + 1, *s.shape) for s in states]
+        for block, s in zip(self._blocks, states):
+            block[0] = s
+        self._homes = [(block.data_ptr(), s.nbytes) for block, s in zip(self._blocks, states)]
+        self._wrap = (ctypes.c_int64 * len(states))(*[2] * len(states))
+        self._row = 0
+
+
+def _free(memory: Any) -> None:
+    for address in memory:
+        ctypes.CDLL(None).free(ctypes.c_void_p(address))
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if t is None else t.data_ptr() for t in tensors]
 
 
 def _call(
-    function: Any, batch: int, steps: int, wrap: Any, lengths: Tensor | None, tensors: Sequence[Tensor | None]
+    function: Any,
+    batch: int,
+    steps: int,
+    wrap: Any,
+    lengths: Tensor | None,
+    addresses: Sequence[int | None],
+    kept: Any = None,
 ) -> None:
-    pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     ends = None if lengths is None else ctypes.c_void_p(lengths.data_ptr())
     threads = min(torch.get_num_threads(), batch)
-    function(ctypes.c_int64(steps), ctypes.c_int64(batch), ctypes.c_int64(threads), wrap, ends, pointers)
+    function(ctypes.c_int64(steps), ctypes.c_int64(batch), ctypes.c_int64(threads), wrap, ends, pointers, kept)
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:

@@ -208,16 +208,17 @@ def _function(
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
     carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
     allocations, packing, frees = [], [], []
-    for pack, (place, K, N) in lowered.packs.items():
-        allocations.append(f"S* {pack} = allocate({K + K % 2} * padded({N}));")
+    for k, (pack, (place, K, N)) in enumerate(lowered.packs.items()):
+        allocations.append(f"S* {pack} = kept && kept[{k}] ? kept[{k}] : allocate({K + K % 2} * padded({N}));")
         down, right = place.strides
-        packing.append(f"PACK(p[{shared[place.base]}] + {place.offset}, {K}, {N}, {down}, {right}, {pack});")
-        frees.append(f"std::free({pack});")
+        matrix = f"p[{shared[place.base]}] + {place.offset}"
+        packing.append(f"if (!kept || !kept[{k}]) PACK({matrix}, {K}, {N}, {down}, {right}, {pack});")
+        frees.append(f"if (kept) kept[{k}] = {pack}; else std::free({pack});")
     # with products, many rows share what is fetched of a matrix; without, few rows stay in the nearest cache
     most = 96 if lowered.packs else 8
     return "\n".join([
         f'extern "C" void {name}(',
-        "int64_t T, int64_t B, int64_t threads, const int64_t* wrap, const int64_t* lengths, S* const* p) {",
+        "int64_t T, int64_t B, int64_t threads, const int64_t* wrap, const int64_t* lengths, S* const* p, S** kept) {",
         f"int64_t blocks = threads * ((B + threads * {most} - 1) / (threads * {most}));",
         "int64_t rows_at_most = (B + blocks - 1) / blocks;",
         *allocations,
