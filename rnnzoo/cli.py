@@ -137,6 +137,14 @@ def _add_uses(commands: Any, anywhere: argparse.ArgumentParser) -> None:
     source.add_argument("--file", type=Path, help="a review a line, answered by a line of JSON each")
     source.add_argument("stdin", nargs="?", choices=["-"], help="the same from standard input")
     judging.add_argument("--running", action="store_true", help="with the score along the text in the JSON")
+    forecasting = use("forecast", "the rows that follow those of a CSV file")
+    forecasting.add_argument("data", type=Path, help="a CSV file with the columns that the run was trained on")
+    forecasting.add_argument("--plot", type=Path, default=Path("forecast.png"), metavar="FILE", help="of the picture")
+    exporting = use("export", "the model as one file that runs without this project")
+    form = exporting.add_mutually_exclusive_group(required=True)
+    for key, what in (("onnx", "ONNX, for onnxruntime and others"), ("pt2", "PyTorch's, for torch.export.load")):
+        form.add_argument(f"--{key}", dest="form", action="store_const", const=key, help=what)
+    exporting.add_argument("--out", type=Path, metavar="FILE", help="default: a name of its own in the run's folder")
     use("eval", "the test metrics again, beside the recorded ones")
 
 
@@ -150,6 +158,10 @@ def _use(options: argparse.Namespace) -> int:
             use.predict(options.run, [options.text], False, True)
         else:
             use.predict(options.run, _lines(options.file), True, options.running)
+    elif options.command == "forecast":
+        use.forecast(options.run, options.data, options.plot)
+    elif options.command == "export":
+        use.export(options.run, options.form, options.out)
     elif options.command == "eval":
         return 0 if use.evaluate(options.run) else 1
     return 0

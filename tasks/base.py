@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -91,7 +91,8 @@ def writing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):  # torch's writer buries a full disk in others
             cause = cause.__context__

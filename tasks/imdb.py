@@ -353,9 +353,9 @@ class Sentiment(SequenceModule):
         if self.hparams["pooling"] == "mean":
             return output.sum(0) / lengths[:, None]
         if self.hparams["pooling"] == "max":
-            past = torch.arange(len(output), device=output.device)[:, None] >= lengths  # [T, B]
+            past = torch.arange(output.shape[0], device=output.device)[:, None] >= lengths  # [T, B]
             return output.masked_fill(past[:, :, None], float("-inf")).amax(0)
-        last = output[lengths - 1, torch.arange(len(lengths), device=output.device)]
+        last = output[lengths - 1, torch.arange(output.shape[1], device=output.device)]
         if not self.layer.bidirectional:
             return last
         size = self.layer.hidden_size  # the backward direction has read all of a review at its first word

@@ -9,8 +9,9 @@ import csv
 import io
 import math
 import re
+from calendar import monthrange
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -45,7 +46,7 @@ class Series(NamedTuple):
     dates: list[datetime]
 
 
-def read_csv(data: str, date: str | None = None, columns: list[str] | None = None) -> Series:
+def read_csv(data: str, date: str | None = None, columns: list[str] | None = None, source: str | None = None) -> Series:
     """The series in a CSV file with a header line, its fields separated by commas, semicolons or tabs.
 
     Args:
@@ -53,11 +54,12 @@ def read_csv(data: str, date: str | None = None, columns: list[str] | None = Non
         date: the column of dates (YYYY, YYYY-MM, YYYY-MM-DD, or with a time); None for the one whose first value
             is a date and no number, if there is one.
         columns: those to read, in this order; None for all but the dates.
+        source: what a line about bad input begins with, if not with the key of the configuration.
 
     Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
     and for dates that are not in order or come twice.
     """
-    source = f"task.data={data}"
+    source = source or f"task.data={data}"
     lines = _read_lines(Path(data).expanduser(), source)
     _, header = next(lines)
     rows = list(lines)
@@ -80,7 +82,8 @@ def read_csv(data: str, date: str | None = None, columns: list[str] | None = Non
     for key, names in (("columns", chosen), ("date", [date] if date is not None else [])):
         for name in names:
             if name not in header:
-                raise UserError(f"task.{key}: no column {name!r} in {data}; {nearest(name, header)}")
+                key = f"task.{key}: " if source == f"task.data={data}" else ""
+                raise UserError(f"{key}no column {name!r} in {data}; {nearest(name, header)}")
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"task.columns: {data} needs at least one column besides the dates, and each only once")
 
@@ -156,6 +159,22 @@ def season_of(dates: list[datetime]) -> int:
         return 1
     spacing = median((after - before).total_seconds() for before, after in pairwise(dates))
     return max(1, round((DAY if spacing < DAY else YEAR) / spacing))
+
+
+def following(dates: list[datetime], count: int) -> list[datetime]:
+    """The next `count` dates, as many months apart as those are, or as far apart as most of them; none after one."""
+    if len(dates) < 2:
+        return []
+    spacing = sorted(after - before for before, after in pairwise(dates))[(len(dates) - 1) // 2]  # the median
+    last, months = dates[-1], [12 * date.year + date.month - 1 for date in dates]
+    steps = {after - before for before, after in pairwise(months)}
+    if len(steps) > 1 or spacing < timedelta(days=28):
+        return [last + row * spacing for row in range(1, count + 1)]
+    day, step = max(date.day for date in dates), steps.pop()  # the largest, for the ends of months differ
+    ahead = [divmod(months[-1] + row * step, 12) for row in range(1, count + 1)]
+    return [
+        last.replace(year=year, month=month + 1, day=min(day, monthrange(year, month + 1)[1])) for year, month in ahead
+    ]
 
 
 def center_and_scale(values: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import tempfile
@@ -13,19 +14,26 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from rnnzoo import UserError
-from tasks.base import SequenceModule, build, find_class
+from rnnzoo import UserError, __version__
+from rnnzoo.export import export as export_model
+from tasks.base import SequenceModule, build, find_class, writing
 from tasks.char_lm import CharLM
+from tasks.forecast import DRAWN_ROWS, Forecast
 from tasks.imdb import Sentiment, number, tokenize
 from tasks.run import HARMLESS
+from tasks.series import following, read_csv
 from tasks.trained import Trained, load
 
 Kind = TypeVar("Kind", bound=SequenceModule)
 
 TICKS = "▁▂▃▄▅▆▇█"
+
+MEANINGS = ("alphabet", "labels", "columns", "targets", "center", "scale")
+"""What exported files tell of a module: which character, class or column a number stands for, and how it was scaled."""
 
 
 def _of_kind(run: Path, kind: type[Kind], command: str, task: str) -> tuple[Trained, Kind]:
@@ -92,6 +100,58 @@ def predict(run: Path, reviews: Iterable[str], as_json: bool, running: bool) -> 
             print(json.dumps(found, ensure_ascii=False), flush=True)
         else:
             _show(label, words, scores)
+
+
+def forecast(run: Path, data: Path, plot: Path) -> None:
+    """Write the rows that follow those of a CSV file to stdout, as CSV, and draw them behind the file's last rows.
+
+    Raises `UserError` for a file that lacks a column or rows of the run's, or holds what is no number.
+    """
+    _, module = _of_kind(run, Forecast, "forecast", "forecast")
+    known, targets = module.hparams, module.hparams["targets"]
+    series = read_csv(str(data), known["date"], known["columns"], source=str(data))
+    try:
+        rows = module.forecast(series.values).tolist()
+    except UserError as error:
+        raise UserError(f"{data}: {error}") from None
+    dates = following(series.dates, len(rows))
+    time: list[Any] = [*series.dates, *dates] if dates else [*range(1, len(series.values) + len(rows) + 1)]
+    figure = Figure(figsize=(10, 3 * len(targets)), layout="constrained")
+    shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
+    for k, (name, axes) in enumerate(zip(targets, figure.subplots(len(targets), squeeze=False)[:, 0])):
+        before = series.values[shown, module.at[k]]
+        axes.plot(time[shown], before, color="0.6", linewidth=2, label=data.name)
+        axes.plot(time[-len(rows) :], [row[k] for row in rows], ".-", color="C3", label="forecast")
+        axes.set(ylabel=name)
+        axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    with writing(plot) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    print(f"written: {plot}", file=sys.stderr)
+    clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
+    written = csv.writer(sys.stdout, lineterminator="\n")
+    written.writerow([series.date or "row", *targets])
+    for moment, row in zip(time[-len(rows) :], rows):
+        written.writerow([f"{moment:%Y-%m-%d}" if dates and clock else moment, *(f"{value:.6g}" for value in row)])
+
+
+def export(run: Path, form: str, out: Path | None) -> None:
+    """Write the model as one file that runs without this project, `out` or a name of its own in the run's folder.
+
+    See `rnnzoo.export.export`. The metadata has the task, the cell and, in JSON each, what the model's numbers stand
+    for: its alphabet, vocabulary, classes, columns and scaling, as far as it has them.
+    Raises `UserError` for what cannot be exported.
+    """
+    trained = load(run)
+    task, cell = trained.settings["task"]["name"], trained.settings["model"]["cell"]
+    meanings = {key: trained.module.hparams[key] for key in MEANINGS if key in trained.module.hparams}
+    if isinstance(trained.module, Sentiment):
+        meanings["vocabulary"] = trained.contents["Sentiments"]["vocabulary"]
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in meanings.items()}
+    file = export_model(trained.module, form, {"rnnzoo": __version__, "task": task, "cell": cell, **metadata})
+    path = out or trained.folder / f"{task}_{cell}.{form}"
+    with writing(path) as partial:
+        partial.write_bytes(file)
+    print(f"written: {path}, {len(file):,} bytes")
 
 
 def _show(label: str, words: list[str], scores: list[float]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
-from tasks.series import Errors, Filled, Missing, Series, mackey_glass, read_csv, season_of
+from tasks.series import Errors, Filled, Missing, Series, following, mackey_glass, read_csv, season_of
 
 NAN = math.nan
 
@@ -142,6 +142,26 @@ def test_the_season_of_dates(spacing: timedelta, rows: int) -> None:
     dates = [datetime(2001, 1, 1) + spacing * row for row in range(50) if row % 10 != 5]
     assert season_of(dates) == rows
     assert season_of(dates[:1]) == season_of([]) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "further"),
+    [
+        (["2001-02-26", "2001-02-27"], ["2001-02-28", "2001-03-01"]),
+        (["2001-01-31", "2001-02-01"], ["2001-02-02"]),  # a day apart, though in two months
+        (["2000-11-01", "2000-12-01"], ["2001-01-01", "2001-02-01", "2001-03-01"]),
+        (["2000-12-31", "2001-01-31", "2001-02-28"], ["2001-03-31", "2001-04-30"]),
+        (["2000-07-15", "2000-10-15"], ["2001-01-15", "2001-04-15"]),
+        (["1999-01-01", "2000-01-01"], ["2001-01-01"]),
+        (["2001-01-01 22:00", "2001-01-01 23:00", "2001-01-02 00:00", "2001-01-03"], ["2001-01-03 01:00"]),
+        (["2001-01-01"], []),
+        ([], []),
+    ],
+)
+def test_the_dates_that_follow(known: list[str], further: list[str]) -> None:
+    assert following([datetime.fromisoformat(date) for date in known], len(further)) == [
+        datetime.fromisoformat(date) for date in further
+    ]
 
 
 def test_the_series_made_on_the_spot_obeys_its_equation() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -163,6 +165,93 @@ def test_bad_reviews(review_run: Path, text_run: Path, capsys: pytest.CaptureFix
     path.write_bytes(b"\xff\xfe good")
     assert refused(capsys, "predict", str(review_run), "--file", str(path)).endswith("is not UTF-8\n")
     assert refused(capsys, "predict", str(text_run), "--text", "good").endswith("rnnzoo predict is for task=imdb\n")
+
+
+# Forecasting
+
+
+@pytest.fixture
+def forecast_run(runs: Path, train: Callable[..., Path]) -> Path:
+    """A run of forecast on a monthly series of two columns, made once."""
+    folder = runs / "forecast"
+    if not folder.exists():
+        months = [f"{2000 + month // 12}-{month % 12 + 1:02d}" for month in range(60)]
+        rows = [f"{date},{100 + 3 * row},{row % 12}" for row, date in enumerate(months)]
+        (runs / "series.csv").write_text("\n".join(["month,sales,season", *rows]) + "\n")
+        train("task=forecast", f"task.data={runs / 'series.csv'}", "task.targets=[sales]", "task.window=6",
+              "task.horizon=3", "model.hidden_size=4", "hardware=cpu", "trainer.max_epochs=1", "engine=reference",
+              f"hydra.run.dir={folder}")  # fmt: skip
+    return folder
+
+
+def test_a_forecast_follows_the_last_rows(
+    forecast_run: Path, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    lines = said(capsys, "forecast", str(forecast_run), str(runs / "series.csv"), "--plot", str(picture)).splitlines()
+    module = load(forecast_run).module
+    center, scale = (torch.tensor(module.hparams[key]) for key in ("center", "scale"))
+    last = torch.tensor([[100.0 + 3 * row, row % 12] for row in range(54, 60)])
+    with torch.no_grad():
+        change = module((last[:, None] - center) / scale)[:, 0, 0]
+    expected = (change * scale[0] + center[0]).tolist()
+    assert lines[0] == "month,sales"
+    assert [line.split(",")[0] for line in lines[1:]] == ["2005-01-01", "2005-02-01", "2005-03-01"]
+    assert [float(line.split(",")[1]) for line in lines[1:]] == pytest.approx(expected, rel=1e-4)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("month,sales,season\n2000-01,1,2\n", "series.csv: a forecast needs at least 6 rows of sales, season"),
+        ("month,sales\n2000-01,1\n", "no column 'season' in "),
+        ("month,sales,season\n2000-01,1,2\n2000-02,many,2\n", "series.csv: line 3, column 'sales': 'many' is not a"),
+        (
+            "month,sales,season\n" + "\n".join(f"2000-0{m},{m},1" for m in range(1, 9)) + "\n2000-09,,1\n",
+            "1 values missing",
+        ),
+    ],
+)
+def test_files_that_cannot_be_forecast(
+    text: str, line: str, forecast_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "series.csv").write_text(text)
+    plot = tmp_path / "picture.png"
+    assert line in refused(capsys, "forecast", str(forecast_run), str(tmp_path / "series.csv"), "--plot", str(plot))
+    assert not plot.exists()
+
+
+# Exporting
+
+
+def test_an_exported_run_brings_what_its_numbers_mean(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "export", str(text_run), "--onnx").startswith(f"written: {text_run}/char_lm_lstm.onnx, ")
+    session = onnxruntime.InferenceSession(text_run / "char_lm_lstm.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    alphabet = json.loads(metadata["alphabet"])
+    codes = torch.tensor([[alphabet.index(character)] for character in "ROMEO: hello"])
+    zero = np.zeros((1, 1, 6), np.float32)
+    logits, *_ = session.run(None, {"codes": codes.numpy(), "initial_h": zero, "initial_c": zero})
+    with torch.no_grad():
+        expected, _ = load(text_run).module(codes)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
+    assert metadata["task"] == "char_lm" and metadata["cell"] == "lstm"
+
+
+def test_a_review_can_be_judged_from_a_file(
+    review_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "reviews.pt2"
+    said(capsys, "export", str(review_run), "--pt2", "--out", str(path))
+    extra = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    vocabulary = json.loads(json.loads(extra["metadata.json"])["vocabulary"])
+    codes = torch.tensor([[vocabulary.index(vocabulary[4])], [vocabulary.index(vocabulary[2])]])
+    with torch.no_grad():
+        expected = load(review_run).module(codes, torch.tensor([2]))
+    torch.testing.assert_close(program.module()(codes, torch.tensor([2])), expected, atol=1e-5, rtol=1e-5)
+    assert refused(capsys, "export", str(review_run), "--pt2", "--out", str(path / "below")).startswith("cannot write ")
 
 
 # Testing again

@@ -1,0 +1,328 @@
+"""Names of a kind: from a class and a start symbol, character by character, to an end symbol (one to many).
+
+The class goes in at every step, an embedding beside the character's. As the initial state it would have to fit states
+of every form (matrices, clocks, halves of complex numbers), and a cell could forget it.
+
+Shapes: M names, B batch, T time steps, A characters of the alphabet, C classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from rnnzoo import UserError
+from rnnzoo.errors import nearest
+from rnnzoo.recurrent import State
+from tasks.base import Batches, SequenceData, SequenceModule, in_order, share, shuffled, writing
+from tasks.char_lm import Fraction, draw
+
+BOUNDARY = 0
+"""The start and the end symbol, which no characters stand for: the alphabet's are numbered from 1."""
+
+MODULES = (
+    "asyncio", "ctypes", "email", "http", "importlib", "logging", "multiprocessing", "pickle", "tarfile", "typing",
+    "unittest", "urllib", "xml",
+)  # fmt: skip
+"""Parts of Python's library that every version supported has, in source."""
+
+
+class Batch(NamedTuple):
+    """labels [B]; codes [B, T + 1]: the boundary, a name, and boundaries to the end."""
+
+    labels: Tensor
+    codes: Tensor
+
+
+def read_modules() -> dict[str, list[str]]:
+    """The identifiers that each of `MODULES` defines, those that begin with an underscore left out, sorted."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = {}
+    for module in MODULES:
+        paths = [path for path in [folder / f"{module}.py", *folder.glob(f"{module}/**/*.py")] if path.is_file()]
+        if not paths:
+            raise UserError(f"Python's library in {folder} has no source of {module}; give task.data=FOLDER")
+        trees = [ast.parse(path.read_bytes()) for path in paths if not {"test", "tests"} & set(path.parts)]
+        found = {name for tree in trees for node in ast.walk(tree) if (name := _defined(node))}
+        names[module] = sorted(name for name in found if not name.startswith("_"))
+    return names
+
+
+def _defined(node: ast.AST) -> str | None:
+    """The identifier that a node of a syntax tree defines, if it is one that does."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return node.name
+    if isinstance(node, ast.arg):
+        return node.arg
+    if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+        return node.id if isinstance(node, ast.Name) else node.attr
+    return None
+
+
+def read_folder(data: str) -> dict[str, list[str]]:
+    """The lines of each text file of a folder, by the file's name without .txt; sorted, each once, blank ones left out.
+
+    Raises `UserError` naming the folder or the file that will not do.
+    """
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"task.data={data}: no such folder")
+    names = {}
+    for path in sorted(folder.glob("*.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"task.data={data}: {path.name} is not UTF-8; convert it first") from None
+        names[path.stem] = sorted({line.strip() for line in lines} - {""})
+        if not names[path.stem]:
+            raise UserError(f"task.data={data}: {path.name} holds no name; write one a line, or remove the file")
+    if not names:
+        raise UserError(f"task.data={data}: no .txt file there; give one for each class, a name a line")
+    return names
+
+
+class Names(SequenceData):
+    """Names by class as rows of characters; a name is in one part only, whatever the number of its classes.
+
+    Args:
+        data: a folder with a text file for each class, a name a line; None for Python's own identifiers by module.
+        batch_size: names in a batch.
+        val_fraction: the share of the different names held out for validation.
+        test_fraction: the share held out for the test; 0 for none.
+        seed: of held-out names and order.
+    """
+
+    def __init__(
+        self,
+        data: str | None,
+        batch_size: PositiveInt,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)],
+        test_fraction: Fraction,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        names = read_modules() if data is None else read_folder(data)
+        self.labels = list(names)
+        different = sorted({name for of_class in names.values() for name in of_class})
+        self.alphabet = "".join(sorted(set("".join(different))))
+        self.longest = max(map(len, different))
+
+        held_out = [int(len(different) * fraction) for fraction in (val_fraction, test_fraction)]
+        if held_out[0] < 1 or sum(held_out) >= len(different):
+            raise UserError(
+                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} of {len(different)} names "
+                f"leave none to validate on or none to train on"
+            )
+        order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
+        parts = order.split([len(different) - sum(held_out), *held_out])
+        self.train, self.val, self.test = (self._encode(names, {different[row] for row in part}) for part in parts)
+        self.has_test = len(self.test.labels) > 0
+        for label, name in enumerate(self.labels):
+            if label not in self.train.labels:
+                raise UserError(f"task.data={data}: no name of {name} is left to train on; give it more")
+
+    def _encode(self, names: dict[str, list[str]], chosen: set[str]) -> Batch:
+        """The chosen names of all classes, the shortest first."""
+        found = [(label, name) for label, of in enumerate(names.values()) for name in of if name in chosen]
+        found.sort(key=lambda row: len(row[1]))
+        number = {character: index for index, character in enumerate(self.alphabet, 1)}
+        codes = torch.full((len(found), self.longest + 2), BOUNDARY)
+        for row, (_, name) in enumerate(found):
+            codes[row, 1 : 1 + len(name)] = torch.tensor([number[character] for character in name])
+        return Batch(torch.tensor([label for label, _ in found]), codes)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"labels": self.labels, "alphabet": self.alphabet, "longest": self.longest}
+
+    def train_dataloader(self) -> Any:
+        return Batches(
+            lambda epoch: shuffled(len(self.train.labels), self.batch_size, self.seed, epoch),
+            lambda rows: _select(self.train, share(rows)),
+            self.position,
+        )
+
+    def val_dataloader(self) -> Any:
+        return self._in_order(self.val)
+
+    def test_dataloader(self) -> Any:
+        return self._in_order(self.test)
+
+    def _in_order(self, part: Batch) -> Any:
+        batches = in_order(len(part.labels), 4 * self.batch_size)
+        return Batches(lambda epoch: batches, lambda rows: _select(part, share(rows)))
+
+    def baseline(self) -> dict[str, float]:
+        """Nats a character by how often it occurs in the class, alone and after the one before, all counts plus 0.1."""
+        if not self.has_test:
+            return {}
+        size = 1 + len(self.alphabet)
+        counts = torch.zeros(len(self.labels), size, size, dtype=torch.float64)
+        counts.index_put_(_bigrams(self.train), counts.new_ones(()), accumulate=True)  # [C, A + 1, A + 1]
+        losses = {}
+        for name, table in (("unigram", counts.sum(1, keepdim=True).expand_as(counts)), ("bigram", counts)):
+            likelihood = (table + 0.1) / (table + 0.1).sum(-1, keepdim=True)
+            losses[f"baseline/{name}_loss"] = float(-likelihood[_bigrams(self.test)].log().mean())
+        return losses
+
+
+def _select(part: Batch, rows: Tensor) -> Batch:
+    """Some rows, cut where the longest of their names ends."""
+    codes = part.codes[rows]
+    longest = int((codes != BOUNDARY).sum(1).max())
+    return Batch(part.labels[rows], codes[:, : longest + 2])
+
+
+def _scored(codes: Tensor) -> Tensor:
+    """Which characters of names [B, T + 1] are to be predicted [B, T]: those up to the end symbol."""
+    scored = codes[:, :-1] != BOUNDARY
+    scored[:, 0] = True
+    return scored
+
+
+def _bigrams(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every character to be predicted: its name's class, the character before, and itself, [characters] each."""
+    scored = _scored(batch.codes)
+    return batch.labels[:, None].expand_as(scored)[scored], batch.codes[:, :-1][scored], batch.codes[:, 1:][scored]
+
+
+class NameLM(SequenceModule):
+    """Embeddings of class and character, a recurrent layer and a linear head to the next character's logits.
+
+    Args:
+        labels: the classes' names.
+        alphabet: all characters, numbered from 1.
+        longest: characters of the longest name, as many as one that is generated can have.
+        embedding: features of a character.
+        label_embedding: features of a class.
+        dropout: probability of dropping an output of the recurrent layer.
+        samples: names of each class generated after each epoch; 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        engine: str,
+        seed: int,
+        labels: list[str],
+        alphabet: str,
+        longest: PositiveInt,
+        embedding: PositiveInt,
+        label_embedding: PositiveInt,
+        dropout: Fraction,
+        samples: NonNegativeInt,
+    ) -> None:
+        super().__init__(model, optimizer, engine, seed)
+        self.embed = nn.Embedding(1 + len(alphabet), embedding)
+        self.label_embed = nn.Embedding(len(labels), label_embedding)
+        self.layer = self.recurrent(embedding + label_embedding)
+        if self.layer.bidirectional:
+            raise UserError("model.bidirectional=true: a language model must not see the characters it predicts")
+        self.head = nn.Linear(self.layer.output_size, 1 + len(alphabet))
+        self.add_metrics()
+
+    def forward(self, labels: Tensor, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Classes [B], characters [T, B] and the state so far to the next ones' logits [T, B, A + 1] and the state."""
+        of_class = self.label_embed(labels).expand(codes.shape[0], -1, -1)
+        output, state = self.layer(torch.cat([self.embed(codes), of_class], -1), state)
+        return self.single(self.head(F.dropout(output, self.hparams["dropout"], self.training))), state
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Mean cross-entropy in nats over the characters of a batch, end symbols included, and their number."""
+        scored = _scored(batch.codes)
+        logits, _ = self(batch.labels, batch.codes.T[:-1])
+        loss = F.cross_entropy(logits.transpose(0, 1)[scored], batch.codes[:, 1:][scored])
+        return loss, int(scored.sum())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.training_loss(*self._loss(batch))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_metrics.update(*self._loss(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.test_metrics.update(*self._loss(batch))
+
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
+        values = super().log_metrics(split)
+        loss = values[f"{split}/loss"]
+        further = {f"{split}/perplexity": math.exp(min(loss, 700)), f"{split}/bits_per_character": loss / math.log(2)}
+        self.log_dict(further, sync_dist=True)
+        return values | further
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
+        if not (self.hparams["samples"] and self.trainer.is_global_zero):
+            return
+        generator = torch.Generator().manual_seed(self.hparams["seed"])
+        drawn = {
+            label: ["".join(self.generate(label, generator=generator)) for _ in range(self.hparams["samples"])]
+            for label in self.hparams["labels"]
+        }
+        path = Path(self.trainer.default_root_dir) / "samples" / f"epoch_{self.current_epoch + 1:03d}.txt"
+        with writing(path) as partial:
+            lines = (f"{label}: {', '.join(names)}\n" for label, names in drawn.items())
+            partial.write_text("".join(lines), encoding="utf-8")
+
+    @torch.no_grad()
+    def generate(
+        self, label: str, prime: str = "", temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Iterator[str]:
+        """The characters of a name of a class after those of `prime`, drawn one by one up to the end symbol.
+
+        Args:
+            temperature: the logits are divided by it: below 1 safer, above 1 wilder.
+            generator: what they are drawn with, on the CPU; torch's own if left out.
+
+        Raises `UserError` for an unknown class, for characters outside the alphabet, and for no positive temperature.
+        """
+        if temperature <= 0:
+            raise UserError(f"temperature={temperature}: must be above 0")
+        labels, codes = self._numbers(label, prime)
+        training = self.training
+        self.eval()
+        try:
+            state = None
+            for _ in range(self.hparams["longest"] - len(prime)):
+                logits, state = self(labels, codes, state)
+                code = draw(logits[-1].cpu() / temperature, generator or torch.default_generator)  # [1]
+                if code == BOUNDARY:
+                    return
+                yield self.hparams["alphabet"][int(code) - 1]
+                codes = code[None].to(self.device)
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
+    def log_likelihood(self, name: str, label: str) -> float:
+        """The logarithm of the probability, in nats, that a name of the class is this one.
+
+        Raises `UserError` for an unknown class and for characters outside the alphabet.
+        """
+        labels, codes = self._numbers(label, name)
+        training = self.training
+        self.eval()
+        loss, count = self._loss(Batch(labels, F.pad(codes.T, (0, 1), value=BOUNDARY)))
+        self.train(training)
+        return -float(loss) * count
+
+    def _numbers(self, label: str, text: str) -> tuple[Tensor, Tensor]:
+        """A class [1], and the boundary with the characters after it [T, 1]."""
+        labels, alphabet = self.hparams["labels"], self.hparams["alphabet"]
+        if label not in labels:
+            raise UserError(f"class {label!r}: unknown; {nearest(label, labels)}")
+        outside = sorted(set(text) - set(alphabet))
+        if outside:
+            raise UserError(f"{text!r}: {''.join(outside)!r} not in the names that the model knows")
+        codes = [[BOUNDARY], *([1 + alphabet.index(character)] for character in text)]
+        return torch.tensor([labels.index(label)], device=self.device), torch.tensor(codes, device=self.device)
