@@ -309,15 +309,16 @@ def draw(logits: Tensor, generator: torch.Generator, top_k: int | None = None, t
     """One of A codes for each row of logits [B, A]: [B]. For `top_k` and `top_p` see `CharLM.generate`."""
     if top_k == 1:
         return logits.argmax(-1)
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    codes = None
+    if top_k is not None or top_p < 1:
+        logits, codes = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the likeliest first
     probabilities = torch.softmax(logits, -1)
     if top_p < 1:
-        ordered, codes = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # the probability of all that are likelier
-        probabilities = probabilities.scatter(-1, codes, ordered.masked_fill(before >= top_p, 0.0))
+        before = probabilities.cumsum(-1) - probabilities  # the probability of all that are likelier
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     # The first of exponential clocks with these rates to ring, which torch.multinomial takes four times as long for.
-    return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
+    drawn = (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
+    return drawn if codes is None else codes.gather(-1, drawn[:, None])[:, 0]
 
 
 def _with_states(state: State, change: Callable[[Tensor], Tensor]) -> State:

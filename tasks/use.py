@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 import tempfile
 import warnings
@@ -173,6 +174,7 @@ def evaluate(run: Path) -> bool:
     data: Any = build(find_class(task, "datamodule"), {**task, **settings}, "task")
     if not data.has_test:
         raise UserError(f"{run}: task={task['name']} has no test")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
     with tempfile.TemporaryDirectory() as folder:  # pictures of the test are in the run's own

@@ -332,10 +332,13 @@ IMDB = (
     "task=imdb", "task.batch_size=7", "task.pool=2", "task.embedding=4", "task.dropout=0", "task.word_dropout=0",
     "task.embedding_dropout=0", "task.val_fraction=0.2", "model.hidden_size=4", "trainer.max_epochs=2",
 )  # fmt: skip
+FORECAST = (
+    "task=forecast", "task.window=20", "task.horizon=3", "task.stride=7", "model.hidden_size=4", "trainer.max_epochs=1",
+)  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["sine", "char_lm", "imdb"])
+@pytest.mark.parametrize("task", ["sine", "char_lm", "imdb", "forecast"])
 def test_two_processes_equal_one(
     task: str,
     tmp_path: Path,
@@ -348,6 +351,7 @@ def test_two_processes_equal_one(
         "sine": UNEVEN,
         "char_lm": TEXT,
         "imdb": (*IMDB, f"task.data={reviews}"),
+        "forecast": FORECAST,
     }[task]
     one = train(*arguments, "hardware=cpu")
     two = tmp_path / "two"
