@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from rnnzoo import engine as engines
 from rnnzoo import registry
 from rnnzoo.cell import RESERVED, Cell
-from rnnzoo.engine import native, stepping
+from rnnzoo.engine import native
+from rnnzoo.engine.stepping import Stepper
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.options import initialise, modify
 
@@ -372,34 +373,3 @@ def _pick(x: Tensor, t: Tensor) -> Tensor:
     """x [T, B, ...] at the time steps t [T, B]. Whole rows are copied, which takes a quarter of a gather's time."""
     rows = t * x.shape[1] + torch.arange(x.shape[1], device=x.device)
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, x.shape[:2])
-
-
-class Stepper:
-    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
-
-    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
-        self._layer, self._first, self._known = layer, state, known
-        self._cells = [
-            stepping.Frozen(layer._cell(index), layer.engine, None if index else known)
-            for index in range(len(layer.cells))
-        ]
-        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
-        self._states: list[tuple[Tensor, ...]] | None = None
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
-        given = x
-        if self._known is not None and (self._states is None or self._needed):
-            x = self._known[x]
-        if self._states is None:
-            self._states = self._layer._split(self._first, x)
-        for index, frozen in enumerate(self._cells):
-            self._states[index] = after = frozen(x if index else given, *self._states[index])
-            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
-        return x
-
-    @property
-    def state(self) -> State | None:
-        """The state after the last step, as the layer takes and returns it."""
-        return self._first if self._states is None else self._layer._join(self._states)

@@ -516,6 +516,7 @@ def test_a_stepper_is_of_a_trained_layer():
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", VARIED)
+@pytest.mark.usefixtures("shared_kernels")
 def test_a_stepper_goes_on_when_it_is_compiled(name, rows, monkeypatch):
     """After a few steps, and for more than lie in one block of memory; from inputs, and from the numbers of such."""
     monkeypatch.setattr(stepping, "PAYS_BACK", 100)
@@ -531,6 +532,18 @@ def test_a_stepper_goes_on_when_it_is_compiled(name, rows, monkeypatch):
         torch.testing.assert_close(torch.stack([stepper(step) for step in steps]), whole)
         torch.testing.assert_close(stepper.state, final)
         assert all(frozen.kernel is not None for frozen in stepper._cells)
+
+
+def test_a_compiled_stepper_takes_what_a_layer_takes():
+    """A state of another dtype, and no number of an input that is not there."""
+    layer = make(engine="serial").eval()
+    inputs, codes = torch.randn(4, I), torch.randint(4, (6, 1))
+    state = tuple(torch.randn(1, 1, H, dtype=torch.float64) for _ in range(2))
+    stepper = layer.stepper(state, inputs)
+    torch.testing.assert_close(torch.stack([stepper(step) for step in codes]), layer(inputs[codes], state)[0])
+    for wrong in (4, -1):
+        with pytest.raises(IndexError, match=f"input {wrong} is not among the 4"):
+            stepper(torch.tensor([wrong]))
 
 
 def test_a_residual_stepper_takes_numbers():

@@ -34,6 +34,7 @@ FLAGS = (
     "-std=c++14",  # in later ones <cmath> alone takes a tenth of a second
     "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared",
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-fno-thread-jumps",  # of loops over vectors it only makes work: it follows each case of a condition to the end
 )  # fmt: skip
 
 BLOCK = 64
@@ -69,19 +70,19 @@ class Kernel:
         """Run all time steps backwards over what `emit.parameters` names, given and results."""
         _call(self._library.back, batch, steps, None, lengths, _addresses(tensors))
 
-    def repeated(self, shared: Sequence[Tensor]) -> Repeated:
-        """Time steps one by one, all with the same shared tensors."""
-        return Repeated(self._library.recur, self._products, shared)
+    def repeated(self, shared: Sequence[Tensor], dtype: torch.dtype) -> Repeated:
+        """Time steps one by one, all with the same shared tensors, computed in the plan's `dtype`."""
+        return Repeated(self._library.recur, self._products, shared, dtype)
 
 
 class Repeated:
     """Time steps of a kernel one by one: matrices are packed by the first, and states stay where they were written.
 
-    The tensors must be contiguous.
+    Shared tensors and leaves must be contiguous and of this `dtype`.
     """
 
-    def __init__(self, function: Any, matrices: int, shared: Sequence[Tensor]) -> None:
-        self._function, self._shared = function, shared
+    def __init__(self, function: Any, matrices: int, shared: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self._function, self._shared, self._dtype = function, shared, dtype
         self._given = _addresses(shared)
         self._row = BLOCK
         self._kept = (ctypes.c_void_p * matrices)()
@@ -100,10 +101,10 @@ class Repeated:
 
     def _begin(self, states: tuple[Tensor, ...]) -> None:
         """A new block of memory, which begins with these states."""
-        self._blocks = [s.new_empty(BLOCK + 1, *s.shape) for s in states]
+        self._blocks = [s.new_empty(BLOCK + 1, *s.shape, dtype=self._dtype) for s in states]
         for block, s in zip(self._blocks, states):
             block[0] = s
-        self._homes = [(block.data_ptr(), s.nbytes) for block, s in zip(self._blocks, states)]
+        self._homes = [(block.data_ptr(), block[0].nbytes) for block in self._blocks]
         self._wrap = (ctypes.c_int64 * len(states))(*[2] * len(states))
         self._row = 0
 
@@ -152,7 +153,7 @@ def _load(source: str, name: str, half: bool) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     library = Path(torch.__file__).parent / "lib"
     flags = [*FLAGS, *([f"-L{library}", "-ltorch_cpu"] if half else [])]
-    machine = f"{_version(name, *compiler)} {platform.machine()} {_processor()} {flags}"
+    machine = f"{_version(name, *compiler)} {platform.machine()} {_processor()} {[*compiler, *flags]}"
     key = hashlib.sha256(f"{machine}\n{source}".encode()).hexdigest()[:24]
     if key not in _libraries:
         folder = Path(os.environ.get("RNNZOO_CACHE") or Path.home() / ".cache" / "rnnzoo") / "kernels"

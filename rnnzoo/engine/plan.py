@@ -144,7 +144,7 @@ def _make(cell: Cell, like: Tensor) -> Plan:
     names = ["x", *cell.state_names, *weights]
     merged: list[str] = []
     parts = _Parts(tracer, graph, names, len(cell.state_names))
-    for change in (_reorder_sums, _reorder_products, _merge_input_products, _merge_state_products):
+    for change in (_merge_constants, _reorder_sums, _reorder_products, _merge_input_products, _merge_state_products):
         merged += change(parts)
         parts = _Parts(
             tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, parts.states
@@ -205,6 +205,17 @@ class _Parts:
 
     def label(self, node: Any) -> str:
         return self.names.get(node, "…") if isinstance(node, fx.Node) else str(node)
+
+
+def _merge_constants(parts: _Parts) -> list[str]:
+    """What is made of weights alone, but written several times, as in a loop within a step, is made once."""
+    first: dict[Any, fx.Node] = {}
+    for node in parts.graph.nodes:
+        if node.op == "call_function" and parts.constant(node):
+            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if made is not node:
+                node.replace_all_uses_with(made, propagate_meta=False)
+    return []
 
 
 def _reorder_sums(parts: _Parts) -> list[str]:

@@ -8,6 +8,8 @@ Shapes: B batch, I input size, A inputs known beforehand.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from rnnzoo.engine.cpp import Kernel, Repeated
 from rnnzoo.engine.plan import plan
 from rnnzoo.engine.trace import effective, inputs, module
 from rnnzoo.errors import UserError
+
+if TYPE_CHECKING:
+    from rnnzoo.recurrent import Recurrent, State
 
 PAYS_BACK = 100_000
 """To compile takes as long as about so many operations one by one."""
@@ -43,12 +48,14 @@ class Frozen:
             self.project = None
             return
         with torch.no_grad():
-            tensors = [tensor.detach().contiguous() for tensor in module(made.prepare)(*effective(cell).values())]
+            self.dtype = inputs(made.recur)[0].meta["val"].dtype
+            prepared = module(made.prepare)(*effective(cell).values())
+            tensors = [tensor.detach().to(self.dtype).contiguous() for tensor in prepared]
             outer = sum(str(node.target).startswith("outer") for node in inputs(made.project))
             self.outer, self.shared = tensors[:outer], tensors[outer:]
             self.project, self.recur = module(made.project), module(made.recur)
             if known is not None:
-                self.table = [leaf.contiguous() for leaf in self.project(known, *self.outer)]
+                self.table = [leaf.to(self.dtype).contiguous() for leaf in self.project(known, *self.outer)]
         patience = {"serial": 0, "auto": PAYS_BACK // len(made.recur.nodes)}
         self.left = patience.get(engine, -1)
 
@@ -62,9 +69,11 @@ class Frozen:
         self.left -= 1
         if self.kernel is not None and self.known is not None and len(x) == 1:
             row = int(x)
+            if not 0 <= row < len(self.known):
+                raise IndexError(f"input {row} is not among the {len(self.known)} known ones")
             return self.kernel([leaf.data_ptr() + row * leaf.stride(0) * leaf.itemsize for leaf in self.table], state)
         if self.known is None:
-            leaves = [leaf.contiguous() for leaf in self.project(x, *self.outer)]
+            leaves = [leaf.to(self.dtype).contiguous() for leaf in self.project(x, *self.outer)]
         else:
             leaves = [leaf.index_select(0, x) for leaf in self.table]
         if self.kernel is not None:
@@ -77,4 +86,34 @@ class Frozen:
         often = engines.PAYS_BACK_NATIVE
         if state.device.type == "cpu" and engines.select("auto", often, self.cell, state) == "serial":
             loop = serial.prepare(self.cell).loop
-            self.kernel = loop.repeated(self.shared) if isinstance(loop, Kernel) else None
+            self.kernel = loop.repeated(self.shared, self.dtype) if isinstance(loop, Kernel) else None
+
+
+class Stepper:
+    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
+
+    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
+        self._layer, self._first, self._known = layer, state, known
+        self._cells = [
+            Frozen(layer._cell(index), layer.engine, None if index else known) for index in range(len(layer.cells))
+        ]
+        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
+        self._states: list[tuple[Tensor, ...]] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
+        given = x
+        if self._known is not None and (self._states is None or self._needed):
+            x = self._known[x]
+        if self._states is None:
+            self._states = self._layer._split(self._first, x)
+        for index, frozen in enumerate(self._cells):
+            self._states[index] = after = frozen(x if index else given, *self._states[index])
+            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
+        return x
+
+    @property
+    def state(self) -> State | None:
+        """The state after the last step, as the layer takes and returns it."""
+        return self._first if self._states is None else self._layer._join(self._states)
