@@ -150,7 +150,18 @@ def _streams(codes: Tensor, streams: int, window: int) -> Tensor:
     return codes[: len(codes) // rows * rows].reshape(rows, -1)
 
 
-class CharLM(SequenceModule):
+class LanguageModel(SequenceModule):
+    """What predicts characters, with a loss in nats a character."""
+
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
+        values = super().log_metrics(split)
+        loss = values[f"{split}/loss"]
+        further = {f"{split}/perplexity": math.exp(min(loss, 700)), f"{split}/bits_per_character": loss / math.log(2)}
+        self.log_dict(further, sync_dist=True)
+        return values | further
+
+
+class CharLM(LanguageModel):
     """Characters through an embedding (or one-hot), a recurrent layer and a linear head to the next one's logits.
 
     Args:
@@ -234,13 +245,6 @@ class CharLM(SequenceModule):
         logits, state = self(codes[:-1], state)
         loss = F.cross_entropy(logits.flatten(0, 1), codes[1:].flatten())
         return loss, _with_states(state, Tensor.detach)
-
-    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
-        values = super().log_metrics(split)
-        loss = values[f"{split}/loss"]
-        further = {f"{split}/perplexity": math.exp(min(loss, 700)), f"{split}/bits_per_character": loss / math.log(2)}
-        self.log_dict(further, sync_dist=True)
-        return values | further
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")

@@ -9,11 +9,10 @@ Shapes: M names, B batch, T time steps, A characters of the alphabet, C classes.
 from __future__ import annotations
 
 import ast
-import math
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.recurrent import State
-from tasks.base import Batches, SequenceData, SequenceModule, in_order, share, shuffled, writing
-from tasks.char_lm import Fraction, draw
+from tasks.base import Batches, SequenceData, in_order, share, shuffled, writing
+from tasks.char_lm import Fraction, LanguageModel, draw
 
 BOUNDARY = 0
 """The start and the end symbol, which no characters stand for: the alphabet's are numbered from 1."""
@@ -195,7 +194,7 @@ def _bigrams(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return batch.labels[:, None].expand_as(scored)[scored], batch.codes[:, :-1][scored], batch.codes[:, 1:][scored]
 
 
-class NameLM(SequenceModule):
+class NameLM(LanguageModel):
     """Embeddings of class and character, a recurrent layer and a linear head to the next character's logits.
 
     Args:
@@ -252,13 +251,6 @@ class NameLM(SequenceModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.test_metrics.update(*self._loss(batch))
-
-    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
-        values = super().log_metrics(split)
-        loss = values[f"{split}/loss"]
-        further = {f"{split}/perplexity": math.exp(min(loss, 700)), f"{split}/bits_per_character": loss / math.log(2)}
-        self.log_dict(further, sync_dist=True)
-        return values | further
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
