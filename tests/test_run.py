@@ -338,7 +338,7 @@ FORECAST = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["sine", "char_lm", "imdb", "forecast"])
+@pytest.mark.parametrize("task", ["char_lm", "imdb", "forecast"])
 def test_two_processes_equal_one(
     task: str,
     tmp_path: Path,
@@ -348,7 +348,6 @@ def test_two_processes_equal_one(
 ) -> None:
     """The same batches, split into shares that differ in size: the same steps, and metrics over all data."""
     arguments = {
-        "sine": UNEVEN,
         "char_lm": TEXT,
         "imdb": (*IMDB, f"task.data={reviews}"),
         "forecast": FORECAST,
