@@ -288,9 +288,7 @@ class CharLM(LanguageModel):
         characters = torch.arange(len(alphabet), device=self.device)
         logits, stepper = logits[-1], self.layer.stepper(state, self.embed(characters))  # [1, A]
         while True:
-            code = draw(
-                logits.cpu() / temperature if temperature != 1 else logits.cpu(), generator, top_k, top_p
-            )  # [1]
+            code = draw(logits.cpu() / temperature, generator, top_k, top_p)  # [1]
             yield alphabet[int(code)]
             logits = self.single(self.head(stepper(code.to(self.device))))
 

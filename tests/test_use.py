@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_a_review_is_judged_as_the_module_would(
     assert second["words"] == [vocabulary[2]]
     shown = said(capsys, "predict", str(review_run), "--text", review)
     assert f"{first['label']}, P(positive) = {alone[-1]:.3f}" in shown and "qqqqq" in shown
+
+
+def test_reviews_come_from_standard_input(
+    review_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = load(review_run).contents["Sentiments"]["vocabulary"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{vocabulary[2]}\n{vocabulary[3]} {vocabulary[2]}\n"))
+    lines = [json.loads(line) for line in said(capsys, "predict", str(review_run), "-").splitlines()]
+    assert len(lines) == 2 and all(line.keys() == {"label", "probability"} for line in lines)
+    alone = said(capsys, "predict", str(review_run), "--text", vocabulary[2])
+    assert f"{lines[0]['label']}, P(positive) = " in alone
 
 
 def test_bad_reviews(review_run: Path, text_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
