@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from rnnzoo.registry import get, list_cells, load, register
 
 __version__ = "0.1.0"
+
+if not (Path(__file__).parent / "tasks").is_dir():
+    # a clone, in which tasks/ and conf/ lie beside this package and not, as in a wheel, inside it
+    __path__.append(str(Path(__file__).parents[1]))
+
 __all__ = [
     "Bias", "Cell", "Diagonal", "InputWeight", "RawInput", "Recurrent", "RecurrentWeight", "Scalar", "State",
     "UserError", "Weight", "gate", "get", "list_cells", "load", "register",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
-from tasks.char_lm import OneHot
+from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.module import SequenceModule
+
+from .one_hot import OneHot
 
 ALPHABET = "0123456789+= "
 EXAMPLES = 10
@@ -73,35 +74,29 @@ class Sums(SequenceData):
         seed: of questions and order.
     """
 
-    def __init__(self, digits: Digits, samples: PositiveInt, batch_size: PositiveInt, seed: int) -> None:
+    at_once = 1024
+
+    def __init__(
+        self, digits: Digits = 3, samples: PositiveInt = 50000, batch_size: PositiveInt = 128, seed: int = 1
+    ) -> None:
         super().__init__()
-        self.batch_size, self.seed, self.width = batch_size, seed, digits + 1
-        held_out = max(samples // 10, 2)
-        sums = draw_sums(digits, samples + 2 * held_out, seed)
-        rows = encode([f"{f'{a}+{b}':<{2 * digits + 1}}={a + b:<{self.width}}" for a, b in sums])
-        self.train, self.val, self.test = rows.split([samples, held_out, held_out])
+        self.digits, self.samples, self.width = digits, samples, digits + 1
+        self.batch_size, self.seed = batch_size, seed
 
-    def train_dataloader(self) -> Any:
-        return Batches(
-            lambda epoch: shuffled(len(self.train), self.batch_size, self.seed, epoch),
-            lambda rows: self.train[share(rows)],
-            self.position,
-        )
+    def read(self) -> None:
+        held_out = max(self.samples // 10, 2)
+        sums = draw_sums(self.digits, self.samples + 2 * held_out, self.seed)
+        rows = encode([f"{f'{a}+{b}':<{2 * self.digits + 1}}={a + b:<{self.width}}" for a, b in sums])
+        self.train, self.val, self.test = rows.split([self.samples, held_out, held_out])
 
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
+    def facts(self) -> dict[str, Any]:
+        return {"digits": self.digits}
 
     def baseline(self) -> dict[str, float]:
         """Always the training part's most frequent answer."""
         answers, counts = self.train[:, -self.width :].unique(dim=0, return_counts=True)
         hits = (self.test[:, -self.width :] == answers[counts.argmax()]).all(1)
         return {"baseline/most_frequent_exact": float(hits.double().mean())}
-
-    def _in_order(self, rows: Tensor) -> Any:
-        return Batches(lambda epoch: in_order(len(rows), 1024), lambda numbers: rows[share(numbers)])
 
 
 class Addition(SequenceModule):
@@ -110,23 +105,24 @@ class Addition(SequenceModule):
     The decoder is taught by the true characters before (teacher forcing).
 
     Args:
-        digits: of the largest numbers.
+        digits: of the largest numbers; the data tell.
         reverse: the encoder reads the question from its last character to its first.
+        base: see `SequenceModule`.
     """
 
     monitor = "val/exact"
+    told = ("digits",)
 
-    def __init__(
-        self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int, digits: Digits, reverse: bool
-    ) -> None:
-        super().__init__(model, optimizer, engine, seed)
+    def __init__(self, digits: Digits | None = None, reverse: bool = True, **base: Any) -> None:
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
         size = len(ALPHABET)
         self.embed = OneHot(size)
-        self.encoder = self.recurrent(size)
-        self.decoder = self.recurrent(size)
-        if self.encoder.bidirectional:
-            raise UserError("model.bidirectional=true: the decoder must not see the characters it predicts")
-        if model.get("learn_initial_state"):
+        why = "the decoder must not see the characters it predicts"
+        self.encoder, self.decoder = self.recurrent(size, why), self.recurrent(size, why)
+        if any(name.rpartition(".")[2].startswith("initial_") for name, _ in self.decoder.named_parameters()):
             raise UserError("model.learn_initial_state=true: the decoder starts from the encoder's state; leave it out")
         self.head = nn.Linear(self.decoder.output_size, size)
         self.add_metrics(
@@ -174,40 +170,28 @@ class Addition(SequenceModule):
         self.train(training)
         return torch.stack(answer)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        _, loss, target = self._scored(batch)
-        return self.training_loss(loss, target.numel())
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Tensor) -> None:
+    def score(self, batch: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Of rows [B, Q + 1 + W] the mean cross-entropy in nats, and the likeliest and the true characters [B, W]."""
         # Given the true characters before, the likeliest are all right just if those are that `answer` writes: up to
         # its first mistake it has written, and been fed, the true ones.
-        logits, loss, target = self._scored(batch)
-        metrics.update(loss, target.numel(), logits.argmax(-1).T, target.T)
-
-    def _scored(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [W, B, A], the mean cross-entropy in nats, and the true characters [W, B] of rows [B, Q + 1 + W]."""
-        logits = self(batch)
+        logits = self(batch)  # [W, B, A]
         target = batch.T[-len(logits) :]
-        return logits, F.cross_entropy(logits.flatten(0, 1), target.flatten()), target
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        return loss, target.numel(), logits.argmax(-1).T, target.T
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
-        self._show_examples(self.trainer.datamodule.val, f"epoch_{self.current_epoch + 1:03d}")  # type: ignore[attr-defined]
+        self._show_examples("val", f"epoch_{self.current_epoch + 1:03d}")
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
-        self._show_examples(self.trainer.datamodule.test, "test")  # type: ignore[attr-defined]
+        self._show_examples("test", "test")
 
     @torch.no_grad()
-    def _show_examples(self, rows: Tensor, name: str) -> None:
-        """Write the first right and the first wrong answers to rows [M, Q + 1 + W] into samples/, in one process."""
-        if not self.trainer.is_global_zero:
+    def _show_examples(self, part: str, name: str) -> None:
+        """Write the first right and the first wrong answers to a part's questions into samples/, in one process."""
+        rows = getattr(getattr(self.trainer, "datamodule", None), part, None)  # [M, Q + 1 + W]
+        if rows is None or not self.trainer.is_global_zero:
             return
         width = self.hparams["digits"] + 1
         answers = decode(self._write(rows[:, : -width - 1].T.to(self.device)))
@@ -217,5 +201,4 @@ class Addition(SequenceModule):
             found[answer == truth].append(f"{question} = {answer}" + (f"    it is {truth}" if answer != truth else ""))
         lines = [f"{len(found[True]):,} of {len(rows):,} right, among them", *found[True][:EXAMPLES]]
         lines += ["", f"{len(found[False]):,} wrong, among them", *found[False][:EXAMPLES]]
-        with writing(Path(self.trainer.default_root_dir) / "samples" / f"{name}.txt") as partial:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.write_sample(name, "\n".join(lines))

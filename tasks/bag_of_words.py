@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from tasks.imdb import Reviews
+from .reviews import Reviews
 
 
 def bag_of_words(train: Reviews, val: Reviews, test: Reviews, vocabulary_size: int) -> dict[str, float]:

@@ -9,8 +9,9 @@ Shapes: T time steps, B streams, A characters of the alphabet.
 from __future__ import annotations
 
 import math
+import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,9 +23,16 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.lightning.carried_state import CarriedState, with_states
+from rnnzoo.lightning.data import Batches, SequenceData, share
+from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.lightning.pictures.picture import Picture
+from rnnzoo.lightning.pictures.unit_page import UnitPage
+from rnnzoo.lightning.verb import verb
 from rnnzoo.recurrent import State
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, share, writing
-from tasks.download import download
+
+from .download import download
+from .one_hot import OneHot
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -88,56 +96,57 @@ class Characters(SequenceData):
 
     def __init__(
         self,
-        corpus: str,
-        text: str | None,
-        window: PositiveInt,
-        streams: PositiveInt,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)],
-        test_fraction: Fraction,
+        corpus: str = "pydocs",
+        text: str | None = None,
+        window: PositiveInt = 64,
+        streams: PositiveInt = 32,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        test_fraction: Fraction = 0.1,
     ) -> None:
         super().__init__()
-        characters = read_text(text, corpus)
-        source = f"task.text={text}" if text else f"task.corpus={corpus}"
+        self.corpus, self.text, self.window, self.streams = corpus, text, window, streams
+        self.fractions = val_fraction, test_fraction
+        if sum(self.fractions) >= 1:
+            raise UserError(
+                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
+            )
+
+    def prepare_data(self) -> None:
+        if self.text is None:
+            read_text(None, self.corpus)
+
+    def read(self) -> None:
+        characters = read_text(self.text, self.corpus)
+        source = f"task.text={self.text}" if self.text else f"task.corpus={self.corpus}"
         if not characters:
             raise UserError(f"{source}: the text is empty")
         self.alphabet = "".join(sorted(set(characters)))
         number = {character: index for index, character in enumerate(self.alphabet)}
         codes = torch.tensor([number[character] for character in characters])
-        if val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
-            )
-        held_out = [int(len(codes) * fraction) for fraction in (val_fraction, test_fraction)]
+        held_out = [int(len(codes) * fraction) for fraction in self.fractions]
         parts = codes.split([len(codes) - sum(held_out), *held_out])
-        if len(parts[0]) <= window:
+        if len(parts[0]) <= self.window:
             raise UserError(
-                f"{source}: {len(parts[0]):,} characters to train on are fewer than a window of {window} and the "
+                f"{source}: {len(parts[0]):,} characters to train on are fewer than a window of {self.window} and the "
                 f"character after it; lower task.window or give a longer text"
             )
         if len(parts[1]) < 2:
             raise UserError(f"{source}: {len(parts[1])} characters to validate on are too few; raise task.val_fraction")
-        self.window = window
         self.has_test = len(parts[2]) > 1
-        self.train, self.val, self.test = (_streams(part, streams, window) for part in parts)
-        if len(self.train) < streams:
-            print(f"{source}: {len(codes):,} characters make {len(self.train)} streams, not {streams}")
+        self.train, self.val, self.test = (_streams(part, self.streams, self.window) for part in parts)
+        if len(self.train) < self.streams:
+            print(f"{source}: {len(codes):,} characters make {len(self.train)} streams, not {self.streams}")
 
-    def arguments(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {"alphabet": self.alphabet}
 
     def train_dataloader(self) -> Any:
         starts = range(0, self.train.shape[1] - self.window, self.window)
         return Batches(lambda epoch: starts, lambda start: self._window(self.train, start), self.position)
 
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
-
-    def _in_order(self, streams: Tensor) -> Any:
-        starts = range(0, streams.shape[1] - 1, self.window)
-        return Batches(lambda epoch: starts, lambda start: self._window(streams, start))
+    def _evaluated(self, part: Tensor) -> Any:
+        starts = range(0, part.shape[1] - 1, self.window)
+        return Batches(lambda epoch: starts, lambda start: self._window(part, start))
 
     def _window(self, streams: Tensor, start: int) -> Tensor:
         """Characters [B, T + 1] from `start` on, fewer at a stream's end; the last is only a target."""
@@ -161,11 +170,14 @@ class LanguageModel(SequenceModule):
         return values | further
 
 
-class CharLM(LanguageModel):
+FORWARD_ONLY = "a language model must not see the characters it predicts"
+
+
+class CharLM(CarriedState, LanguageModel):
     """Characters through an embedding (or one-hot), a recurrent layer and a linear head to the next one's logits.
 
     Args:
-        alphabet: all characters, in the order of their numbers.
+        alphabet: all characters, in the order of their numbers; the data tell.
         embedding: features of a character; 0 for one-hot input.
         dropout: probability of dropping an output of the recurrent layer, the same ones throughout a window.
         restart: the chance, at each window, that a stream's state starts from zero again. Without it the model knows
@@ -173,36 +185,38 @@ class CharLM(LanguageModel):
         sample_prime: text that a sample begins with; characters outside the alphabet are an error.
         sample_length: characters a sample adds, after each epoch; 0 for none.
         temperature: the logits of a sample are divided by it: below 1 safer, above 1 wilder.
+        base: see `SequenceModule`.
     """
 
-    picture = "tasks.unit_page.UnitPage"
+    told = ("alphabet",)
 
     def __init__(
         self,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        engine: str,
-        seed: int,
-        alphabet: str,
-        embedding: NonNegativeInt,
-        dropout: Fraction,
-        restart: Fraction,
-        sample_prime: str,
-        sample_length: NonNegativeInt,
-        temperature: PositiveFloat,
+        alphabet: str | None = None,
+        embedding: NonNegativeInt = 64,
+        dropout: Fraction = 0.25,
+        restart: Fraction = 0.02,
+        sample_prime: str = "",
+        sample_length: NonNegativeInt = 300,
+        temperature: PositiveFloat = 0.8,
+        **base: Any,
     ) -> None:
-        super().__init__(model, optimizer, engine, seed)
-        unknown = sorted(set(sample_prime) - set(alphabet))
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
+        alphabet, embedding, prime = (self.hparams[key] for key in ("alphabet", "embedding", "sample_prime"))
+        unknown = sorted(set(prime) - set(alphabet))
         if unknown:
             raise UserError(f"task.sample_prime: {''.join(unknown)!r} not in the text; choose another beginning")
         size = len(alphabet)
         self.embed = nn.Embedding(size, embedding) if embedding else OneHot(size)
-        self.layer = self.recurrent(embedding or size)
-        if self.layer.bidirectional:
-            raise UserError("model.bidirectional=true: a language model must not see the characters it predicts")
+        self.layer = self.recurrent(embedding or size, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, size)
-        self.carried: State | None = None
         self.add_metrics()
+
+    def pictures(self) -> list[Picture]:
+        return [UnitPage()]
 
     def forward(self, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Characters [T, B] and the state so far to logits of the next ones [T, B, A] and the new state."""
@@ -212,50 +226,73 @@ class CharLM(LanguageModel):
             output = output * F.dropout(output.new_ones(output.shape[1:]), self.hparams["dropout"])
         return self.single(self.head(output)), state
 
-    def on_train_epoch_start(self) -> None:
-        self.carried = None
-
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.carried is not None:
             keep = torch.rand(len(batch)) >= self.hparams["restart"]  # [B]
-            self.carried = _with_states(
-                self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2))
+            self.carry(
+                with_states(self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2)))
             )
-        loss, self.carried = self._loss(batch, self.carried)
-        return self.training_loss(loss, batch[:, 1:].numel())
+        return super().training_step(batch, batch_idx)
 
-    def on_validation_epoch_start(self) -> None:
-        self.evaluated: State | None = None
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Tensor) -> None:
-        loss, self.evaluated = self._loss(batch, self.evaluated)
-        metrics.update(loss, batch[:, 1:].numel())
-
-    def _loss(self, batch: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Mean cross-entropy in nats over windows [B, T + 1], and the state at their end, detached."""
+    def score(self, batch: Tensor) -> tuple[Tensor, int]:
+        """Mean cross-entropy in nats over windows [B, T + 1], which go on from those before."""
         codes = batch.T
-        logits, state = self(codes[:-1], state)
-        loss = F.cross_entropy(logits.flatten(0, 1), codes[1:].flatten())
-        return loss, _with_states(state, Tensor.detach)
+        logits, state = self(codes[:-1], self.carried)
+        self.carry(state)
+        return F.cross_entropy(logits.flatten(0, 1), codes[1:].flatten()), codes[1:].numel()
+
+    @verb
+    def sample(
+        self,
+        prime: str = "",
+        length: int = 500,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        """Text that goes on from a beginning, as it comes.
+
+        Args:
+            prime: what it goes on from.
+            length: characters.
+            temperature: below 1 safer, above 1 wilder.
+            top_k: only from so many of the likeliest characters.
+            top_p: only from the likeliest, of this probability together.
+            greedy: always the likeliest character.
+            seed: the same text each time.
+
+        Raises `UserError` for characters that the model does not know, and for numbers out of range.
+        """
+        unknown = sorted(set(prime) - set(self.hparams["alphabet"]))
+        if unknown:
+            raise UserError(f"--prime: the model has never seen {', '.join(map(repr, unknown))}")
+        for name, value, good in (
+            ("temperature", temperature, temperature > 0),
+            ("length", length, length >= 0),
+            ("top-k", top_k, top_k is None or top_k > 0),
+            ("top-p", top_p, 0 < top_p <= 1),
+        ):
+            if not good:
+                further = {"top-p": "be positive, and at most 1", "length": "not be negative"}
+                raise UserError(f"--{name} {value}: must {further.get(name, 'be positive')}")
+        generator = torch.Generator()
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        sys.stdout.write(prime)
+        for character in islice(self.generate(prime, generator, temperature, 1 if greedy else top_k, top_p), length):
+            sys.stdout.write(character)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
         if self.hparams["sample_length"] and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            text = self.hparams["sample_prime"] + "".join(self.sample())
-            path = Path(self.trainer.default_root_dir) / "samples" / f"epoch_{self.current_epoch + 1:03d}.txt"
-            with writing(path) as partial:
-                partial.write_text(text + "\n", encoding="utf-8")
+            text = self.hparams["sample_prime"] + "".join(self.continuation())
+            self.write_sample(f"epoch_{self.current_epoch + 1:03d}", text)
             print(f"sample after epoch {self.current_epoch + 1}: {text[:200]!r}", flush=True)
 
-    def sample(self) -> Iterator[str]:
+    def continuation(self) -> Iterator[str]:
         """Characters drawn one by one after the prime text, the same for the same weights and seed."""
         generator = torch.Generator().manual_seed(self.hparams["seed"])
         prime, length = (self.hparams[f"sample_{key}"] for key in ("prime", "length"))
@@ -292,20 +329,6 @@ class CharLM(LanguageModel):
             yield alphabet[int(code)]
             logits = self.single(self.head(stepper(code.to(self.device))))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-
-        # Each process carries its own streams, not always as many: all are saved, in order of the processes.
-        carried = [self.carried]
-        if self.trainer.world_size > 1:
-            carried = carried * self.trainer.world_size
-            torch.distributed.all_gather_object(carried, self.carried)
-        checkpoint["carried"] = carried
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.carried = checkpoint["carried"][self.global_rank]
-
 
 def draw(logits: Tensor, generator: torch.Generator, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
     """One of A codes for each row of logits [B, A]: [B]. For `top_k` and `top_p` see `CharLM.generate`."""
@@ -321,19 +344,3 @@ def draw(logits: Tensor, generator: torch.Generator, top_k: int | None = None, t
     # The first of exponential clocks with these rates to ring, which torch.multinomial takes four times as long for.
     drawn = (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
     return drawn if codes is None else codes.gather(-1, drawn[:, None])[:, 0]
-
-
-def _with_states(state: State, change: Callable[[Tensor], Tensor]) -> State:
-    """The state with each of its tensors changed."""
-    return change(state) if isinstance(state, Tensor) else tuple(change(tensor) for tensor in state)
-
-
-class OneHot(nn.Module):
-    """Codes [...] to vectors [..., size] of zeros with a single one."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", torch.eye(size), persistent=False)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes, self.rows)  # type: ignore[arg-type]

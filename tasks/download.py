@@ -5,24 +5,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rnnzoo import UserError
+from rnnzoo.errors import UserError
+from rnnzoo.files import cache_folder
 
 TIMEOUT_SECONDS = 30
-
-
-def cache_folder() -> Path:
-    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
-    own = os.environ.get("RNNZOO_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -8,6 +8,8 @@ Shapes: N rows, M windows, T rows of a window (τ), n columns, H rows ahead (the
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
@@ -22,8 +24,23 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
-from tasks.series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, mackey_glass, read_csv, season_of
+from rnnzoo.files import writing
+from rnnzoo.lightning.data import SequenceData, in_order
+from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.lightning.verb import verb
+
+from .series import (
+    TURN,
+    Errors,
+    Filled,
+    Missing,
+    Scaling,
+    center_and_scale,
+    following,
+    mackey_glass,
+    read_csv,
+    season_of,
+)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -67,28 +84,41 @@ class Windows(SequenceData):
         seed: of the order.
     """
 
+    at_once = AT_ONCE
+
     def __init__(
         self,
-        data: str | None,
-        date: str | None,
-        columns: list[str] | None,
-        targets: list[str] | None,
-        window: PositiveInt,
-        horizon: PositiveInt,
-        stride: PositiveInt,
-        missing: Missing,
-        scaling: Scaling,
-        season: PositiveInt | None,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)],
-        test_fraction: Fraction,
-        batch_size: PositiveInt,
-        seed: int,
+        data: str | None = None,
+        date: str | None = None,
+        columns: list[str] | None = None,
+        targets: list[str] | None = None,
+        window: PositiveInt = 60,
+        horizon: PositiveInt = 7,
+        stride: PositiveInt = 1,
+        missing: Missing = "refuse",
+        scaling: Scaling = "standard",
+        season: PositiveInt | None = None,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        test_fraction: Fraction = 0.2,
+        batch_size: PositiveInt = 32,
+        seed: int = 1,
     ) -> None:
         super().__init__()
-        self.batch_size, self.seed, self.window, self.horizon = batch_size, seed, window, horizon
-        source = f"task.data={data or 'null'}"
+        self.batch_size, self.seed, self.window, self.horizon, self.stride = batch_size, seed, window, horizon, stride
+        self.chosen = data, date, columns, targets
+        self.missing, self.scaling, self.given_season = missing, scaling, season
+        self.fractions = val_fraction, test_fraction
         if data is None and (date, columns) != (None, None):
             raise UserError("task.date and task.columns choose from a file; give one with task.data=FILE")
+        if val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
+            )
+
+    def read(self) -> None:
+        data, date, columns, targets = self.chosen
+        window, horizon = self.window, self.horizon
+        source = f"task.data={data or 'null'}"
         self.series = mackey_glass() if data is None else read_csv(data, date, columns)
         values, names = self.series.values, self.series.columns
         self.targets = names if targets is None else targets
@@ -99,13 +129,9 @@ class Windows(SequenceData):
             raise UserError("task.targets: name at least one column, and each only once; null for all")
         self.at = [names.index(name) for name in self.targets]
 
-        if val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
-            )
-        held_out = [int(len(values) * fraction) for fraction in (val_fraction, test_fraction)]
+        held_out = [int(len(values) * fraction) for fraction in self.fractions]
         rows = len(values) - sum(held_out)  # of the training part
-        self.season = season or (TURN if data is None else season_of(self.series.dates))
+        self.season = self.given_season or (TURN if data is None else season_of(self.series.dates))
         if rows < window + horizon:
             raise UserError(
                 f"{source}: of {len(values)} rows, the {rows} to train on are too few for one window of {window} and a "
@@ -116,9 +142,9 @@ class Windows(SequenceData):
                 f"{source}: of {len(values)} rows, the {rows} to train on are no more than a season of {self.season}; "
                 f"set task.season, 1 for none, or give more rows"
             )
-        self.center, self.scale = center_and_scale(values[:rows], scaling)
+        self.center, self.scale = center_and_scale(values[:rows], self.scaling)
         scaled = (values - self.center) / self.scale
-        self.filled, self.y = Filled(scaled, missing, source, names), scaled[:, self.at]
+        self.filled, self.y = Filled(scaled, self.missing, source, names), scaled[:, self.at]
         self.naive_error = (values[self.season : rows] - values[: rows - self.season]).abs().nanmean(0)[self.at]
         for name, error in zip(self.targets, self.naive_error):
             if not error > 0:
@@ -127,8 +153,8 @@ class Windows(SequenceData):
                     f"before, which leaves MASE without a scale; set another task.season"
                 )
         ends = [0, rows, rows + held_out[0], len(values)]
-        self.train, self.val, self.test = (self._origins(*part, stride) for part in pairwise(ends))
-        self.has_test = test_fraction > 0
+        self.train, self.val, self.test = (self._origins(*part) for part in pairwise(ends))
+        self.has_test = self.fractions[1] > 0
         for name, part in (("train", self.train), ("validate", self.val), ("test", self.test)):
             if not len(part) and (name != "test" or self.has_test):
                 raise UserError(
@@ -138,13 +164,16 @@ class Windows(SequenceData):
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
         print(f"{source}: {len(values):,} rows of {', '.join(names)}{span}; a season is {self.season} rows")
 
-    def _origins(self, first: int, end: int, stride: int) -> Tensor:
+    def _origins(self, first: int, end: int) -> Tensor:
         """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""
-        origins = torch.arange(max(first, self.window), max(first, self.window, end - self.horizon + 1), stride)
+        origins = torch.arange(max(first, self.window), max(first, self.window, end - self.horizon + 1), self.stride)
         return origins[~self.targets_of(origins).isnan().all(2).all(0)]
 
-    def arguments(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {
+            "window": self.window,
+            "horizon": self.horizon,
+            "missing": self.missing,
             "columns": self.series.columns,
             "targets": self.targets,
             "date": self.series.date,
@@ -153,24 +182,9 @@ class Windows(SequenceData):
             "naive_error": self.naive_error.tolist(),
         }
 
-    def train_dataloader(self) -> Any:
-        return Batches(
-            lambda epoch: shuffled(len(self.train), self.batch_size, self.seed, epoch),
-            lambda rows: self.batch(self.train[share(rows)]),
-            self.position,
-        )
-
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
-
-    def _in_order(self, origins: Tensor) -> Any:
-        return Batches(lambda epoch: in_order(len(origins), AT_ONCE), lambda rows: self.batch(origins[share(rows)]))
-
-    def batch(self, origins: Tensor) -> Batch:
-        """The windows before the rows `origins` [B], and these with those that follow."""
+    def batch(self, part: Tensor, rows: Tensor | slice) -> Batch:
+        """The windows before the rows `part[rows]` [B], and these with those that follow."""
+        origins = part[rows]
         return Batch(self.filled.windows(origins, self.window).float(), self.targets_of(origins).float())
 
     def targets_of(self, origins: Tensor) -> Tensor:
@@ -248,39 +262,44 @@ class Forecast(SequenceModule):
     head that says nothing.
 
     Args:
-        window: rows of input, T.
+        window: rows of input, T. This and all that follows the data tell.
         horizon: rows ahead, H.
-        missing: what `forecast` does with gaps, see `Filled`.
+        missing: what `following_rows` does with gaps, see `Filled`.
         columns: names of the input.
         targets: names of those that are forecast.
         date: name of the column of dates; with `columns`, what `read_csv` needs to read a file again.
         center: what was subtracted from each column.
         scale: what it was divided by then.
         naive_error: of each target, see `Errors`.
+        base: see `SequenceModule`.
     """
+
+    told = ("window", "horizon", "missing", "columns", "targets", "center", "scale", "naive_error")
 
     def __init__(
         self,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        engine: str,
-        seed: int,
-        window: PositiveInt,
-        horizon: PositiveInt,
-        missing: Missing,
-        columns: list[str],
-        targets: list[str],
-        date: str | None,
-        center: list[float],
-        scale: list[float],
-        naive_error: list[float],
+        window: PositiveInt | None = None,
+        horizon: PositiveInt | None = None,
+        missing: Missing | None = None,
+        columns: list[str] | None = None,
+        targets: list[str] | None = None,
+        date: str | None = None,
+        center: list[float] | None = None,
+        scale: list[float] | None = None,
+        naive_error: list[float] | None = None,
+        **base: Any,
     ) -> None:
-        super().__init__(model, optimizer, engine, seed)
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
+        columns, targets, scale = (self.hparams[key] for key in ("columns", "targets", "scale"))
         self.at = [columns.index(name) for name in targets]
         self.layer = self.recurrent(len(columns))
         read = self.layer.output_size * (1 + self.layer.bidirectional)
-        self.head = nn.Linear(read, horizon * len(targets))
-        self.add_metrics(errors=Errors(targets, [scale[column] for column in self.at], naive_error))
+        self.head = nn.Linear(read, self.hparams["horizon"] * len(targets))
+        errors = Errors(targets, [scale[column] for column in self.at], self.hparams["naive_error"])
+        self.add_metrics(errors=errors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to forecasts [H, B, K]."""
@@ -291,34 +310,55 @@ class Forecast(SequenceModule):
         change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
         return x[-1:, :, self.at] + change.transpose(0, 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, count, _ = self._loss(batch)
-        return self.training_loss(loss, count)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Batch) -> None:
-        loss, count, forecasts = self._loss(batch)
-        metrics.update(loss, count, forecasts, batch.y)
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, int, Tensor]:
-        """Mean square error over the known targets, how many they are, and the forecasts [H, B, K]."""
+    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Mean square error over the known targets; also forecasts and truth [H, B, K]."""
         forecasts = self(batch.x)
         known = ~batch.y.isnan()
-        return F.mse_loss(forecasts[known], batch.y[known]), int(known.sum()), forecasts
+        return F.mse_loss(forecasts[known], batch.y[known]), int(known.sum()), forecasts, batch.y
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
-        if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "plots" / "forecast.png"
-            _plot(path, self.trainer.datamodule, lambda x: self(x.to(self.device)).cpu())  # type: ignore[attr-defined]
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, Windows):
+            self.draw("forecast", lambda: _figure(data, lambda x: self(x.to(self.device)).cpu()))
+
+    @verb
+    def forecast(self, data: Path, plot: str = "forecast.png") -> None:
+        """The rows that follow those of a CSV file, as CSV and in a picture behind the file's last rows.
+
+        Args:
+            data: a CSV file with the columns that the run was trained on.
+            plot: the picture's file.
+
+        Raises `UserError` for a file that lacks a column or rows of the run's, or holds what is no number.
+        """
+        targets = self.hparams["targets"]
+        series = read_csv(str(data), self.hparams["date"], self.hparams["columns"], source=str(data))
+        try:
+            rows = self.following_rows(series.values).tolist()
+        except UserError as error:
+            raise UserError(f"{data}: {error}") from None
+        dates = following(series.dates, len(rows))
+        time: list[Any] = [*series.dates, *dates] if dates else [*range(1, len(series.values) + len(rows) + 1)]
+        figure = Figure(figsize=(10, 3 * len(targets)), layout="constrained")
+        shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
+        for k, (name, axes) in enumerate(zip(targets, figure.subplots(len(targets), squeeze=False)[:, 0])):
+            before = series.values[shown, self.at[k]]
+            axes.plot(time[shown], before, color="0.6", linewidth=2, label=data.name)
+            axes.plot(time[-len(rows) :], [row[k] for row in rows], ".-", color="C3", label="forecast")
+            axes.set(ylabel=name)
+            axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+        with writing(Path(plot)) as partial:
+            figure.savefig(partial, dpi=120, format="png")
+        print(f"written: {plot}", file=sys.stderr)
+        clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
+        written = csv.writer(sys.stdout, lineterminator="\n")
+        written.writerow([series.date or "row", *targets])
+        for moment, row in zip(time[-len(rows) :], rows):
+            written.writerow([f"{moment:%Y-%m-%d}" if dates and clock else moment, *(f"{v:.6g}" for v in row)])
 
     @torch.no_grad()
-    def forecast(self, values: Tensor) -> Tensor:
+    def following_rows(self, values: Tensor) -> Tensor:
         """The next H rows of the targets [H, K], from at least T rows of the columns [N, n], in the data's units.
 
         Raises `UserError` for fewer rows or other columns, and for gaps unless `missing` says how they are filled.
@@ -339,11 +379,11 @@ class Forecast(SequenceModule):
         return scaled * scale[self.at] + center[self.at]
 
 
-def _plot(path: Path, data: Windows, model: Callable[[Tensor], Tensor]) -> None:
+def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
     """The end of the test part with forecasts that follow each other, and the mean error by rows ahead."""
     pieces = [data.test[rows] for rows in in_order(len(data.test), AT_ONCE)]
     target = torch.cat([data.targets_of(piece) for piece in pieces], 1)
-    of_model = torch.cat([model(data.batch(piece).x) for piece in pieces], 1)
+    of_model = torch.cat([model(data.batch(piece, slice(None)).x) for piece in pieces], 1)
     of_others = [data.baselines(piece) for piece in pieces]
     errors = {
         name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
@@ -352,7 +392,7 @@ def _plot(path: Path, data: Windows, model: Callable[[Tensor], Tensor]) -> None:
     rows = len(data.y)
     first = max(int(data.test[0]), rows - DRAWN_ROWS)
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
-    forecasts = model(data.batch(origins).x)  # [H, B, K]
+    forecasts = model(data.batch(origins, slice(None)).x)  # [H, B, K]
     time: Any = data.series.dates or range(rows)
     scale, center = data.scale[data.at], data.center[data.at]
     targets = data.targets[:DRAWN_TARGETS]
@@ -375,5 +415,4 @@ def _plot(path: Path, data: Windows, model: Callable[[Tensor], Tensor]) -> None:
         right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
         right.xaxis.get_major_locator().set_params(integer=True)
         right.legend(frameon=False)
-    with writing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    return figure

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share
-from tasks.char_lm import OneHot
+from rnnzoo.lightning.data import Batches, SequenceData, in_order, share
+from rnnzoo.lightning.module import SequenceModule
+
+from .one_hot import OneHot
 
 TRAIN, VAL, TEST = range(3)
 Key = tuple[int, int, int, int]
@@ -49,10 +50,19 @@ class Drawn(SequenceData):
         seed: of all that is drawn.
     """
 
-    def __init__(self, T: PositiveInt, samples: PositiveInt, batch_size: PositiveInt, seed: int) -> None:
+    def __init__(
+        self,
+        T: PositiveInt = 100,
+        samples: PositiveInt = 32000,
+        batch_size: PositiveInt = 64,
+        seed: int = 1,
+    ) -> None:
         super().__init__()
         self.T, self.samples, self.batch_size, self.seed = T, samples, batch_size, seed
         self.held_out = max(samples // 10, 2)
+
+    def read(self) -> None:
+        """Nothing: batches are drawn when they are wanted."""
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """`count` sequences."""
@@ -104,7 +114,11 @@ class Sums(Drawn):
     """
 
     def __init__(
-        self, T: Annotated[int, Field(ge=2)], samples: PositiveInt, batch_size: PositiveInt, seed: int
+        self,
+        T: Annotated[int, Field(ge=2)] = 200,
+        samples: PositiveInt = 16000,
+        batch_size: PositiveInt = 32,
+        seed: int = 1,
     ) -> None:
         super().__init__(T, samples, batch_size, seed)
 
@@ -121,41 +135,23 @@ class Sums(Drawn):
         return {"baseline/trivial_loss": 1 / 6}
 
 
-class _Memory(SequenceModule):
-    """Base of the two problems' modules."""
-
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
-        super().__init__(model, optimizer, engine, seed)
-        if model.get("bidirectional"):
-            raise UserError(
-                "model.bidirectional=true: read from both ends, nothing needs remembering for T steps; leave it out"
-            )
-
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss, and the predictions and targets from which the metrics are made."""
-        raise NotImplementedError
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.training_loss(self.losses(batch)[0], batch.y.numel())
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Batch) -> None:
-        loss, prediction, target = self.losses(batch)
-        metrics.update(loss, batch.y.numel(), prediction, target)
+FORWARD_ONLY = "read from both ends, nothing needs remembering for T steps; leave it out"
 
 
-class Copy(_Memory):
-    """One-hot symbols through a recurrent layer and a linear head to the logits of the answer at every step."""
+class Copy(SequenceModule):
+    """One-hot symbols through a recurrent layer and a linear head to the logits of the answer at every step.
 
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
-        super().__init__(model, optimizer, engine, seed)
+    Args:
+        base: see `SequenceModule`.
+    """
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
         self.embed = OneHot(KINDS + 2)
-        self.layer = self.recurrent(KINDS + 2)
+        self.layer = self.recurrent(KINDS + 2, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, KINDS + 1)
         self.add_metrics(accuracy=MulticlassAccuracy(KINDS + 1, average="micro", validate_args=False))
 
@@ -164,18 +160,26 @@ class Copy(_Memory):
         output, _ = self.layer(self.embed(codes))
         return self.single(self.head(output))
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Also logits and truth of the ten symbols to be recalled, [10·B, 9] and [10·B]."""
         logits, target = self(batch.x.T), batch.y.T
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        return loss, logits[-SYMBOLS:].flatten(0, 1), target[-SYMBOLS:].flatten()
+        return loss, target.numel(), logits[-SYMBOLS:].flatten(0, 1), target[-SYMBOLS:].flatten()
 
 
-class Adding(_Memory):
-    """Values and marks through a recurrent layer, and a linear head on its last output."""
+class Adding(SequenceModule):
+    """Values and marks through a recurrent layer, and a linear head on its last output.
 
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str, seed: int) -> None:
-        super().__init__(model, optimizer, engine, seed)
-        self.layer = self.recurrent(2)
+    Args:
+        base: see `SequenceModule`.
+    """
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
+        self.layer = self.recurrent(2, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError())
 
@@ -184,6 +188,7 @@ class Adding(_Memory):
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output[-1])).squeeze(-1)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Also predictions and targets [B]."""
         prediction = self(batch.x.transpose(0, 1))
-        return F.mse_loss(prediction, batch.y), prediction, batch.y
+        return F.mse_loss(prediction, batch.y), batch.y.numel(), prediction, batch.y

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.verb import verb
 from rnnzoo.recurrent import State
-from tasks.base import Batches, SequenceData, in_order, share, shuffled, writing
-from tasks.char_lm import Fraction, LanguageModel, draw
+
+from .char_lm import FORWARD_ONLY, Fraction, LanguageModel, draw
 
 BOUNDARY = 0
 """The start and the end symbol, which no characters stand for: the alphabet's are numbered from 1."""
@@ -102,33 +104,37 @@ class Names(SequenceData):
 
     def __init__(
         self,
-        data: str | None,
-        batch_size: PositiveInt,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)],
-        test_fraction: Fraction,
-        seed: int,
+        data: str | None = None,
+        batch_size: PositiveInt = 64,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        test_fraction: Fraction = 0.1,
+        seed: int = 1,
     ) -> None:
         super().__init__()
-        self.batch_size, self.seed = batch_size, seed
-        names = read_modules() if data is None else read_folder(data)
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.fractions = val_fraction, test_fraction
+
+    def read(self) -> None:
+        names = read_modules() if self.data is None else read_folder(self.data)
         self.labels = list(names)
         different = sorted({name for of_class in names.values() for name in of_class})
         self.alphabet = "".join(sorted(set("".join(different))))
         self.longest = max(map(len, different))
 
-        held_out = [int(len(different) * fraction) for fraction in (val_fraction, test_fraction)]
+        held_out = [int(len(different) * fraction) for fraction in self.fractions]
         if held_out[0] < 1 or sum(held_out) >= len(different):
+            val_fraction, test_fraction = self.fractions
             raise UserError(
                 f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} of {len(different)} names "
                 f"leave none to validate on or none to train on"
             )
-        order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(different), generator=torch.Generator().manual_seed(self.seed))
         parts = order.split([len(different) - sum(held_out), *held_out])
         self.train, self.val, self.test = (self._encode(names, {different[row] for row in part}) for part in parts)
         self.has_test = len(self.test.labels) > 0
         for label, name in enumerate(self.labels):
             if label not in self.train.labels:
-                raise UserError(f"task.data={data}: no name of {name} is left to train on; give it more")
+                raise UserError(f"task.data={self.data}: no name of {name} is left to train on; give it more")
 
     def _encode(self, names: dict[str, list[str]], chosen: set[str]) -> Batch:
         """The chosen names of all classes, the shortest first."""
@@ -140,25 +146,14 @@ class Names(SequenceData):
             codes[row, 1 : 1 + len(name)] = torch.tensor([number[character] for character in name])
         return Batch(torch.tensor([label for label, _ in found]), codes)
 
-    def arguments(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         return {"labels": self.labels, "alphabet": self.alphabet, "longest": self.longest}
 
-    def train_dataloader(self) -> Any:
-        return Batches(
-            lambda epoch: shuffled(len(self.train.labels), self.batch_size, self.seed, epoch),
-            lambda rows: _select(self.train, share(rows)),
-            self.position,
-        )
-
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
-
-    def _in_order(self, part: Batch) -> Any:
-        batches = in_order(len(part.labels), 4 * self.batch_size)
-        return Batches(lambda epoch: batches, lambda rows: _select(part, share(rows)))
+    def batch(self, part: Batch, rows: Tensor) -> Batch:
+        """Some rows, cut where the longest of their names ends."""
+        codes = part.codes[rows]
+        longest = int((codes != BOUNDARY).sum(1).max())
+        return Batch(part.labels[rows], codes[:, : longest + 2])
 
     def baseline(self) -> dict[str, float]:
         """Nats a character by how often it occurs in the class, alone and after the one before, all counts plus 0.1."""
@@ -172,13 +167,6 @@ class Names(SequenceData):
             likelihood = (table + 0.1) / (table + 0.1).sum(-1, keepdim=True)
             losses[f"baseline/{name}_loss"] = float(-likelihood[_bigrams(self.test)].log().mean())
         return losses
-
-
-def _select(part: Batch, rows: Tensor) -> Batch:
-    """Some rows, cut where the longest of their names ends."""
-    codes = part.codes[rows]
-    longest = int((codes != BOUNDARY).sum(1).max())
-    return Batch(part.labels[rows], codes[:, : longest + 2])
 
 
 def _scored(codes: Tensor) -> Tensor:
@@ -198,35 +186,38 @@ class NameLM(LanguageModel):
     """Embeddings of class and character, a recurrent layer and a linear head to the next character's logits.
 
     Args:
-        labels: the classes' names.
-        alphabet: all characters, numbered from 1.
-        longest: characters of the longest name, as many as one that is generated can have.
+        labels: the classes' names; the data tell.
+        alphabet: all characters, numbered from 1; the data tell.
+        longest: characters of the longest name, as many as one that is generated can have; the data tell.
         embedding: features of a character.
         label_embedding: features of a class.
         dropout: probability of dropping an output of the recurrent layer.
         samples: names of each class generated after each epoch; 0 for none.
+        base: see `SequenceModule`.
     """
+
+    told = ("labels", "alphabet", "longest")
 
     def __init__(
         self,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        engine: str,
-        seed: int,
-        labels: list[str],
-        alphabet: str,
-        longest: PositiveInt,
-        embedding: PositiveInt,
-        label_embedding: PositiveInt,
-        dropout: Fraction,
-        samples: NonNegativeInt,
+        labels: list[str] | None = None,
+        alphabet: str | None = None,
+        longest: PositiveInt | None = None,
+        embedding: PositiveInt = 64,
+        label_embedding: PositiveInt = 16,
+        dropout: Fraction = 0.4,
+        samples: NonNegativeInt = 5,
+        **base: Any,
     ) -> None:
-        super().__init__(model, optimizer, engine, seed)
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
+        labels, alphabet = self.hparams["labels"], self.hparams["alphabet"]
+        embedding, label_embedding = self.hparams["embedding"], self.hparams["label_embedding"]
         self.embed = nn.Embedding(1 + len(alphabet), embedding)
         self.label_embed = nn.Embedding(len(labels), label_embedding)
-        self.layer = self.recurrent(embedding + label_embedding)
-        if self.layer.bidirectional:
-            raise UserError("model.bidirectional=true: a language model must not see the characters it predicts")
+        self.layer = self.recurrent(embedding + label_embedding, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, 1 + len(alphabet))
         self.add_metrics()
 
@@ -236,21 +227,12 @@ class NameLM(LanguageModel):
         output, state = self.layer(torch.cat([self.embed(codes), of_class], -1), state)
         return self.single(self.head(F.dropout(output, self.hparams["dropout"], self.training))), state
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+    def score(self, batch: Batch) -> tuple[Tensor, int]:
         """Mean cross-entropy in nats over the characters of a batch, end symbols included, and their number."""
         scored = _scored(batch.codes)
         logits, _ = self(batch.labels, batch.codes.T[:-1])
         loss = F.cross_entropy(logits.transpose(0, 1)[scored], batch.codes[:, 1:][scored])
         return loss, int(scored.sum())
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.training_loss(*self._loss(batch))
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.val_metrics.update(*self._loss(batch))
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.test_metrics.update(*self._loss(batch))
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
@@ -261,10 +243,32 @@ class NameLM(LanguageModel):
             label: ["".join(self.generate(label, generator=generator)) for _ in range(self.hparams["samples"])]
             for label in self.hparams["labels"]
         }
-        path = Path(self.trainer.default_root_dir) / "samples" / f"epoch_{self.current_epoch + 1:03d}.txt"
-        with writing(path) as partial:
-            lines = (f"{label}: {', '.join(names)}\n" for label, names in drawn.items())
-            partial.write_text("".join(lines), encoding="utf-8")
+        lines = (f"{label}: {', '.join(names)}" for label, names in drawn.items())
+        self.write_sample(f"epoch_{self.current_epoch + 1:03d}", "\n".join(lines))
+
+    @verb
+    def sample(
+        self, label: str = "", prime: str = "", count: int = 10, temperature: float = 1.0, seed: int | None = None
+    ) -> None:
+        """Names of a class, or of each of them.
+
+        Args:
+            label: the class.
+            prime: what every name begins with.
+            count: names of a class.
+            temperature: below 1 safer, above 1 wilder.
+            seed: the same names each time.
+
+        Raises `UserError` for an unknown class, for unknown characters, and for numbers out of range.
+        """
+        if count < 1:
+            raise UserError(f"--count {count}: must be positive")
+        generator = torch.Generator()
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        for kind in [label] if label else self.hparams["labels"]:
+            for _ in range(count):
+                name = prime + "".join(self.generate(kind, prime, temperature, generator))
+                print(name if label else f"{kind}\t{name}", flush=True)
 
     @torch.no_grad()
     def generate(
@@ -304,7 +308,7 @@ class NameLM(LanguageModel):
         labels, codes = self._numbers(label, name)
         training = self.training
         self.eval()
-        loss, count = self._loss(Batch(labels, F.pad(codes.T, (0, 1), value=BOUNDARY)))
+        loss, count = self.score(Batch(labels, F.pad(codes.T, (0, 1), value=BOUNDARY)))
         self.train(training)
         return -float(loss) * count
 

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
+from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -42,99 +44,88 @@ class Waves(SequenceData):
         seed: of phases and order.
     """
 
+    at_once = 1024
+
     def __init__(
-        self, samples: PositiveInt, window: PositiveInt, step: PositiveFloat, batch_size: PositiveInt, seed: int
+        self,
+        samples: PositiveInt = 7000,
+        window: PositiveInt = 24,
+        step: PositiveFloat = math.pi / 6,
+        batch_size: PositiveInt = 128,
+        seed: int = 1,
     ) -> None:
         super().__init__()
+        self.samples, self.window, self.step = samples, window, step
         self.batch_size, self.seed = batch_size, seed
-        generator = torch.Generator().manual_seed(seed)
-        held_out = max(samples // 10, 2)
-        theta = math.pi * torch.rand(samples + 2 * held_out, generator=generator, dtype=torch.float64)
-        wave = torch.sin(theta[:, None] + step * torch.arange(window + 1, dtype=torch.float64))  # [M, T + 1]
-        self.train, self.val, self.test = wave[:, :, None].float().split([samples, held_out, held_out])
 
-    def train_dataloader(self) -> Any:
-        return Batches(
-            lambda epoch: shuffled(len(self.train), self.batch_size, self.seed, epoch),
-            lambda rows: self.train[share(rows)],
-            self.position,
-        )
+    def read(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        held_out = max(self.samples // 10, 2)
+        theta = math.pi * torch.rand(self.samples + 2 * held_out, generator=generator, dtype=torch.float64)
+        wave = torch.sin(theta[:, None] + self.step * torch.arange(self.window + 1, dtype=torch.float64))  # [M, T + 1]
+        self.train, self.val, self.test = wave[:, :, None].float().split([self.samples, held_out, held_out])
 
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
+    def facts(self) -> dict[str, Any]:
+        return {"window": self.window, "step": self.step}
 
     def baseline(self) -> dict[str, float]:
         """Persistence: the next value is the last one."""
         return {"baseline/persistence_mse": float(F.mse_loss(self.test[:, :-1], self.test[:, 1:]))}
-
-    def _in_order(self, windows: Tensor) -> Any:
-        return Batches(lambda epoch: in_order(len(windows), 1024), lambda rows: windows[share(rows)])
 
 
 class Sine(SequenceModule):
     """A recurrent layer and a linear head that predict the next value at every step.
 
     Args:
-        window: time steps of input, T.
-        step: Δθ of the waves in radians, for continuing them.
+        window: time steps of input, T; the data tell.
+        step: Δθ of the waves in radians, for continuing them; the data tell.
         warmup: steps at a window's start that are not scored: from one value nobody can tell a rise from a fall.
         prefix: true steps shown before a continuation.
         horizon: steps continued from the model's own outputs.
         probes: also print the published exercise's questions beside its answers (step must be π/6).
+        base: see `SequenceModule`.
     """
-
-    picture = "tasks.pictures.Prediction"
 
     def __init__(
         self,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        engine: str,
-        seed: int,
-        window: PositiveInt,
-        step: PositiveFloat,
-        warmup: NonNegativeInt,
-        prefix: PositiveInt,
-        horizon: PositiveInt,
-        probes: bool,
+        window: PositiveInt | None = None,
+        step: PositiveFloat | None = None,
+        warmup: NonNegativeInt = 1,
+        prefix: PositiveInt = 12,
+        horizon: PositiveInt = 100,
+        probes: bool = False,
+        **base: Any,
     ) -> None:
-        super().__init__(model, optimizer, engine, seed)
-        if warmup >= window:
-            raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
-        if probes and not math.isclose(step, math.pi / 6):
-            raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
         self.layer = self.recurrent(1)
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError(), r2=R2Score())
+
+    def learn_from(self, data: Any) -> None:
+        super().learn_from(data)
+        window, step, warmup, probes = (self.hparams[key] for key in ("window", "step", "warmup", "probes"))
+        if window is not None and warmup >= window:
+            raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
+        if probes and not math.isclose(step, math.pi / 6):
+            raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
+
+    def pictures(self) -> list[Picture]:
+        return [Prediction()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, 1] to predictions of the next value at every step [T, B, 1]."""
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        prediction, target = self._scored(batch)
-        return self.training_loss(F.mse_loss(prediction, target), target.numel())
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Tensor) -> None:
-        prediction, target = self._scored(batch)
-        loss = F.mse_loss(prediction, target)
-        metrics.update(loss, target.numel(), prediction, target)
-
-    def _scored(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows [B, T + 1, 1] to predictions and targets of all steps but the warm-up's, [(T - warmup)·B] each."""
-        wave = windows.transpose(0, 1)
+    def score(self, batch: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Of windows [B, T + 1, 1] also predictions and targets of all steps but the warm-up's, [(T - warmup)·B]."""
+        wave = batch.transpose(0, 1)
         warmup = self.hparams["warmup"]
-        return self(wave[:-1])[warmup:].reshape(-1), wave[1 + warmup :].reshape(-1)
+        prediction, target = self(wave[:-1])[warmup:].reshape(-1), wave[1 + warmup :].reshape(-1)
+        return F.mse_loss(prediction, target), target.numel(), prediction, target
 
     @torch.no_grad()
     def continue_wave(self, prefix: Tensor, horizon: int) -> Tensor:
@@ -170,10 +161,9 @@ class Sine(SequenceModule):
         continuation = self.continue_wave(wave[:prefix], horizon)
         rmse = F.mse_loss(continuation, wave[prefix:]).sqrt()
         self.log("test/closed_loop_rmse", rmse, sync_dist=True)
-        if self.trainer.is_global_zero:
-            middle = len(theta) // 4
-            path = Path(self.trainer.default_root_dir) / "plots" / "closed_loop.png"
-            _plot(path, wave[:, middle, 0].cpu(), continuation[:, middle, 0].cpu(), prefix, float(rmse))
+        middle = len(theta) // 4
+        shown = wave[:, middle, 0].cpu(), continuation[:, middle, 0].cpu()
+        self.draw("closed_loop", lambda: _closed_loop(*shown, prefix, float(rmse)))
         if self.hparams["probes"]:
             self._ask_probes()
 
@@ -190,7 +180,7 @@ class Sine(SequenceModule):
             Console().print(table)
 
 
-def _plot(path: Path, wave: Tensor, continuation: Tensor, prefix: int, rmse: float) -> None:
+def _closed_loop(wave: Tensor, continuation: Tensor, prefix: int, rmse: float) -> Figure:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots()
     t = range(len(wave))
@@ -201,5 +191,24 @@ def _plot(path: Path, wave: Tensor, continuation: Tensor, prefix: int, rmse: flo
     axes.set(xlabel="time step t", ylabel="x_t", ylim=(-1.6, 1.6))
     axes.set_title(f"closed loop over {len(continuation)} steps, RMSE {rmse:.4f}")
     axes.legend(loc="upper right", ncols=3, frameon=False)
-    with writing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    return figure
+
+
+class Prediction(Picture):
+    """A series and what the model predicted of it; the module's `example(data)` gives both, [T] each."""
+
+    name = "prediction"
+
+    def measure(self, seen: Seen) -> dict[str, float]:
+        self.truth, prediction = seen.module.example(seen.data)
+        self.history[seen.epoch] = prediction.tolist()
+        return {"rmse": float((prediction - self.truth).square().mean().sqrt())}
+
+    def draw(self, png: Path) -> Figure | None:
+        figure, ((axes,),) = panels(1, 1, 8, 3.2)
+        axes.plot(self.truth.tolist(), "o", color="0.6", markersize=6, label="truth")
+        for epoch, look in fading(self.history):
+            axes.plot(self.history[epoch], **look)
+        axes.set(xlabel="time step", title="predictions of the first validation series")
+        axes.legend(loc="upper right", frameon=False, ncols=3)
+        return figure

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from rnnzoo import UserError
-from tasks.base import Batches, EvaluationMetrics, SequenceData, SequenceModule, in_order, share, shuffled, writing
-from tasks.download import download
+from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.module import SequenceModule
+
+from .download import download
 
 SIDE, CLASSES = 28, 10
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -106,45 +108,31 @@ class Digits(SequenceData):
         seed: of held-out images and order.
     """
 
-    def __init__(self, data: str | None, batch_size: PositiveInt, seed: int) -> None:
+    def __init__(self, data: str | None = None, batch_size: PositiveInt = 128, seed: int = 1) -> None:
         super().__init__()
-        self.batch_size, self.seed = batch_size, seed
-        train_pixels, train_labels, test_pixels, test_labels = (find(data, name) for name in FILES)
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def prepare_data(self) -> None:
+        for name in FILES:
+            find(self.data, name)
+
+    def read(self) -> None:
+        train_pixels, train_labels, test_pixels, test_labels = (find(self.data, name) for name in FILES)
         known, self.test = read_images(train_pixels, train_labels), read_images(test_pixels, test_labels)
         held_out = len(known.labels) // 12  # 5,000 of the 60,000
         if not held_out:
             raise UserError(f"{train_labels}: {len(known.labels)} images are too few to hold some out")
-        order = torch.randperm(len(known.labels), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(known.labels), generator=torch.Generator().manual_seed(self.seed))
         self.val, self.train = (
             Images(known.pixels[rows], known.labels[rows]) for rows in (order[:held_out], order[held_out:])
         )
 
-    def train_dataloader(self) -> Any:
-        return Batches(
-            lambda epoch: shuffled(len(self.train.labels), self.batch_size, self.seed, epoch),
-            lambda rows: _batch(self.train, rows),
-            self.position,
-        )
-
-    def val_dataloader(self) -> Any:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> Any:
-        return self._in_order(self.test)
+    def batch(self, part: Images, rows: Tensor) -> Images:
+        return Images(part.pixels[rows], part.labels[rows].long())
 
     def baseline(self) -> dict[str, float]:
         """A linear classifier of the pixels: see `softmax_regression`."""
         return {"baseline/test_accuracy": softmax_regression(self.train, self.test)}
-
-    def _in_order(self, images: Images) -> Any:
-        return Batches(
-            lambda epoch: in_order(len(images.labels), 4 * self.batch_size), lambda rows: _batch(images, rows)
-        )
-
-
-def _batch(images: Images, rows: Tensor) -> Images:
-    rows = share(rows)
-    return Images(images.pixels[rows], images.labels[rows].long())
 
 
 def softmax_regression(train: Images, test: Images) -> float:
@@ -176,25 +164,22 @@ class Digit(SequenceModule):
     Args:
         by: what is read at a time, a row (T = 28, I = 28) or a pixel (T = 784, I = 1).
         permute: whether the pixels are put in another order first, the same for all images.
+        base: see `SequenceModule`.
     """
 
     monitor = "val/accuracy"
     order: Tensor
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        engine: str,
-        seed: int,
-        by: Literal["row", "pixel"],
-        permute: bool,
-    ) -> None:
-        super().__init__(model, optimizer, engine, seed)
+    def __init__(self, by: Literal["row", "pixel"] = "row", permute: bool = False, **base: Any) -> None:
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
         pixels = SIDE * SIDE
-        order = np.random.RandomState(PERMUTATION_SEED).permutation(pixels) if permute else np.arange(pixels)
+        permuted = self.hparams["permute"]
+        order = np.random.RandomState(PERMUTATION_SEED).permutation(pixels) if permuted else np.arange(pixels)
         self.register_buffer("order", torch.from_numpy(order))  # recorded in each checkpoint
-        self.features = SIDE if by == "row" else 1
+        self.features = SIDE if self.hparams["by"] == "row" else 1
         self.layer = self.recurrent(self.features)
         directions = 2 if self.layer.bidirectional else 1
         self.head = nn.Linear(directions * self.layer.output_size, CLASSES)
@@ -224,37 +209,30 @@ class Digit(SequenceModule):
         self.train(training)
         return probabilities
 
-    def training_step(self, batch: Images, batch_idx: int) -> Tensor:
-        return self.training_loss(F.cross_entropy(self(batch.pixels), batch.labels), len(batch.labels))
-
-    def validation_step(self, batch: Images, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
+    def score(self, batch: Images) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Also the logits [B, 10] and the labels [B]."""
+        logits = self(batch.pixels)
+        return F.cross_entropy(logits, batch.labels), len(logits), logits, batch.labels
 
     def on_test_epoch_start(self) -> None:
         self.mistakes = []
 
     def test_step(self, batch: Images, batch_idx: int) -> None:
-        found = self._evaluate(self.test_metrics, batch)
-        self.confusion.update(found, batch.labels)
-        for row in (found != batch.labels).nonzero()[: SHOWN - len(self.mistakes), 0]:
-            self.mistakes.append((batch.pixels[row].cpu(), int(batch.labels[row]), int(found[row])))
-
-    def _evaluate(self, metrics: EvaluationMetrics, batch: Images) -> Tensor:
-        """Note a batch's loss and accuracy; the classes found [B]."""
-        logits = self(batch.pixels)
-        metrics.update(F.cross_entropy(logits, batch.labels), len(logits), logits, batch.labels)
-        return logits.argmax(-1)
+        loss, count, logits, labels = self.score(batch)
+        self.test_metrics.update(loss, count, logits, labels)
+        found = logits.argmax(-1)
+        self.confusion.update(found, labels)
+        for row in (found != labels).nonzero()[: SHOWN - len(self.mistakes), 0]:
+            self.mistakes.append((batch.pixels[row].cpu(), int(labels[row]), int(found[row])))
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
         confusion = self.confusion.compute().cpu()
         self.confusion.reset()
-        if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "plots" / "mistakes.png"
-            _plot(path, confusion, self.mistakes)
+        self.draw("mistakes", lambda: _mistakes(confusion, self.mistakes))
 
 
-def _plot(path: Path, confusion: Tensor, mistakes: list[tuple[Tensor, int, int]]) -> None:
+def _mistakes(confusion: Tensor, mistakes: list[tuple[Tensor, int, int]]) -> Figure:
     """How often each class was taken for another, and the first wrong images as "right → found"."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.4))
@@ -273,5 +251,4 @@ def _plot(path: Path, confusion: Tensor, mistakes: list[tuple[Tensor, int, int]]
             pixels, label, found = mistake
             axes.imshow(pixels.numpy(), cmap="gray_r")
             axes.set_title(f"{label} → {found}", fontsize=8)
-    with writing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    return figure

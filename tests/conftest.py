@@ -50,8 +50,8 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     Bad input raises SystemExit, as at the command line.
     """
-    import train as script
-    from tasks.config import cli
+    from rnnzoo.hydra.command_line import command
+    from rnnzoo.hydra.train import main
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     count = 0
@@ -63,7 +63,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         folder = Path(named[0]) if named else tmp_path / f"run{count}"
         own = [] if named else [f"hydra.run.dir={folder}"]
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments, *own])
-        cli(script.main)
+        command(main)
         return folder
 
     return run

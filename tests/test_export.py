@@ -22,9 +22,9 @@ from varied import VARIED, pruned
 
 from rnnzoo import Cell, InputWeight, Recurrent, UserError
 from rnnzoo.export import FORMS, export
-from tasks.char_lm import CharLM
-from tasks.imdb import Sentiment
-from tasks.sine import Sine
+from rnnzoo.tasks.char_lm import CharLM
+from rnnzoo.tasks.imdb import Sentiment
+from rnnzoo.tasks.sine import Sine
 
 I, H = 5, 6  # noqa: E741  I is the input size everywhere in this project
 OTHERS = (1, 3), (11, 1), (8, 2)

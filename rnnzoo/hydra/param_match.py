@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from rnnzoo import Cell, Recurrent, UserError, registry
-from tasks.base import build
+from rnnzoo.lightning.arguments import build
+from rnnzoo.lightning.framework import pl
 
 TOLERANCE = 0.01
 REACH = 16
@@ -41,7 +41,7 @@ def matching_size(target: int, module: type[Any], arguments: Mapping[str, Any]) 
     count = counts[size]
     if abs(count - target) > TOLERANCE * target:
         raise UserError(f"param_match={target}: {_missed(model['cell'], target, counts)}")
-    rank_zero_only(print)(
+    pl.utilities.rank_zero_only(print)(
         f"param_match={target}: model.hidden_size={size}, {count:,} parameters in the recurrent layer"
     )
     return size

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from rnnzoo.errors import UserError
+from rnnzoo.files import writing
 
 APART = ("task", "model", "seed")
 """Overrides that have columns of their own."""
@@ -94,7 +95,7 @@ class Run:
     @property
     def command(self) -> str:
         """What repeats the run, for a shell."""
-        return shlex.join(["python", "train.py", *self.overrides])
+        return shlex.join(["rnnzoo", "train", *self.overrides])
 
 
 def _curve(path: Path, name: str) -> list[tuple[float, float]]:
@@ -311,8 +312,6 @@ def publish(folders: Sequence[Path], out: Path) -> None:
 
     Raises `UserError` as `collect` does, and when a file cannot be written.
     """
-    from tasks.base import writing
-
     found = collect(folders)
     if out.is_file():
         raise UserError(f"{out}: is a file; name a folder for the results")

@@ -16,31 +16,30 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tasks.config import repeating
-from tasks.preempt import EXIT_CODE, SIGNALS
-from tasks.ranks import started
+from rnnzoo.hydra.settings import repeating
+from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, SIGNALS
+from rnnzoo.lightning.ranks import started
 
 ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 """Hardware for which Lightning starts no processes."""
 
 
-def is_apart(config: DictConfig) -> bool:
+def is_separate(config: DictConfig) -> bool:
     """Whether this is a job of a sweep for which Lightning would start processes."""
     if HydraConfig.get().mode != RunMode.MULTIRUN or started() is not None:
         return False
     return any(config.hardware.get(key, value) != value for key, value in ALONE.items())
 
 
-def run_apart(config: DictConfig, folder: Path) -> list[str]:
-    """Run train.py on `config` in the job's folder, and pass signals on to it.
+def run_separately(config: DictConfig, folder: Path) -> list[str]:
+    """Run `rnnzoo train` on `config` in the job's folder, and pass signals on to it.
 
     Returns a line if it was refused for bad input, which it has said itself. Ends the sweep as the job ended if a
     signal has ended that, and raises `RuntimeError` for any other end.
     """
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    script = Path(__file__).parent.parent / "train.py"
     received = []
-    with subprocess.Popen([sys.executable, str(script), *repeating(folder)]) as job:
+    with subprocess.Popen([sys.executable, "-m", "rnnzoo.hydra.train", *repeating(folder)]) as job:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             received.append(number)
@@ -50,8 +49,8 @@ def run_apart(config: DictConfig, folder: Path) -> list[str]:
         code = job.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    if received or code == EXIT_CODE:
-        sys.exit(EXIT_CODE)
+    if received or code in (EXIT_CODE, INTERRUPTED):
+        sys.exit(code if code in (EXIT_CODE, INTERRUPTED) else EXIT_CODE)
     if code not in (0, 1):
         raise RuntimeError(f"the run in {folder} ended with exit code {code}")
     return [f"{folder}: refused"] * code

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 
-from rnnzoo import UserError
-from rnnzoo.errors import nearest
-from tasks.base import build, find_class
-from tasks.config import register_models, resolve
-from tasks.run import Clock, MetricsCSV, build_trainer, find_callback
-
-CONF = Path(__file__).parents[1] / "conf"
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.hydra.command_line import CONF
+from rnnzoo.hydra.models import register_models
+from rnnzoo.hydra.settings import resolve
+from rnnzoo.hydra.task_classes import find_class
+from rnnzoo.hydra.trainer import build_trainer, find_callback
+from rnnzoo.lightning.arguments import build
+from rnnzoo.lightning.records import Clock, MetricsCSV
 
 
 class Throughput(NamedTuple):
@@ -43,12 +44,14 @@ def measure(task: str, rounds: int = 5, *overrides: str) -> Throughput:
         settings = resolve(compose("config", overrides=[*always, *overrides]), Path(folder))
         known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
         data = build(find_class(settings["task"], "datamodule"), {**settings["task"], **known}, "task")
+        data.prepare_data()
+        data.setup()
         kind = find_class(settings["task"], "module")
         timed: tuple[list[float], list[float]] = [], []
         for number in range(rounds + 1):
             for times, train in zip(timed, (with_lightning, bare)):
                 torch.manual_seed(settings["seed"])
-                module = build(kind, {**settings["task"], **known, **data.arguments()}, "task")
+                module = build(kind, {**settings["task"], **known, **data.facts()}, "task")
                 module.expect(settings["task"]["preset"]["max_epochs"] * len(data.train_dataloader()))
                 taken = train(module, data, settings, Path(folder) / f"{train.__name__}{number}")
                 if number:  # the first round compiles

@@ -12,10 +12,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rnnzoo import UserError, __version__, registry
-from tasks.base import SequenceModule, build, find_class
-from tasks.config import SINCE_THEN
-from tasks.run import one_cause, read_checkpoint
+from rnnzoo import __version__, registry
+from rnnzoo.errors import UserError
+from rnnzoo.hydra.settings import SINCE_THEN
+from rnnzoo.hydra.task_classes import find_class
+from rnnzoo.lightning.arguments import build
+from rnnzoo.lightning.checkpoints import one_cause, read_checkpoint
+from rnnzoo.lightning.module import SequenceModule
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def load(run: Path) -> Trained:
     if not issubclass(kind, SequenceModule):
         raise UserError(f"{folder}: task.module={settings['task']['module']} is not one of the project's modules")
     try:
-        module = build(kind, given, "hyper_parameters")
+        module = build(kind, {**settings["task"], **kind.renewed(contents)}, "hyper_parameters")
+        module.learn_from(None)
         module.load_state_dict(contents["state_dict"])
     except (UserError, RuntimeError) as error:
         version = contents.get("rnnzoo_version", "an earlier version")

@@ -1,30 +1,31 @@
-"""What all tasks share: the LightningModule around a recurrent layer, and batches that can be taken up anywhere.
+"""The LightningModule around a recurrent layer: optimizer, metrics, and the watch over the loss.
 
-Exact resumption rests on three things here: the order of the batches is a function of seed and epoch alone, the
-position in it is the trainer's own, and dropout draws from a generator seeded anew at every batch.
+A module that has to know something of its data, such as an alphabet, takes it from the trainer's data module.
 """
 
 from __future__ import annotations
 
-import inspect
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class
-from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
 from rnnzoo import Recurrent, UserError, __version__
 from rnnzoo.errors import nearest
+from rnnzoo.files import writing
+from rnnzoo.lightning.arguments import build, refuse_unknown
+from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.metrics import EvaluationMetrics, MeanLoss
 
-T = TypeVar("T")
-Key = TypeVar("Key")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rnnzoo.lightning.pictures.picture import Picture
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -35,223 +36,150 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 FINITE_CHECK_EVERY = 50
 """Steps between two looks at the loss on an accelerator, where each look waits for the device."""
 
-
-def check(target: Callable[..., Any], arguments: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """Those of `arguments` that `target` takes, checked against its annotations.
-
-    Raises `UserError` naming `section.key`, what is wanted there and what was given.
-    """
-    parameters = inspect.signature(target, eval_str=True).parameters
-    given = {name: arguments[name] for name in parameters if name in arguments}
-    for name, parameter in parameters.items():
-        if name not in given and parameter.default is parameter.empty:
-            raise UserError(f"{section}.{name} is missing")
-    fields: dict[str, Any] = {name: (parameters[name].annotation, ...) for name in given}
-    try:
-        create_model(section, __config__=ConfigDict(arbitrary_types_allowed=True, strict=True), **fields)(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0]
-        wanted = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        raise UserError(f"{section}.{key}={arguments[str(key)]}: {wanted}") from None
-    return given
-
-
-def build(target: Callable[..., T], arguments: Mapping[str, Any], section: str) -> T:
-    """Call `target` with those of `arguments` that it takes, checked as in `check`."""
-    return target(**check(target, arguments, section))
-
-
-def refuse_unknown(arguments: Iterable[str], targets: Iterable[Callable[..., Any]], section: str) -> None:
-    """Raise `UserError` naming the first of `arguments` that none of `targets` takes."""
-    known = {name for target in targets for name in inspect.signature(target).parameters}
-    for name in arguments:
-        if name not in known:
-            raise UserError(f"{section}.{name}: no such key; {nearest(name, known)}")
-
-
-def find_class(task: Mapping[str, Any], key: str) -> type[Any]:
-    """The class whose dotted name is `task[key]`; `UserError` when there is none."""
-    path = task.get(key)
-    try:
-        return get_class(str(path))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"task.{key}={path}: no such class ({' '.join(str(error).split())})") from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Write a file so that it is whole or not there: yields the file to write, then moves it to `path`.
-
-    Raises `UserError` naming `path` when it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        with suppress(NotADirectoryError):
-            partial.unlink(missing_ok=True)
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):  # torch's writer buries a full disk in others
-            cause = cause.__context__
-        if cause is None:
-            raise
-        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
+MODEL: dict[str, Any] = {"cell": "gru", "hidden_size": 64}
+OPTIMIZER: dict[str, Any] = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01, "schedule": "linear"}
+"""What a module is made of unless told otherwise, key by key."""
 
 
 class Diverged(UserError):
     """A training whose loss or gradient is no longer finite."""
 
 
-class Batches(Generic[Key, T]):
-    """The batches of one split, made one by one from keys.
-
-    Args:
-        plan: the keys of an epoch's batches in order, from the epoch's number.
-        fetch: the batch of a key.
-        position: epoch and number of batches already taken in it, asked when iteration begins.
-    """
-
-    def __init__(
-        self,
-        plan: Callable[[int], Sequence[Key]],
-        fetch: Callable[[Key], T],
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
-    ) -> None:
-        self.plan, self.fetch, self.position = plan, fetch, position
-
-    def __len__(self) -> int:
-        return len(self.plan(0))
-
-    def __iter__(self) -> Iterator[T]:
-        epoch, taken = self.position()
-        for key in self.plan(epoch)[taken:]:
-            yield self.fetch(key)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: the trainer knows the position. That both methods exist tells Lightning that we can resume."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore, see `state_dict`."""
-
-
-def share(rows: Tensor) -> Tensor:
-    """This process's part of a batch's rows: every n-th for n processes, all of them for one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    processes = torch.distributed.get_world_size()
-    if len(rows) < processes:
-        raise UserError(f"a batch of {len(rows)} cannot be shared by {processes} processes; use fewer, or more data")
-    return rows[torch.distributed.get_rank() :: processes]
-
-
-def in_order(rows: int, batch_size: int) -> Sequence[Tensor]:
-    """Row numbers 0..rows-1 in batches of nearly equal size, so that none is too small to be shared."""
-    return torch.arange(rows).tensor_split(-(-rows // batch_size))
-
-
-class SequenceData(pl.LightningDataModule):
-    """Base of the data modules, which hold their data in memory from construction on."""
-
-    has_test = True
-
-    def arguments(self) -> dict[str, Any]:
-        """What the task's module has to know of the data, as keywords of its constructor."""
-        return {}
-
-    def baseline(self) -> dict[str, float]:
-        """Test metrics of something simpler, to stand beside the model's in the summary."""
-        return {}
-
-    def position(self) -> tuple[int, int]:
-        """Epoch and batches taken in it, from the trainer, for the training split's `Batches`."""
-        assert self.trainer is not None
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-
-def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
-    """Row numbers 0..rows-1 in an order drawn from seed and epoch, in batches of nearly equal size."""
-    generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
-    order = torch.randperm(rows, generator=generator)
-    return [order[batch] for batch in in_order(rows, batch_size)]
-
-
-class MeanLoss(Metric):
-    """The mean of the losses of batches, weighted by how many elements each has, over all processes."""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, count: int) -> None:
-        """Add a batch: its mean loss over `count` elements."""
-        self.total.add_(loss, alpha=count)
-        self.count.add_(count)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
-
-
-class EvaluationMetrics(torch.nn.Module):
-    """The mean loss and further torchmetrics of a split, over all processes."""
-
-    def __init__(self, metrics: dict[str, Any]) -> None:
-        super().__init__()
-        self.loss = MeanLoss()
-        self.further = MetricCollection(metrics).clone()
-
-    def update(self, loss: Tensor, count: int, *prediction_and_target: Tensor) -> None:
-        """Add a batch: its mean loss over `count` elements, and what the further metrics take."""
-        self.loss.update(loss, count)
-        if prediction_and_target:
-            self.further.update(*prediction_and_target)
-
-    def compute(self) -> dict[str, Tensor]:
-        """The values so far, then start anew."""
-        values = {"loss": self.loss.compute(), **self.further.compute()}
-        self.loss.reset()
-        self.further.reset()
-        return values
-
-
-def mode_of(monitor: str) -> Literal["min", "max"]:
-    """Whether a metric is best where it is lowest or highest."""
-    return "min" if monitor.endswith("loss") else "max"
-
-
 class SequenceModule(pl.LightningModule):
     """Base of the tasks: builds the recurrent layer, the optimizer and the metrics, and watches the loss.
 
+    A subclass makes its layers in `build` and says in `score` what a batch costs. Its constructor ends with
+    `self.start()`.
+
     Args:
-        model: `Recurrent`'s keywords but for `input_size` and `engine`.
-        optimizer: name, lr, schedule (constant or linear) and the torch optimizer's own keywords.
+        model: `Recurrent`'s keywords but for `input_size` and `engine`, in addition to `MODEL`; or a `Recurrent`, which
+            must have the input size that the task needs.
+        optimizer: name, lr, schedule (constant or linear) and the torch optimizer's own keywords, in addition to
+            `OPTIMIZER`.
         engine: how the cells are run.
-        seed: of the run; together with epoch and batch it seeds each training step's randomness.
+        seed: of what the module itself draws, such as samples of text.
     """
 
     monitor: ClassVar[str] = "val/loss"
     """The metric that chooses the best epoch; higher is better if it is not a loss."""
 
-    picture: ClassVar[str | None] = None
-    """Dotted name of the `tasks.pictures.Picture` that only this task has, shown with `pictures=true`."""
+    told: ClassVar[tuple[str, ...]] = ()
+    """Arguments without which nothing can be built; None for one that the data module is to tell."""
 
-    def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], engine: str = "auto", seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: dict[str, Any] | Recurrent | None = None,
+        optimizer: dict[str, Any] | None = None,
+        engine: str = "auto",
+        seed: int = 1,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self._own = (model,) if isinstance(model, Recurrent) else ()
+        self.save_hyperparameters(ignore=["model"] if self._own else None)
+        if not isinstance(model, Recurrent):
+            self.hparams["model"] = {**MODEL, **(model or {})}
+        chosen = optimizer or {}
+        defaults = OPTIMIZER if chosen.get("name", OPTIMIZER["name"]) == OPTIMIZER["name"] else {"schedule": "linear"}
+        self.hparams["optimizer"] = {**defaults, **chosen}
+        self.is_built = False
         self.last_loss = self.last_norm = torch.zeros(())
         self.train_loss = MeanLoss()
         self.make_optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
-    def recurrent(self, input_size: int) -> Recurrent:
-        """The layer under test, time first: [T, B, input_size] to [T, B, output_size]."""
-        return Recurrent(input_size=input_size, engine=self.hparams["engine"], **self.hparams["model"])
+    def build(self) -> None:
+        """Make the layers and metrics; all of `told` is known by now."""
+        raise NotImplementedError
+
+    def score(self, batch: Any) -> tuple[Any, ...]:
+        """A batch's mean loss, over how many elements it is the mean, and what the further metrics take."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Build, if all that is needed for it is known and it has not been done."""
+        if not self.is_built and all(self.hparams[name] is not None for name in self.told):
+            self.build()
+            self.is_built = True
+
+    def learn_from(self, data: Any) -> None:
+        """Take what the data module tells, and build.
+
+        Raises `UserError` when it does not tell enough, or something else than this module was made for.
+        """
+        facts: Mapping[str, Any] = data.facts() if hasattr(data, "facts") else {}
+        for name, value in facts.items():
+            if self.hparams.get(name, value) is None:
+                self.hparams[name] = value
+            elif not _equal(self.hparams.get(name, value), value):
+                theirs, mine = (str(v)[:100] for v in (value, self.hparams[name]))
+                raise UserError(f"the data have {name}={theirs}, but the module is made for {name}={mine}")
+        for name in self.told:
+            if self.hparams[name] is None:
+                kind = type(self).__name__
+                raise UserError(f"{kind}: {name} is not known; train it with a data module that tells, or say {name}=")
+        self.start()
+
+    def facts(self) -> dict[str, Any]:
+        """What it knows of its data: what its numbers stand for, and how they were scaled."""
+        return {name: self.hparams[name] for name in self.told}
+
+    @classmethod
+    def renewed(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that a checkpoint was written with, by the names that they have now."""
+        return dict(checkpoint["hyper_parameters"])
+
+    def setup(self, stage: str) -> None:
+        self.learn_from(getattr(self.trainer, "datamodule", None))
+
+    def recurrent(self, input_size: int, forward_only: str = "") -> Recurrent:
+        """The layer under test, time first: [T, B, input_size] to [T, B, output_size].
+
+        Raises `UserError` for a layer of another input size, and for a bidirectional one where `forward_only` says why
+        it cannot be.
+        """
+        if self._own:
+            [layer] = self._own
+            if layer.input_size != input_size or layer.batch_first:
+                raise UserError(
+                    f"model: its input must be [T, B, {input_size}], not of {layer.input_size} features or batch first"
+                )
+            layer = copy.deepcopy(layer)  # a task may need several
+        else:
+            layer = Recurrent(input_size=input_size, engine=self.hparams["engine"], **self.hparams["model"])
+        if layer.bidirectional and forward_only:
+            raise UserError(f"model.bidirectional=true: {forward_only}")
+        return layer
+
+    def pictures(self) -> list[Picture]:
+        """Pictures that only this module has, for the callback `Pictures`."""
+        return []
+
+    def draw(self, name: str, make: Callable[[], Figure]) -> None:
+        """Make a figure and write it to `plots/NAME.png` of the run's folder, in the first process.
+
+        A picture is no result: one that fails is a warning.
+        """
+        if not self.trainer.is_global_zero:
+            return
+        try:
+            with writing(Path(self.trainer.default_root_dir) / "plots" / f"{name}.png") as partial:
+                make().savefig(partial, dpi=120, format="png")
+        except Exception as error:
+            warnings.warn(f"plots/{name}.png could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+
+    def write_sample(self, name: str, text: str) -> None:
+        """Write a text to `samples/NAME.txt` of the run's folder."""
+        with writing(Path(self.trainer.default_root_dir) / "samples" / f"{name}.txt") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, count, *_ = self.score(batch)
+        return self.training_loss(loss, count)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.val_metrics.update(*self.score(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.test_metrics.update(*self.score(batch))
 
     def add_metrics(self, **metrics: Any) -> None:
         """Give validation and test the mean loss and a collection of torchmetrics each."""
@@ -336,10 +264,6 @@ class SequenceModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:  # a checkpoint from an epoch's end brings that epoch's losses along
             self.train_loss.reset()
-        seed = hash((self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":  # torch.manual_seed would see to both, and take a tenth of a small step's time
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def configure_gradient_clipping(
         self,
@@ -382,3 +306,10 @@ class SequenceModule(pl.LightningModule):
         if self.global_rank == 0:  # the sums are those of all processes
             for name, state in checkpoint.get("train_loss", {}).items():
                 getattr(self.train_loss, name).copy_(state)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two facts are the same; the last digits of what was computed depend on the machine."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return math.isclose(a, b, rel_tol=1e-6) if isinstance(a, float) and isinstance(b, float) else bool(a == b)

@@ -1,4 +1,4 @@
-"""Ending in good order when a scheduler wants the machine: what SIGTERM and SIGUSR1 do to a run.
+"""Ending in good order when a scheduler or a person wants it: what SIGTERM, SIGUSR1 and Ctrl-C do to a run.
 
 While it trains, a run finishes its optimizer step and writes last.ckpt; at any other time it ends at once. It says how
 to go on and ends with an exit code of its own. The signal comes to one process or to all of them: they agree after
@@ -8,6 +8,7 @@ each step. Nothing here imports torch or Lightning, so that signals are heeded w
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -18,14 +19,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from tasks.config import value_of
-from tasks.ranks import rank
+from rnnzoo.lightning.ranks import rank
 
 EXIT_CODE = 85
 """Of a run that a signal ended. Linux's ERESTART; Python ends with 1, 2 or 120, a shell with 126, 127 or 128 + n, and
 programs that follow sysexits.h with 64 to 78."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 130
+"""Of one that Ctrl-C ended: 128 and the number of SIGINT, as shells have it."""
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 ONE_SIGNAL = 1.0
 """Seconds in which further signals are taken for the first: schedulers send two kinds, or both to a group and to each
@@ -68,7 +71,9 @@ class Watch:
     @property
     def code(self) -> int:
         """The exit code; 0 for a process that another will end with, because Lightning kills all when one fails."""
-        return EXIT_CODE if rank() == 0 else 0
+        if rank() > 0:
+            return 0
+        return INTERRUPTED if self.received == signal.SIGINT else EXIT_CODE
 
     def heed(self) -> None:
         """Take the signals over, also from Lightning, whose handler talks to other processes in mid-step."""
@@ -93,10 +98,11 @@ class Watch:
     def report(self) -> None:
         """Say on stderr how to go on."""
         name = self.received.name if self.received else "a signal to another process"
+        ended = "interrupted" if name == "SIGINT" else f"ended by {name}"
         next_step = "run the same command again"
         if self.last is not None and self.last.is_file():
-            next_step = f"go on with resume={self.last.parent.parent}"
-        print(f"ended by {name}; {next_step}", file=sys.stderr, flush=True)
+            next_step = f"go on with {shlex.quote(f'resume={self.last.parent.parent}')}"
+        print(f"{ended}; {next_step}", file=sys.stderr, flush=True)
 
 
 watch = Watch()
@@ -104,33 +110,18 @@ watch = Watch()
 
 @contextmanager
 def heeding_signals() -> Iterator[None]:
-    """End the process with `EXIT_CODE` and one line on SIGTERM or SIGUSR1; a second one ends it at once."""
+    """End the process with an exit code of its own and one line on one of `SIGNALS`; a second one ends it at once."""
     watch.listening = True
     watch.heed()
     try:
         yield
     except Preempted:
-        if watch.code == EXIT_CODE:
+        code = watch.code
+        if code:
             watch.report()
             if watch.launcher is not None:
-                watch.launcher.kill(signal.SIGKILL)  # a process that waits for this one cannot hear anything else,
+                # a process that waits for this one cannot hear anything else,
+                watch.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
                 sys.stdout.flush()
-                os._exit(EXIT_CODE)  # and Lightning would have this one killed for the death of that one
-        sys.exit(watch.code)
-
-
-def requeued(arguments: list[str]) -> list[str]:
-    """The command's arguments, or `resume=` for a job that SLURM starts once more and that left a checkpoint.
-
-    Such a job is known by SLURM_RESTART_COUNT, and its folder by a `hydra.run.dir=` that stays the same.
-    """
-    folders = [argument for argument in arguments if argument.startswith("hydra.run.dir=")]
-    if (
-        os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-        or not folders
-        or any(a.startswith("resume=") for a in arguments)
-    ):
-        return arguments
-    if not (Path(str(value_of(folders[-1]))) / "checkpoints" / "last.ckpt").is_file():
-        return arguments
-    return ["resume=" + folders[-1].partition("=")[2]]
+                os._exit(code)  # and Lightning would have this one killed for the death of that one
+        sys.exit(code)

@@ -12,18 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
-from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
-from rnnzoo import UserError
+from rnnzoo.errors import UserError
+from rnnzoo.lightning.framework import pl
+
+rank_zero_only = pl.utilities.rank_zero_only
 
 
-class WandbRun(WandbLogger):
+class WandbRun(pl.loggers.WandbLogger):
     """A run at W&B: metrics, the resolved configuration, and in the end plots, samples and the summary.
 
     Args:
@@ -56,7 +53,7 @@ class WandbRun(WandbLogger):
         self.settings, self.folder = settings, folder
 
     @property
-    @rank_zero_experiment
+    @pl.loggers.logger.rank_zero_experiment
     def experiment(self) -> Any:
         """The `wandb.Run`, which starts when it is first asked for."""
         import wandb
@@ -85,14 +82,6 @@ class WandbRun(WandbLogger):
         self.log_metrics(found)
         figures = {key: value for key, value in summary.items() if key != "metrics"}
         self.experiment.summary.update({**figures, **summary["metrics"]})
-
-
-def grouped(config: DictConfig) -> DictConfig:
-    """The configuration, in which a multirun's folder names the group of its jobs if `logger.group` is null."""
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    if multirun and OmegaConf.select(config, "logger.group", default="") is None:
-        config.logger.group = Path(HydraConfig.get().sweep.dir).name
-    return config
 
 
 @contextmanager

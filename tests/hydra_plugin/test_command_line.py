@@ -20,10 +20,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from rnnzoo import Recurrent, UserError, list_cells, registry
-from tasks.base import OPTIMIZERS, build
-from tasks.config import prepare, register_models, resolve
-from tasks.run import MetricsCSV, build_trainer
-from tasks.space import distribution
+from rnnzoo.lightning.module import OPTIMIZERS, build
+from rnnzoo.hydra.command_line import prepare, register_models, resolve
+from rnnzoo.hydra.run import MetricsCSV, build_trainer
+from rnnzoo.hydra.search.space import distribution
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

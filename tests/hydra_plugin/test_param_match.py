@@ -12,10 +12,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import tasks.match
+import rnnzoo.hydra.param_match
 from rnnzoo import Recurrent, UserError, list_cells
-from tasks.base import SequenceModule
-from tasks.match import count_parameters, counts_near, matching_size
+from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.hydra.param_match import count_parameters, counts_near, matching_size
 
 ROOT = Path(__file__).parent.parent
 SINE = (
@@ -230,7 +230,7 @@ def test_a_run_with_a_matched_size(
         assert value == summary(folder)["metrics"][name]
 
     assert "param_match=5000" in refusal(f"resume={folder}", "param_match=5000")
-    monkeypatch.setattr(tasks.match, "matching_size", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(rnnzoo.hydra.param_match, "matching_size", lambda *_: pytest.fail("searched again"))
     train(f"resume={folder}", "trainer.max_epochs=2")
     assert summary(folder)["epochs"] == 2 and hidden_size(folder) == size
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from rnnzoo import cli
 from rnnzoo.explain import chart
 from tasks import report
-from tasks.report import as_csv, as_html, as_markdown, collect
+from rnnzoo.hydra.report import as_csv, as_html, as_markdown, collect
 
 ROOT = Path(__file__).parent.parent
 SINE = (
@@ -264,7 +264,7 @@ def test_without_the_clone_there_is_one_line(
 ) -> None:
     """As after `pip install`: only rnnzoo can be imported, or somebody else's module named tasks."""
     monkeypatch.setitem(sys.modules, "tasks", other)
-    monkeypatch.delitem(sys.modules, "tasks.report")
+    monkeypatch.delitem(sys.modules, "rnnzoo.hydra.report")
     assert cli.main(["report", "runs"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: this needs the project's clone") and error.count("\n") == 1

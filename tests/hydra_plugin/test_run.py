@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.run import MetricsCSV, read_checkpoint
+from rnnzoo.hydra.run import MetricsCSV, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

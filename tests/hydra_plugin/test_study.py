@@ -17,8 +17,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from rnnzoo import UserError
-from tasks.space import make_sampler
-from tasks.study import ERROR, FOLDER, REPEATS, SIGN, Budget, SignsOfLife, give_up, open_study, storage_at
+from rnnzoo.hydra.search.space import make_sampler
+from rnnzoo.hydra.search.study import ERROR, FOLDER, REPEATS, SIGN, Budget, SignsOfLife, give_up, open_study, storage_at
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 

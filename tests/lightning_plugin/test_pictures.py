@@ -18,11 +18,11 @@ import torch
 from matplotlib.image import imread
 
 from rnnzoo import Cell, InputWeight, Recurrent, RecurrentWeight, list_cells
-from tasks.imdb import Sentiment, Sentiments
-from tasks.observe import gate_shares, lag_norms, observe, sigmoid_gates
-from tasks.pictures import GradientFlow, RunningScore, Seen
-from tasks.run import read_checkpoint
-from tasks.unit_page import UnitPage, correlations, properties
+from rnnzoo.tasks.imdb import Sentiment, Sentiments
+from rnnzoo.lightning.pictures.activity import gate_shares, lag_norms, observe, sigmoid_gates
+from rnnzoo.lightning.pictures.callback import GradientFlow, RunningScore, Seen
+from rnnzoo.hydra.run import read_checkpoint
+from rnnzoo.lightning.pictures.unit_page import UnitPage, correlations, properties
 
 # 40 windows in batches of 8 are five steps an epoch
 SINE = (
@@ -303,7 +303,12 @@ def test_sine_learns_the_same_and_leaves_pictures(train: Callable[..., Path]) ->
 
 
 def test_nothing_is_imported_when_off(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tasks.pictures", "tasks.observe", "tasks.unit_page", "rnnzoo.explain"):
+    for name in (
+        "rnnzoo.lightning.pictures.callback",
+        "rnnzoo.lightning.pictures.activity",
+        "rnnzoo.lightning.pictures.unit_page",
+        "rnnzoo.explain",
+    ):
         monkeypatch.setitem(sys.modules, name, None)  # to import it is an error now
     callbacks = read_checkpoint(train(*SINE, "trainer.max_epochs=1") / "checkpoints" / "last.ckpt")["callbacks"]
     assert not [name for name in callbacks if "Pictures" in name]

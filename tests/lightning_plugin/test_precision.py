@@ -14,8 +14,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from test_run import IMDB, SINE, TEXT, rows
 
 from rnnzoo import UserError
-from tasks.base import EvaluationMetrics
-from tasks.precision import HalfWeights, precision
+from rnnzoo.lightning.module import EvaluationMetrics
+from rnnzoo.lightning.precision import HalfWeights, precision
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_gradients_scaled_for_float16_are_clipped_unscaled(
 
     expected = norms()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
-    monkeypatch.setattr("tasks.run.precision", lambda *_: (None, [MixedPrecision("16-mixed", "cpu", scaler)]))
+    monkeypatch.setattr("rnnzoo.hydra.run.precision", lambda *_: (None, [MixedPrecision("16-mixed", "cpu", scaler)]))
     found = norms()
     taken = [(norm, wanted) for norm, wanted in zip(found, expected, strict=True) if math.isfinite(norm)]
     assert not math.isfinite(found[0]) and len(taken) > 5

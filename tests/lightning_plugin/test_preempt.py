@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from test_resume import SINE, metrics, same
 
-from tasks.preempt import EXIT_CODE, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, requeued, watch
+from rnnzoo.lightning.preempt import EXIT_CODE, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, requeued, watch
 
 CELL = """
 import os, signal, time

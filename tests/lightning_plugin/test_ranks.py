@@ -17,12 +17,12 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from test_run import IMDB, SINE, refusal, summary
 
-from tasks.apart import run_apart
-from tasks.char_lm import Characters
-from tasks.imdb import Reviews, Sentiments
-from tasks.preempt import EXIT_CODE
-from tasks.ranks import rank
-from tasks.run import read_checkpoint
+from rnnzoo.hydra.separate_process import run_apart
+from rnnzoo.tasks.char_lm import Characters
+from rnnzoo.tasks.imdb import Reviews, Sentiments
+from rnnzoo.lightning.preempt import EXIT_CODE
+from rnnzoo.lightning.ranks import rank
+from rnnzoo.hydra.run import read_checkpoint
 
 __all__ = ["refusal"]  # a fixture
 

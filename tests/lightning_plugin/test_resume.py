@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rnnzoo import UserError, get
-from tasks.run import AtomicCheckpointIO
+from rnnzoo.hydra.run import AtomicCheckpointIO
 
 CELL = """
 import os, signal

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from rnnzoo import UserError
-from tasks.preempt import Preempted
-from tasks.report import collect
-from tasks.wandb_log import WandbRun, finishing
+from rnnzoo.lightning.preempt import Preempted
+from rnnzoo.hydra.report import collect
+from rnnzoo.lightning.wandb_run import WandbRun, finishing
 
 SINE = (
     "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2", "task.prefix=2",

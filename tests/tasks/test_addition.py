@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rnnzoo import UserError, list_cells
-from tasks.addition import ALPHABET, Addition, Sums, draw_sums
+from rnnzoo.tasks.addition import ALPHABET, Addition, Sums, draw_sums
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 

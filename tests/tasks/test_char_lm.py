@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from tasks.char_lm import CORPORA, Characters, CharLM, read_text
+from rnnzoo.tasks.char_lm import CORPORA, Characters, CharLM, read_text
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 TASK = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rnnzoo import UserError
-from tasks.download import cache_folder, digest, download
+from rnnzoo.tasks.download import cache_folder, digest, download
 
 CONTENT = bytes(range(256)) * 2000
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -211,7 +211,7 @@ def test_the_final_name_appears_at_the_end(server: Server, own_cache: Path, monk
         seen.append(sorted(p.name for p in own_cache.glob("[!.]*")))
         return digest(path, algorithm)
 
-    monkeypatch.setattr("tasks.download.digest", looking)
+    monkeypatch.setattr("rnnzoo.tasks.download.digest", looking)
     get(server)
     assert seen == [["data.bin.partial"]]
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError, list_cells
-from tasks.forecast import Forecast, Windows
-from tasks.series import Series, mackey_glass
+from rnnzoo.tasks.forecast import Forecast, Windows
+from rnnzoo.tasks.series import Series, mackey_glass
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "series"
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
@@ -35,7 +35,7 @@ def windows(values: Any, targets: list[str] | None = None, **options: Any) -> Wi
         "window": 5, "horizon": 3, "stride": 1, "missing": "refuse", "scaling": "none", "season": None,
         "val_fraction": 0.2, "test_fraction": 0.2, "batch_size": 4, "seed": 1,
     }  # fmt: skip
-    with patch("tasks.forecast.read_csv", lambda *_: series):
+    with patch("rnnzoo.tasks.forecast.read_csv", lambda *_: series):
         return Windows(data="file.csv", date=None, columns=None, targets=targets, **(task | options))
 
 
@@ -184,7 +184,7 @@ def test_the_linear_autoregression_is_least_squares() -> None:
     x, y = (part.double() for part in data.batch(data.train))
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.train), 1))], 1)
     weights = np.linalg.lstsq(features, y[:, :, 0].T.numpy(), rcond=None)[0]
-    with patch("tasks.forecast.PENALTIES", (0.0,)):
+    with patch("rnnzoo.tasks.forecast.PENALTIES", (0.0,)):
         found = data.baselines(data.val)["linear"]
     x, _ = data.batch(data.val)
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.val), 1))], 1)

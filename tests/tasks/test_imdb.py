@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
-from tasks.imdb import Batch, Reviews, Sentiment, Sentiments, bag_of_words, encode, load_cached, tokenize
+from rnnzoo.tasks.imdb import Batch, Reviews, Sentiment, Sentiments, bag_of_words, encode, load_cached, tokenize
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 GOOD, BAD, FILLER = "good lovely great", "bad awful dull", "the film was of a length and had an end"
@@ -266,7 +266,7 @@ def test_the_second_time_nothing_is_read(
         words, train, test = load_cached(source, 100, 50)
         assert said_reading(capsys)
         with monkeypatch.context() as patch:
-            patch.delattr("tasks.imdb.read_reviews")
+            patch.delattr("rnnzoo.tasks.imdb.read_reviews")
             again_words, again_train, again_test = load_cached(source, 100, 50)
         assert not said_reading(capsys)
         assert words == again_words

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import Cell
-from tasks.memory import Adding, Batch, Copies, Copy, Drawn, Sums
+from rnnzoo.tasks.memory import Adding, Batch, Copies, Copy, Drawn, Sums
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 

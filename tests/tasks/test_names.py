@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rnnzoo import UserError, list_cells
-from tasks.names import MODULES, Batch, NameLM, Names, read_folder, read_modules
+from rnnzoo.tasks.names import MODULES, Batch, NameLM, Names, read_folder, read_modules
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 LABELS = ["left", "right"]

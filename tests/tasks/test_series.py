@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
-from tasks.series import Errors, Filled, Missing, Series, following, mackey_glass, read_csv, season_of
+from rnnzoo.tasks.series import Errors, Filled, Missing, Series, following, mackey_glass, read_csv, season_of
 
 NAN = math.nan
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import Cell, UserError
-from tasks.sine import Sine, Waves
+from rnnzoo.tasks.sine import Sine, Waves
 
 D = math.pi / 6
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}

@@ -21,8 +21,8 @@ from digits import idx, images, write_digits
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from tasks import smnist
-from tasks.smnist import FILES, Digit, Digits, Images, read_idx, softmax_regression
+from rnnzoo.tasks import smnist
+from rnnzoo.tasks.smnist import FILES, Digit, Digits, Images, read_idx, softmax_regression
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 MNIST = Path(__file__).parent.parent.parent / "shared" / "data" / "mnist"

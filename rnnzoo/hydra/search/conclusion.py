@@ -15,8 +15,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tasks.base import writing
-from tasks.study import ERROR, FOLDER
+from rnnzoo.files import writing
+from rnnzoo.hydra.search.study import ERROR, FOLDER
 
 
 def conclude(

@@ -1,7 +1,7 @@
 """What `-m` runs: all combinations of comma-separated values, or with `sweep=` what Optuna proposes in a search space.
 
-Hydra takes sweepers only from installed packages called `hydra_plugins`; `register` gives ours names of that kind.
-Optuna and Lightning are imported only where a sweep begins, so that help stays quick.
+Hydra takes sweepers only from installed packages called `hydra_plugins`; `register_sweepers` gives ours names of that
+kind. Optuna and Lightning are imported only where a sweep begins, so that help stays quick.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rnnzoo.errors import UserError
-from tasks.config import refused
-from tasks.ranks import refuse_sweep
-from tasks.space import distribution, grid, make_sampler
+from rnnzoo.hydra.refusals import refused
+from rnnzoo.hydra.search.space import distribution, grid, make_sampler
+from rnnzoo.lightning.ranks import refuse_sweep
 
 if TYPE_CHECKING:
     import optuna
 
-    from tasks.study import Budget
+    from rnnzoo.hydra.search.study import Budget
 
 BARREN = 5
 """Launches in a row that fail without one of their trials having ended, after which a sweep fails too."""
 
 
-def register() -> None:
+def register_sweepers() -> None:
     """Make the sweepers known to Hydra."""
     for sweeper in (Combinations, Optuna):
         Plugins.instance().class_name_to_class[f"hydra_plugins.rnnzoo.{sweeper.__name__}"] = sweeper
@@ -111,7 +111,8 @@ class Optuna(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Read search space and settings, and give the sweep its folder. Raises `UserError` naming the key."""
-        from tasks.base import build, find_class, refuse_unknown
+        from rnnzoo.hydra.task_classes import find_class
+        from rnnzoo.lightning.arguments import build, refuse_unknown
 
         self.hydra_context, self.config = hydra_context, config
         self.task: str = config.task.name
@@ -156,10 +157,10 @@ class Optuna(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until as many as wanted have ended, here or elsewhere."""
-        from tasks.base import mode_of
-        from tasks.conclude import conclude
-        from tasks.study import Budget, open_study, storage_at
-        from tasks.trial import PRUNERS
+        from rnnzoo.hydra.search.conclusion import conclude
+        from rnnzoo.hydra.search.study import Budget, open_study, storage_at
+        from rnnzoo.hydra.search.trial import PRUNERS
+        from rnnzoo.lightning.metrics import mode_of
 
         refuse_sweep()
         s = self.settings
@@ -181,7 +182,7 @@ class Optuna(Sweeper):
 
     def _spend(self, study: optuna.Study, budget: Budget) -> list[Sequence[JobReturn]]:
         """Launch trials until the budget is spent."""
-        from tasks.study import SignsOfLife
+        from rnnzoo.hydra.search.study import SignsOfLife
 
         returns, barren, waiting = [], 0, False
         while not budget.spent():
@@ -231,14 +232,14 @@ class Optuna(Sweeper):
     def _command(self, params: dict[str, Any]) -> str:
         """What repeats a trial as a run of its own, for a shell."""
         chosen = {k: v for k, v in (self.fixed | params).items() if k != "sweep" and not k.startswith("sweep.")}
-        return shlex.join(["python", "train.py", *(f"{key}={value}" for key, value in chosen.items())])
+        return shlex.join(["rnnzoo", "train", *(f"{key}={value}" for key, value in chosen.items())])
 
 
 def tell_refused(study: optuna.Study, trials: Sequence[optuna.Trial], results: Sequence[JobReturn]) -> None:
     """Tell the study of jobs that were refused before they could do so themselves."""
     from optuna.trial import TrialState
 
-    from tasks.study import ERROR
+    from rnnzoo.hydra.search.study import ERROR
 
     for trial, result in zip(trials, results):
         if result.return_value and study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pytorch_lightning as pl
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
@@ -17,10 +16,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from rnnzoo import UserError
-from tasks.base import Diverged, find_class
-from tasks.preempt import watch
-from tasks.ranks import rank
-from tasks.study import ERROR, FOLDER, SignsOfLife, give_up, storage_at
+from rnnzoo.hydra.search.study import ERROR, FOLDER, SignsOfLife, give_up, storage_at
+from rnnzoo.hydra.task_classes import find_class
+from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.module import Diverged
+from rnnzoo.lightning.preempt import watch
+from rnnzoo.lightning.ranks import rank
 
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,

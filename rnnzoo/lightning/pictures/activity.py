@@ -1,4 +1,4 @@
-"""What the cells of a layer do on a few sequences: their gates, and how gradients flow back through their states.
+"""What the cells of a layer do on a few sequences, step by step: their states and the gates in their `step`.
 
 Shapes: T time steps, B batch, I input size, F output size, H hidden size.
 """
@@ -6,7 +6,6 @@ Shapes: T time steps, B batch, I input size, F output size, H hidden size.
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnzoo import Recurrent, UserError
+from rnnzoo import Recurrent
 from rnnzoo.cell import Cell
-from rnnzoo.explain.equations import gates
+
+STEPS = 64
+"""At most so many time steps of a sequence are looked at."""
 
 
 class Observed(NamedTuple):
@@ -93,40 +94,3 @@ def _noting(cells: list[Cell], names: Sequence[str]) -> Iterator[list[dict[str, 
         yield found
     finally:
         sys.setprofile(before)
-
-
-def lag_norms(observed: Observed, seed: int = 0) -> list[float]:
-    """The gradient's norm by lag: of the last output, in random directions of length 1, for the states k steps before.
-
-    T - 1 numbers, k = 1 first, each a mean over the sequences; not a number where the gradient is infinite or none.
-    """
-    output, states = observed.output, observed.states
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(output.shape, generator=generator).to(output)
-    direction = direction / direction.norm(dim=1, keepdim=True)
-    flat = [state for step in states for state in step]
-    if not (flat and output.requires_grad):
-        return [0.0] * len(states)
-    found = iter(torch.autograd.grad(output, flat, direction, allow_unused=True))
-    squares = []
-    for step in states:
-        of_states = [gradient.float().flatten(1).square().sum(1) for _ in step if (gradient := next(found)) is not None]
-        squares.append(sum(of_states, output.new_zeros(len(output), dtype=torch.float32)))
-    norms = torch.stack(squares).sqrt().mean(1).flip(0)
-    return norms.where(norms.isfinite(), math.nan).tolist()
-
-
-def sigmoid_gates(layer: Recurrent) -> list[str]:
-    """The variables of the cells' `step` that are sigmoids, hard ones too; where it cannot be read none, and a line."""
-    cell: Any = layer.cells[0]
-    try:
-        return [name for name, function in gates(cell).items() if "sigmoid" in function]
-    except UserError as error:
-        print(f"pictures=true shows no gates: {error}")
-        return []
-
-
-def gate_shares(values: Tensor) -> dict[str, float]:
-    """The mean of a gate's values, and the shares of them below 0.1 and above 0.9."""
-    shares = {"mean": values, "closed": values < 0.1, "open": values > 0.9}
-    return {name: float(share.float().mean()) for name, share in shares.items()}

@@ -17,8 +17,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tasks.base import writing
-from tasks.pictures import Picture, Seen
+from rnnzoo.files import writing
+from rnnzoo.lightning.pictures.picture import Picture, Seen
 
 CHARACTERS, STREAMS = 4096, 8
 """Validation characters over which units are compared with properties, and the streams that read them."""

@@ -1,24 +1,38 @@
-"""Where a run goes on that was killed or that a signal has ended: last.ckpt."""
+"""A run that was killed, or that a signal has ended, goes on where it was: within its epoch, with the same numbers.
+
+In any project of Lightning's, with a data loader that begins at the trainer's position (`rnnzoo.lightning.Batches`):
+
+    trainer = Trainer(callbacks=[ExactResume(Path("run/last.ckpt"), every_n_steps=500, seed=1)])
+    trainer.fit(module, data, ckpt_path="run/last.ckpt" if resuming else None)
+
+Exact means bit for bit: the order of the batches is a function of seed and epoch alone, the position in it is the
+trainer's own, and dropout draws from a generator seeded anew at every batch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint
+import torch
 
-from tasks.preempt import Preempted, watch
+from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.preempt import Preempted, watch
 
 
-class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt every n steps, at the end of each epoch, and when a signal ends the run: where it goes on.
+class ExactResume(pl.callbacks.Checkpoint):
+    """Writes a checkpoint every n steps, at the end of each epoch, and when a signal ends the run: where it goes on.
 
     Not after the last batch of an epoch, from where Lightning would go on without the epoch's validation.
+
+    Args:
+        path: of the checkpoint, one file that is written again and again.
+        every_n_steps: optimizer steps from one to the next.
+        seed: together with epoch, batch and process it seeds each training step's randomness.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
+    def __init__(self, path: Path, every_n_steps: int, seed: int) -> None:
+        self.path, self.every_n_steps, self.seed = path, every_n_steps, seed
         self.ending = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -37,6 +51,10 @@ class LastCheckpoint(Checkpoint):
         if self.ending:  # only now, when the last step's metrics have been logged
             raise Preempted
         watch.patient = True
+        seed = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type != "cpu":  # torch.manual_seed would see to both, and take a tenth of a small step
+            torch.get_device_module(pl_module.device).manual_seed(seed)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         count, a_step = batch_idx + 1, trainer.accumulate_grad_batches

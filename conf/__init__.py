@@ -1,0 +1,1 @@
+"""What there is to choose from: tasks, optimizers, hardware, searches, experiments; `hydra.searchpath: [pkg://rnnzoo.conf]`."""

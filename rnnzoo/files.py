@@ -1,0 +1,41 @@
+"""Files that are whole or not there, and the folder where what was fetched or compiled is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rnnzoo.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file so that it is whole or not there: yields the file to write, then moves it to `path`.
+
+    Folders that are missing above it are made. Raises `UserError` naming `path` when it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch's writer buries a full disk in others
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}") from error
+    finally:
+        with suppress(OSError):  # gone already, or never made
+            partial.unlink()
+
+
+def cache_folder() -> Path:
+    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
+    own = os.environ.get("RNNZOO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"

@@ -1,0 +1,57 @@
+"""A trained run tested again on its own data, its metrics beside the recorded ones."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rnnzoo.errors import UserError
+from rnnzoo.hydra.task_classes import find_class
+from rnnzoo.hydra.trained import load
+from rnnzoo.hydra.trainer import quieten
+from rnnzoo.lightning.arguments import build
+from rnnzoo.lightning.framework import pl
+
+
+def evaluate(run: Path) -> bool:
+    """Test the model again on its run's data, and print its metrics beside the recorded ones; whether they are equal.
+
+    Raises `UserError` when the run has no test, or was made on data that is not there.
+    """
+    trained = load(run)
+    settings, module = trained.settings, trained.module
+    task = settings["task"]
+    data: Any = build(find_class(task, "datamodule"), {**task, **settings}, "task")
+    data.prepare_data()
+    data.setup()
+    if not data.has_test:
+        raise UserError(f"{run}: task={task['name']} has no test")
+    path = trained.folder / "summary.json"
+    summary: Any = json.loads(path.read_bytes()) if path.is_file() else {"metrics": {}, "steps": 0}
+    recorded = summary["metrics"]
+    module.expect(summary["steps"])  # so that the engine is the one that trained
+    quieten()
+    with tempfile.TemporaryDirectory() as folder:  # pictures of the test are in the run's own
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        found = trainer.test(module, data, verbose=False)[0]
+    table = Table("metric", "now", "recorded", title=f"{trained.checkpoint}", title_justify="left")
+    equal = True
+    for name, value in found.items():
+        before = recorded.get(name)
+        equal &= before is None or abs(value - before) <= 1e-4 * max(abs(before), 1e-3)
+        table.add_row(name, f"{value:.6g}", "–" if before is None else f"{before:.6g}")
+    Console().print(table)
+    print("equal to the recorded ones" if equal else "NOT equal to the recorded ones")
+    return equal

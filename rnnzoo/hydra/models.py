@@ -1,0 +1,81 @@
+"""Every registered cell as an option of a Hydra group, without a YAML of its own.
+
+Nothing here imports torch unless a cell has to be read, so that help stays quick.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from rnnzoo import registry
+
+FROM_TASK = ("hidden_size", "num_layers", "bidirectional", "dropout")
+"""Keywords of `Recurrent` whose defaults are the task's."""
+
+
+def register(group: str = "model") -> None:
+    """Make every registered cell an option of `group` in one's own Hydra application.
+
+    The option `gru` of `group="model"` makes, by `hydra.utils.instantiate(config.model)`, a `rnnzoo.Recurrent` with the
+    cell `gru`. Its fields are the layer's keywords and the cell's own hyperparameters, so that misspelt keys and wrong
+    types are refused; `input_size` and `hidden_size` have to be given.
+    """
+    for name in registry.list_cells():
+        fields = [("_target_", str, field(default="rnnzoo.Recurrent")), ("cell", str, field(default=name))]
+        for key, parameter in _of_the_layer():
+            default = MISSING if parameter.default is parameter.empty else parameter.default
+            fields.append((key, parameter.annotation, field(default=default)))
+        node = make_dataclass(name, [*fields, *_of_the_cell(name)])
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="rnnzoo")
+
+
+def register_models(cells: str | None) -> None:
+    """The same for a run of rnnzoo's own, in the group `model`, where the task sets what the layer leaves open.
+
+    Args:
+        cells: a file or module with further cells; `UserError` if it cannot be loaded.
+    """
+    if cells is not None:
+        registry.load(cells)
+    for name in registry.list_cells():
+        kind = registry.get(name)
+        if _stored.get(name) is not kind:
+            fields = [("cell", str, field(default=name))]
+            for key, parameter in _of_the_layer():
+                if key not in ("input_size", "batch_first", "engine"):
+                    default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
+                    fields.append((key, parameter.annotation, field(default=default)))
+            node = make_dataclass(name, [*fields, *_of_the_cell(name)])
+            ConfigStore.instance().store(group="model", name=name, node=node)
+            _stored[name] = kind
+
+
+_stored: dict[str, type] = {}
+"""The cells that `register_models` has put into Hydra's store, which takes a third of a second for the zoo."""
+
+
+def _of_the_layer() -> list[tuple[str, inspect.Parameter]]:
+    from rnnzoo.recurrent import Recurrent  # needs torch, as the cells do
+
+    found = inspect.signature(Recurrent, eval_str=True).parameters
+    return [(key, parameter) for key, parameter in found.items() if key not in ("cell", "hyperparameters")]
+
+
+def _of_the_cell(name: str) -> list[Any]:
+    own = registry.get(name).hyperparameters
+    return [(key, declared.type, field(default=declared.default)) for key, declared in own.items()]
+
+
+def name_models(cells: Any) -> None:
+    """Only the names of `register_models`, read without importing anything: enough for help."""
+    _stored.clear()
+    own = [Path(str(cells))] if cells is not None and Path(str(cells)).is_file() else []
+    for path in [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]:
+        for name in registry.scan(path):
+            ConfigStore.instance().store(group="model", name=name, node={"cell": name})

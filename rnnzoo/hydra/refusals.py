@@ -1,0 +1,80 @@
+"""Bad input ends with one line: that of a command, or of one job of a sweep, whose other jobs go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.lightning.ranks import rank
+
+refused: list[str] = []
+"""The lines of those jobs of a sweep whose input was bad; the others run."""
+
+
+@contextmanager
+def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
+    """One line when bad input shows, then the end of the process, or of the job if it is one of a sweep.
+
+    Yields a list that takes up the line of such a job, for the sweep to know. The folder `discard` is removed if only
+    Hydra wrote to it, with what is empty then above it.
+    """
+    lines: list[str] = []
+    try:
+        yield lines
+    except BaseException as error:
+        if discard is not None and rank() == 0 and [path.name for path in discard.glob("*")] == [".hydra"]:
+            _remove(discard)
+        bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
+        if not bad_input or os.environ.get("RNNZOO_TRACEBACK") == "1":
+            raise
+        line = f"error: {one_line(error)}"
+        print(line, file=sys.stderr, flush=True)
+        if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(1)
+        lines.append(line)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, then those above it that are empty, up to the working directory."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # not empty
+        for parent in folder.parents:
+            if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
+                break
+            parent.rmdir()
+
+
+def one_line(error: BaseException) -> str:
+    """What is wrong and what to do, in one line."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group and error.options:
+            hint = nearest(name, error.options)
+            own = "; cells of your own come in with cells=FILE.py" if group == "model" else ""
+            return f"{group}={name}: no such {group}; {hint}{own}"
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        known = OmegaConf.to_container(cause.parent_node, resolve=False) if cause.parent_node is not None else None
+        problem = str(cause.msg).splitlines()[0]
+        if isinstance(known, dict) and str(cause.key) not in known:
+            problem = f"no such key; {nearest(str(cause.key), map(str, known))}"
+        return f"{cause.full_key}: {problem}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the argument {error.override!r}: arguments are KEY=VALUE, and a value with brackets, '=' or "
+            "letters beyond ASCII needs quotes of its own, as in 'task.text=\"my novel (1).txt\"'"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input/output'}: {error.strerror}"
+    return " ".join(str(error).split())

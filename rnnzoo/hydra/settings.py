@@ -1,0 +1,77 @@
+"""A run's configuration as plain values: checked, recorded, and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.lightning.ranks import rank
+
+GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
+
+SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None}
+"""Keys that runs recorded by earlier versions lack, with what these did."""
+
+
+def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The configuration as plain values, checked where no typed node or constructor does it, and recorded.
+
+    Paths become absolute and the run's own .hydra/config.yaml holds what was resolved, so that the run can be
+    resumed from anywhere. Raises `UserError` naming the key.
+    """
+    settings: dict[str, Any] = {**SINCE_THEN, **OmegaConf.to_container(config, resolve=True)}  # type: ignore[dict-item]
+    for section, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
+        if section.get(key) and Path(str(section[key])).exists():
+            section[key] = str(Path(section[key]).resolve())
+    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
+    kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
+    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,)) | {
+        "sweep": (dict, type(None))
+    }
+    for key in settings.keys() ^ kinds.keys():
+        raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
+    for key, kind in kinds.items():
+        if type(settings[key]) not in kind:
+            raise UserError(
+                f"{key}={settings[key]}: must be {'a group of keys' if kind[0] is dict else kind[0].__name__}"
+            )
+    if settings["seed"] < 0:
+        raise UserError(f"seed={settings['seed']}: must not be negative")
+    if settings["param_match"] is not None and settings["param_match"] < 1:
+        raise UserError(f"param_match={settings['param_match']}: must be a positive number of parameters")
+    positive: dict[str, tuple[type, ...]] = {
+        "checkpoint.every_n_steps": (int,),
+        "early_stopping.patience": (int, type(None)),
+        "trainer.accumulate_grad_batches": (int,),
+        "trainer.gradient_clip_val": (int, float, type(None)),
+    }
+    for name, kind in positive.items():
+        section, key = name.split(".")
+        value = settings[section].get(key)
+        if type(value) not in kind or (value is not None and value <= 0):
+            other = ", or null for none" if type(None) in kind else ""
+            raise UserError(f"{name}={value}: must be a positive {'number' if float in kind else 'integer'}{other}")
+    if settings["resume"] is not None:
+        settings["sweep"] = None  # its trial has ended or been given up
+    record(settings, folder)
+    return settings
+
+
+def record(settings: dict[str, Any], folder: Path) -> None:
+    """Write the configuration where Hydra has put its own, unless another run or process has done so."""
+    path = folder / ".hydra" / "config.yaml"
+    if settings["resume"] is None and path.is_file() and rank() == 0:
+        OmegaConf.save(OmegaConf.create(settings), path)
+
+
+def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
+    """Arguments for Hydra to run in `folder` what was recorded there, changed by `arguments`."""
+    return [
+        "--config-path", str(folder / ".hydra"), "--config-name", "config", *arguments,
+        f"hydra.run.dir='{folder}'", "hydra.output_subdir=null",
+        "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
+    ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""What a run says of itself: its parameters at the start, summary.json and a table at the end, and what comes next."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import rnnzoo
+from rnnzoo.files import writing
+from rnnzoo.hydra.trainer import find_callback
+from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.lightning.records import Clock, MetricsCSV, plot_losses
+from rnnzoo.lightning.wandb_run import WandbRun
+
+
+def print_parameters(module: pl.LightningModule) -> None:
+    """A table of every parameter with its shape and size."""
+    table = Table("parameter", "shape", "size", title=f"{type(module).__name__}")
+    for name, parameter in module.named_parameters():
+        table.add_row(name, " × ".join(map(str, parameter.shape)) or "scalar", f"{parameter.numel():,}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(p.numel() for p in module.parameters()):,}")
+    Console().print(table)
+
+
+def finish(
+    folder: Path, settings: dict[str, Any], module: SequenceModule, trainer: pl.Trainer, metrics: dict[str, float]
+) -> None:
+    """Write summary.json and the loss curves, and print the summary."""
+    clock, metrics_csv = find_callback(trainer, Clock), trainer.loggers[0]
+    best = metrics_csv.best_row(module.monitor) if isinstance(metrics_csv, MetricsCSV) else {}
+    choices = {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
+    summary: dict[str, Any] = {
+        **choices,
+        "metrics": metrics,
+        "monitor": module.monitor,
+        "mode": find_callback(trainer, pl.callbacks.ModelCheckpoint).mode,
+        "best_epoch": int(best["epoch"]) + 1 if best else None,
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "epochs": clock.epochs,
+        "steps": clock.steps,
+        "seconds_training": round(clock.training, 2),
+        "seconds_validation": round(clock.validation, 2),
+        "seconds_per_epoch": round((clock.training + clock.validation) / max(clock.epochs, 1), 3),
+        "steps_per_second": round(clock.steps / clock.training, 2) if clock.training else None,
+        "peak_memory_mib": _peak_memory(),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
+        "versions": {
+            "rnnzoo": rnnzoo.__version__,
+            "torch": torch.__version__,
+            "lightning": pl.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+    with writing(folder / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    if isinstance(metrics_csv, MetricsCSV):
+        plot_losses(metrics_csv, folder / "plots" / "loss.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbRun):
+            logger.conclude(summary)
+
+    table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    table.add_section()
+    for name in ("parameters", "epochs", "seconds_training", "steps_per_second", "peak_memory_mib"):
+        table.add_row(name.replace("_", " "), str(summary[name]))
+    table.add_row("folder", str(folder))
+    Console().print(table)
+
+
+def _peak_memory() -> int | None:
+    """The most memory that this process has had, in MiB; None where the system does not say."""
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def _commit() -> str | None:
+    """The project's commit, if it runs from a clone and git is there."""
+    root = Path(__file__).parent
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,146 @@
+"""Data modules whose batches can be taken up anywhere: their order is a function of seed and epoch alone.
+
+Shapes: N rows of a part, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rnnzoo.errors import UserError
+from rnnzoo.lightning.framework import pl
+
+T = TypeVar("T")
+Key = TypeVar("Key")
+
+
+class Batches(Generic[Key, T]):
+    """The batches of one part, made one by one from keys.
+
+    Args:
+        plan: the keys of an epoch's batches in order, from the epoch's number.
+        fetch: the batch of a key.
+        position: epoch and number of batches already taken in it, asked when iteration begins.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[int], Sequence[Key]],
+        fetch: Callable[[Key], T],
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        self.plan, self.fetch, self.position = plan, fetch, position
+
+    def __len__(self) -> int:
+        return len(self.plan(0))
+
+    def __iter__(self) -> Iterator[T]:
+        epoch, taken = self.position()
+        for key in self.plan(epoch)[taken:]:
+            yield self.fetch(key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the trainer knows the position. That both methods exist tells Lightning that we can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore, see `state_dict`."""
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of a batch's rows: every n-th for n processes, all of them for one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    processes = torch.distributed.get_world_size()
+    if len(rows) < processes:
+        raise UserError(f"a batch of {len(rows)} cannot be shared by {processes} processes; use fewer, or more data")
+    return rows[torch.distributed.get_rank() :: processes]
+
+
+def in_order(rows: int, batch_size: int) -> Sequence[Tensor]:
+    """Row numbers 0..rows-1 in batches of nearly equal size, so that none is too small to be shared."""
+    return torch.arange(rows).tensor_split(-(-rows // batch_size))
+
+
+def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+    """Row numbers 0..rows-1 in an order drawn from seed and epoch, in batches of nearly equal size."""
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
+    order = torch.randperm(rows, generator=generator)
+    return [order[batch] for batch in in_order(rows, batch_size)]
+
+
+class SequenceData(pl.LightningDataModule):
+    """Base of the data modules: a training, a validation and a test part in memory, batch by batch.
+
+    A subclass sets `train`, `val` and `test` in `read`, and its own `batch_size` and `seed`. A part is a tensor with
+    rows first, or a named tuple of such tensors; another kind of part needs `count` and `batch` as well.
+    """
+
+    train: Any
+    val: Any
+    test: Any
+    batch_size: int
+    seed: int
+
+    has_test = True
+    at_once: int | None = None
+    """Rows of a batch that is only evaluated; None for four times `batch_size`."""
+
+    is_read = False
+
+    def read(self) -> None:
+        """Read or make the three parts; `prepare_data` is where what is missing is downloaded before."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data, the first time."""
+        if not self.is_read:
+            self.read()
+            self.is_read = True
+
+    def facts(self) -> dict[str, Any]:
+        """What a task's module has to know of the data, by the names of its arguments; once they are read."""
+        return {}
+
+    def baseline(self) -> dict[str, float]:
+        """Test metrics of something simpler, to stand beside the model's in the summary."""
+        return {}
+
+    def count(self, part: Any) -> int:
+        """Rows of a part."""
+        return len(part) if isinstance(part, Tensor) else len(part[0])
+
+    def batch(self, part: Any, rows: Tensor) -> Any:
+        """The batch of these rows [B] of a part."""
+        return part[rows] if isinstance(part, Tensor) else type(part)(*(tensor[rows] for tensor in part))
+
+    def training_plan(self, epoch: int) -> Sequence[Tensor]:
+        """The rows of each batch of a training epoch."""
+        return shuffled(self.count(self.train), self.batch_size, self.seed, epoch)
+
+    def evaluation_plan(self, part: Any) -> Sequence[Tensor]:
+        """The rows of each batch of a part that is evaluated."""
+        return in_order(self.count(part), self.at_once or 4 * self.batch_size)
+
+    def train_dataloader(self) -> Any:
+        return Batches(self.training_plan, lambda rows: self.batch(self.train, share(rows)), self.position)
+
+    def val_dataloader(self) -> Any:
+        return self._evaluated(self.val)
+
+    def test_dataloader(self) -> Any:
+        return self._evaluated(self.test)
+
+    def _evaluated(self, part: Any) -> Any:
+        plan = self.evaluation_plan(part)
+        return Batches(lambda epoch: plan, lambda rows: self.batch(part, share(rows)))
+
+    def position(self) -> tuple[int, int]:
+        """Epoch and batches taken in it, from the trainer, for the training part's `Batches`."""
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
