@@ -12,9 +12,13 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rnnzoo import __version__
-from rnnzoo.errors import UserError
+from rnnzoo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rnnzoo.hydra.verbs import Verb
 
 KINDS = ("parallel", "diagonal", "serial")
 FORMS = {
@@ -63,19 +67,21 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:
         return train(arguments[1:])
+    anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # before the command or after it
+    anywhere.add_argument("--cells")
+    own, rest = anywhere.parse_known_args(arguments)
     parser, commands = _parser()
-    named = next((text for text in arguments if not text.startswith("-")), None)
-    if named is not None and named not in commands:
-        verb = _verb(arguments, named)
-        if verb is not None:
-            return verb()
-    options = parser.parse_args(arguments)
-    if options.cells:
+    if rest and not rest[0].startswith("-") and rest[0] not in commands:
+        verbs = _verbs(own.cells)
+        if rest[0] in verbs:
+            return _ask(verbs[rest[0]], rest[1:], own.cells)
+        parser.error(f"{rest[0]}: no such command; {nearest(rest[0], [*commands, *verbs])}")
+    options = parser.parse_args(rest)
+    if own.cells:
         from rnnzoo import registry
 
-        registry.load(options.cells)
-    code: int | None = commands[options.command](options)
-    return code or 0
+        registry.load(own.cells)
+    return commands[options.command](options) or 0
 
 
 def train(arguments: list[str]) -> int:
@@ -92,15 +98,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"rnnzoo {__version__}")
-    anywhere = argparse.ArgumentParser(add_help=False)  # before the command and after it
-    for place, default in ((parser, None), (anywhere, argparse.SUPPRESS)):
-        place.add_argument("--cells", metavar="FILE", default=default, help="a file or module with code of your own")
+    parser.add_argument("--cells", metavar="FILE", help="a file or module with code of your own, with any command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     calls: dict[str, Callable[[argparse.Namespace], int | None]] = {}
 
     def add(name: str, what: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
         calls[name] = call
-        made: argparse.ArgumentParser = commands.add_parser(name, parents=[anywhere], help=what, description=what)
+        made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
         return made
 
     add("train", "train a cell on a task: rnnzoo train model=gru task=imdb; rnnzoo train --help", lambda _: None)
@@ -157,46 +161,43 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     return parser, calls
 
 
-def _epilog() -> str:
-    """The commands that tasks bring along, if what they need is installed."""
+def _verbs(cells: str | None = None) -> dict[str, list[Verb]]:
+    """The commands that tasks bring along, those in a file of a person's own too; none without the extra "train"."""
     try:
         from rnnzoo.hydra.verbs import of_all_tasks
-
-        found = [verb for verbs in of_all_tasks().values() for verb in verbs]
-        lines = [f"  {verb.name:12}  {verb.task}: {verb.summary[0].lower()}{verb.summary[1:]}" for verb in found]
     except ModuleNotFoundError:
-        return "training needs more: pip install 'rnnzoo[train]'"
+        return {}
+    return of_all_tasks(Path(cells) if cells is not None and Path(cells).is_file() else None)
+
+
+def _epilog() -> str:
+    found = [verb for verbs in _verbs().values() for verb in verbs]
+    if not found:
+        return "training and what comes after it: pip install 'rnnzoo[train]'"
+    lines = [f"  {verb.name:12}  {verb.task}: {verb.summary[0].lower()}{verb.summary[1:]}" for verb in found]
     return "commands for the runs of one task, rnnzoo COMMAND RUN:\n" + "\n".join(lines)
 
 
-def _verb(arguments: list[str], name: str) -> Callable[[], int] | None:
-    """What answers to a command that a task brings along; None if there is no such command."""
+def _ask(verbs: list[Verb], arguments: list[str], cells: str | None) -> int:
+    """A command that one or several tasks bring along, whichever is the run's."""
+    helped = not arguments or bool({"-h", "--help"} & set(arguments))
+    for verb in verbs if helped or len(verbs) == 1 else ():
+        parser = argparse.ArgumentParser(prog=f"rnnzoo {verb.name}", description=f"{verb.task}: {verb.summary}")
+        parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
+        verb.add_to(parser)
+        if helped and len(verbs) > 1:
+            parser.print_help()
+        else:
+            parser.parse_args(arguments)  # what is wrong shows before anything is loaded
+    if helped:
+        return 0 if arguments else 2
     from rnnzoo import registry
-    from rnnzoo.hydra import verbs
+    from rnnzoo.hydra.verbs import call
 
-    before = argparse.ArgumentParser(add_help=False)
-    before.add_argument("--cells")
-    options, rest = before.parse_known_args(arguments)
-    path = Path(options.cells) if options.cells else None
-    known = verbs.of_all_tasks(path if path is not None and path.is_file() else None)
-    if name not in known:
-        return None
-    parser = argparse.ArgumentParser(prog=f"rnnzoo {name}", parents=[before], description=known[name][0].summary)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
-    rest.remove(name)
-    if not rest or {"-h", "--help"} & set(rest):
-        for verb in known[name]:
-            verb.add_to(parser.add_argument_group(f"{verb.task}: {verb.summary}"))
-        parser.parse_args(rest)
-    run, own = parser.parse_known_args(rest)
-
-    def call() -> int:
-        if options.cells:
-            registry.load(options.cells)
-        verbs.call(run.run, known[name], own)
-        return 0
-
-    return call
+    if cells:
+        registry.load(cells)
+    call(Path(arguments[0]), verbs, arguments[1:])
+    return 0
 
 
 def _list(options: argparse.Namespace) -> None:

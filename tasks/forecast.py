@@ -182,9 +182,11 @@ class Windows(SequenceData):
             "naive_error": self.naive_error.tolist(),
         }
 
-    def batch(self, part: Tensor, rows: Tensor | slice) -> Batch:
-        """The windows before the rows `part[rows]` [B], and these with those that follow."""
-        origins = part[rows]
+    def batch(self, part: Tensor, rows: Tensor) -> Batch:
+        return self.windows_at(part[rows])
+
+    def windows_at(self, origins: Tensor) -> Batch:
+        """The windows before the rows `origins` [B], and what follows them."""
         return Batch(self.filled.windows(origins, self.window).float(), self.targets_of(origins).float())
 
     def targets_of(self, origins: Tensor) -> Tensor:
@@ -383,7 +385,7 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
     """The end of the test part with forecasts that follow each other, and the mean error by rows ahead."""
     pieces = [data.test[rows] for rows in in_order(len(data.test), AT_ONCE)]
     target = torch.cat([data.targets_of(piece) for piece in pieces], 1)
-    of_model = torch.cat([model(data.batch(piece, slice(None)).x) for piece in pieces], 1)
+    of_model = torch.cat([model(data.windows_at(piece).x) for piece in pieces], 1)
     of_others = [data.baselines(piece) for piece in pieces]
     errors = {
         name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
@@ -392,7 +394,7 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
     rows = len(data.y)
     first = max(int(data.test[0]), rows - DRAWN_ROWS)
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
-    forecasts = model(data.batch(origins, slice(None)).x)  # [H, B, K]
+    forecasts = model(data.windows_at(origins).x)  # [H, B, K]
     time: Any = data.series.dates or range(rows)
     scale, center = data.scale[data.at], data.center[data.at]
     targets = data.targets[:DRAWN_TARGETS]

@@ -97,6 +97,7 @@ class Sine(SequenceModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        self._check()
         self.start()
 
     def build(self) -> None:
@@ -106,10 +107,14 @@ class Sine(SequenceModule):
 
     def learn_from(self, data: Any) -> None:
         super().learn_from(data)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise `UserError` for options that do not go with the windows, once these are known."""
         window, step, warmup, probes = (self.hparams[key] for key in ("window", "step", "warmup", "probes"))
         if window is not None and warmup >= window:
             raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
-        if probes and not math.isclose(step, math.pi / 6):
+        if probes and step is not None and not math.isclose(step, math.pi / 6):
             raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
 
     def pictures(self) -> list[Picture]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from varied import VARIED
 
 from rnnzoo import cli, get, list_cells
+from rnnzoo.commands import benching, checking, listing, showing
 from rnnzoo.engine import ENGINES
 from rnnzoo.registry import entry
 
@@ -51,7 +52,8 @@ def rnnzoo(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         def wide(**options: Any) -> Console:
             return Console(file=printed, width=400, **options)
 
-        monkeypatch.setattr(cli, "Console", wide)
+        for module in (listing, showing, checking, benching):
+            monkeypatch.setattr(module, "Console", wide)
         with contextlib.redirect_stdout(printed):
             assert cli.main(list(arguments)) == 0
         return printed.getvalue()

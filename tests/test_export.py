@@ -118,7 +118,18 @@ def test_a_layer_with_everything_becomes_a_file(form: str) -> None:
 
 
 def test_sine(form: str) -> None:
-    model = Sine(settings(), OPTIMIZER, "auto", 0, 8, 0.5, 1, 3, 4, False)
+    model = Sine(
+        model=settings(),
+        optimizer=OPTIMIZER,
+        engine="auto",
+        seed=0,
+        window=8,
+        step=0.5,
+        warmup=1,
+        prefix=3,
+        horizon=4,
+        probes=False,
+    )
     file = export(model, form)
     assert_equal(file, form, model, lambda T, B: (torch.randn(T, B, 1),))
     assert str(Path(__file__).parent.parent).encode() not in file  # the file does not tell where it was made
@@ -127,7 +138,19 @@ def test_sine(form: str) -> None:
 @pytest.mark.parametrize(("pooling", "form"), [("max", "pt2"), ("last", "onnx")])
 def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
     torch.manual_seed(2)
-    model = Sentiment(settings("lstm", bidirectional=True), OPTIMIZER, "auto", 0, 20, 4, pooling, 0.1, 0.1, 0.1)
+    model = Sentiment(
+        model=settings("lstm", bidirectional=True),
+        optimizer=OPTIMIZER,
+        engine="auto",
+        seed=0,
+        words=list("abcdefghijklmnopqrst"),
+        maxlen=400,
+        embedding=4,
+        pooling=pooling,
+        word_dropout=0.1,
+        embedding_dropout=0.1,
+        dropout=0.1,
+    )
     random_weights(model)
 
     def given(T: int, B: int) -> tuple[Tensor, Tensor]:
@@ -138,9 +161,7 @@ def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
 
 def test_a_language_model_goes_on_where_it_was_and_knows_where_to_begin(form: str) -> None:
     torch.manual_seed(3)
-    model = CharLM(
-        settings("lstm", learn_initial_state=True), OPTIMIZER, "auto", 0, "abcde", 0, 0.1, 0.0, "a", 0, 1.0
-    ).eval()  # fmt: skip
+    model = CharLM(model=settings("lstm", learn_initial_state=True), optimizer=OPTIMIZER, engine="auto", seed=0, alphabet="abcde", embedding=0, dropout=0.1, restart=0.0, sample_prime="a", sample_length=0, temperature=1.0).eval()  # fmt: skip
     random_weights(model)
     file = export(model, form, {"alphabet": "abcde"})
     if form == "onnx":

@@ -58,7 +58,7 @@ def finish(
         "versions": {
             "rnnzoo": rnnzoo.__version__,
             "torch": torch.__version__,
-            "lightning": pl.__version__,
+            "lightning": pl.__version__,  # type: ignore[attr-defined]
             "python": platform.python_version(),
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

@@ -36,6 +36,7 @@ HARMLESS = (
 )
 """Warnings of Lightning that call for nothing, each with the reason."""
 
+MisconfigurationException: Any = pl.utilities.exceptions.MisconfigurationException  # type: ignore[attr-defined]
 Found = TypeVar("Found", bound=pl.Callback)
 
 
@@ -84,7 +85,7 @@ def build_trainer(
         callbacks.append(WholeRun())
     check_hardware(settings["hardware"])
     numbers, plugins = precision(settings["trainer"]["precision"], settings["hardware"]["accelerator"])
-    environment = [] if started() else [pl.plugins.environments.LightningEnvironment()]
+    environment = [] if started() else [pl.plugins.environments.LightningEnvironment()]  # type: ignore[attr-defined]
     options = {
         **settings["trainer"],
         **settings["hardware"],
@@ -102,7 +103,7 @@ def build_trainer(
         raise UserError("hardware.accelerator=gpu: no GPU was found; use hardware=auto or hardware=cpu")
     try:
         trainer = build(pl.Trainer, options, "trainer")
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
     check_agreement(trainer.num_devices, trainer.num_nodes)
     return trainer

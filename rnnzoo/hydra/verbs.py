@@ -37,7 +37,7 @@ class Verb(NamedTuple):
     summary: str
     parameters: list[Parameter]
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
         """Give a parser this verb's arguments."""
         for p in self.parameters:
             shown = "" if p.default in (None, "", False) else f"; default: {p.default}"

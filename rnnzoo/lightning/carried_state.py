@@ -36,17 +36,18 @@ class CarriedState:
     """
 
     trainer: Any
+    training: bool
     _of_training: State | None = None
     _of_evaluation: State | None = None
 
     @property
     def carried(self) -> State | None:
-        return self._of_training if self.trainer.training else self._of_evaluation
+        return self._of_training if self.training else self._of_evaluation
 
     def carry(self, state: State | None) -> None:
         """Keep a window's final state for the next one; no gradient flows back through it."""
         kept = None if state is None else with_states(state, Tensor.detach)
-        if self.trainer.training:
+        if self.training:
             self._of_training = kept
         else:
             self._of_evaluation = kept

@@ -13,7 +13,7 @@ from rnnzoo.files import writing
 from rnnzoo.lightning.framework import pl
 
 
-class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
+class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):  # type: ignore[name-defined]
     """Checkpoints that are whole or not there: written beside their place, flushed, then moved into it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

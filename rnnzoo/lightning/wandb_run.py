@@ -53,7 +53,7 @@ class WandbRun(pl.loggers.WandbLogger):
         self.settings, self.folder = settings, folder
 
     @property
-    @pl.loggers.logger.rank_zero_experiment
+    @pl.loggers.logger.rank_zero_experiment  # type: ignore[attr-defined]
     def experiment(self) -> Any:
         """The `wandb.Run`, which starts when it is first asked for."""
         import wandb

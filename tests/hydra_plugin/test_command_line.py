@@ -20,12 +20,16 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from rnnzoo import Recurrent, UserError, list_cells, registry
-from rnnzoo.lightning.module import OPTIMIZERS, build
-from rnnzoo.hydra.command_line import prepare, register_models, resolve
-from rnnzoo.hydra.run import MetricsCSV, build_trainer
+from rnnzoo.hydra.command_line import prepare
+from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.search.space import distribution
+from rnnzoo.hydra.settings import resolve
+from rnnzoo.hydra.trainer import build_trainer
+from rnnzoo.lightning.arguments import build
+from rnnzoo.lightning.module import OPTIMIZERS
+from rnnzoo.lightning.records import MetricsCSV
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,8 +118,9 @@ def test_every_option_can_be_built(
     settings = settings_of(tmp_path, option, *tiny[name], "model.hidden_size=2")
     task = settings["task"]
     data = build(get_class(task["datamodule"]), {**task, "seed": 1}, "task")
+    data.setup()
     known = {key: settings[key] for key in ("model", "optimizer", "engine", "seed")}
-    module = build(get_class(task["module"]), {**task, **known, **data.arguments()}, "task")
+    module = build(get_class(task["module"]), {**task, **known, **data.facts()}, "task")
     assert {layer.hidden_size for layer in module.modules() if isinstance(layer, Recurrent)} == {2}
 
     options = dict(settings["optimizer"])

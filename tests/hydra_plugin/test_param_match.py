@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 import rnnzoo.hydra.param_match
 from rnnzoo import Recurrent, UserError, list_cells
-from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.hydra.param_match import count_parameters, counts_near, matching_size
+from rnnzoo.lightning.module import SequenceModule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SINE = (
     "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
     "task.prefix=2", "trainer.max_epochs=1",

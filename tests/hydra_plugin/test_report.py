@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 
 from rnnzoo import cli
 from rnnzoo.explain import chart
-from tasks import report
 from rnnzoo.hydra.report import as_csv, as_html, as_markdown, collect
+from tasks import report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SINE = (
     "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
     "task.prefix=2", "model.hidden_size=4", "trainer.max_epochs=2",

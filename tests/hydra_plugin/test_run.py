@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from rnnzoo.hydra.run import MetricsCSV, read_checkpoint
+from rnnzoo.lightning.checkpoints import read_checkpoint
+from rnnzoo.lightning.records import MetricsCSV
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # 40 windows in batches of 8 are five steps an epoch
 SINE = (

@@ -23,12 +23,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from rnnzoo import UserError
-from rnnzoo.hydra.command_line import register_models
+from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
 from rnnzoo.hydra.search.study import ERROR, FOLDER, REPEATS, storage_at
 from rnnzoo.hydra.search.trial import PRUNERS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TOY = ["task=sine", "task.samples=64", "task.window=6", "model=rnn", "model.hidden_size=4", "trainer.max_epochs=1",
        "engine=reference", "hardware=cpu", "trainer.log_every_n_steps=1"]  # fmt: skip
 

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 from rnnzoo import UserError
 from rnnzoo.cli import main
-from rnnzoo.tasks.char_lm import CharLM, draw
-from rnnzoo.tasks.imdb import tokenize
 from rnnzoo.hydra.trained import load
+from rnnzoo.tasks.char_lm import CharLM, draw
+from rnnzoo.tasks.reviews import tokenize
 
 TEXT = ("task=char_lm", "task.streams=2", "task.window=8", "task.embedding=3", "model=lstm", "model.hidden_size=6",
         "hardware=cpu", "trainer.max_epochs=1", "task.sample_length=0", "engine=reference")  # fmt: skip

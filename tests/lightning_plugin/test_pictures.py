@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from ready import ready
 
 from rnnzoo import Cell, InputWeight, Recurrent, RecurrentWeight, list_cells
-from rnnzoo.tasks.imdb import Sentiment, Sentiments
-from rnnzoo.lightning.pictures.activity import gate_shares, lag_norms, observe, sigmoid_gates
-from rnnzoo.lightning.pictures.callback import GradientFlow, RunningScore, Seen
-from rnnzoo.hydra.run import read_checkpoint
+from rnnzoo.lightning.checkpoints import read_checkpoint
+from rnnzoo.lightning.pictures.activity import observe
+from rnnzoo.lightning.pictures.gates import gate_shares, sigmoid_gates
+from rnnzoo.lightning.pictures.lag import GradientFlow, lag_norms
+from rnnzoo.lightning.pictures.picture import Seen
 from rnnzoo.lightning.pictures.unit_page import UnitPage, correlations, properties
+from rnnzoo.tasks.imdb import RunningScore, Sentiment, Sentiments
 
 # 40 windows in batches of 8 are five steps an epoch
 SINE = (
@@ -245,11 +248,8 @@ def test_the_page_holds_the_text_as_it_is_and_the_unit_that_counts(tmp_path: Pat
 @pytest.mark.parametrize("pooling", ["max", "mean", "last"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_running_score_is_what_each_prefix_alone_gets(pooling: Any, bidirectional: bool, reviews: Path) -> None:
-    data = Sentiments(str(reviews), 50, 400, 7, 2, 0.2, seed=1)
-    module = Sentiment(
-        {"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional},
-        {"name": "adamw", "lr": 1e-3, "schedule": "constant"}, "auto", 1, len(data.vocabulary), 4, pooling, 0, 0, 0,
-    ).eval()  # fmt: skip
+    data = ready(Sentiments(str(reviews), 50, 400, 7, 2, 0.2, seed=1))
+    module = Sentiment(model={"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional}, optimizer={"name": "adamw", "lr": 1e-3, "schedule": "constant"}, engine="auto", seed=1, words=data.vocabulary, maxlen=400, embedding=4, pooling=pooling, word_dropout=0, embedding_dropout=0, dropout=0).eval()  # fmt: skip
     picture = RunningScore()
     picture.measure(Seen(module, data, 0, {}))
     assert picture.labels == ["positive"] * 2 + ["negative"] * 2

@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from test_run import IMDB, SINE, TEXT, rows
 
 from rnnzoo import UserError
-from rnnzoo.lightning.module import EvaluationMetrics
+from rnnzoo.lightning.metrics import EvaluationMetrics
 from rnnzoo.lightning.precision import HalfWeights, precision
 
 

@@ -15,7 +15,8 @@ import torch
 from conftest import ROOT
 from test_resume import SINE, metrics, same
 
-from rnnzoo.lightning.preempt import EXIT_CODE, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, requeued, watch
+from rnnzoo.hydra.command_line import requeued
+from rnnzoo.lightning.preempt import EXIT_CODE, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, watch
 
 CELL = """
 import os, signal, time

@@ -15,14 +15,16 @@ import pytest
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
+from ready import ready
 from test_run import IMDB, SINE, refusal, summary
 
-from rnnzoo.hydra.separate_process import run_apart
-from rnnzoo.tasks.char_lm import Characters
-from rnnzoo.tasks.imdb import Reviews, Sentiments
+from rnnzoo.hydra.separate_process import run_separately
+from rnnzoo.lightning.checkpoints import read_checkpoint
 from rnnzoo.lightning.preempt import EXIT_CODE
 from rnnzoo.lightning.ranks import rank
-from rnnzoo.hydra.run import read_checkpoint
+from rnnzoo.tasks.char_lm import Characters
+from rnnzoo.tasks.imdb import Sentiments
+from rnnzoo.tasks.reviews import Reviews
 
 __all__ = ["refusal"]  # a fixture
 
@@ -149,7 +151,7 @@ def test_how_a_job_in_a_process_of_its_own_may_end(tmp_path: Path, monkeypatch: 
     def ends_with(code: int) -> list[str]:
         program.write_text(f"#!/bin/sh\nexit {code}\n")
         program.chmod(0o755)
-        return run_apart(OmegaConf.create({"seed": 1}), tmp_path)
+        return run_separately(OmegaConf.create({"seed": 1}), tmp_path)
 
     assert ends_with(0) == []
     [line] = ends_with(1)
@@ -231,7 +233,7 @@ def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_every_review_is_read_once_and_in_its_batch(reviews: Path, as_process: Callable[[int], None]) -> None:
-    data = Sentiments(str(reviews), vocabulary=50, maxlen=30, batch_size=7, pool=2, val_fraction=0.2, seed=1)
+    data = ready(Sentiments(str(reviews), vocabulary=50, maxlen=30, batch_size=7, pool=2, val_fraction=0.2, seed=1))
 
     def read(words: torch.Tensor, label: torch.Tensor) -> tuple[object, ...]:
         return (*words.tolist(), bool(label))
@@ -254,7 +256,7 @@ def test_every_review_is_read_once_and_in_its_batch(reviews: Path, as_process: C
 
 
 def test_every_stream_goes_on_in_its_process(as_process: Callable[[int], None]) -> None:
-    data = Characters(corpus="hello", text=None, window=20, streams=7, val_fraction=0.1, test_fraction=0.1)
+    data = ready(Characters(corpus="hello", text=None, window=20, streams=7, val_fraction=0.1, test_fraction=0.1))
     loader = data.train_dataloader()
     streams = []
     for number in (0, 1):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rnnzoo import UserError, get
-from rnnzoo.hydra.run import AtomicCheckpointIO
+from rnnzoo.lightning.checkpoints import AtomicCheckpointIO
 
 CELL = """
 import os, signal

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from rnnzoo import UserError
-from rnnzoo.lightning.preempt import Preempted
 from rnnzoo.hydra.report import collect
+from rnnzoo.lightning.preempt import Preempted
 from rnnzoo.lightning.wandb_run import WandbRun, finishing
 
 SINE = (

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError, list_cells
@@ -31,7 +32,11 @@ def addition(
 ) -> Addition:
     torch.manual_seed(0)
     model = {"cell": cell, "hidden_size": hidden_size, **options}
-    return Addition(model, ADAM, "reference", 1, digits, reverse).double().eval()
+    return (
+        Addition(model=model, optimizer=ADAM, engine="reference", seed=1, digits=digits, reverse=reverse)
+        .double()
+        .eval()
+    )
 
 
 def lines(rows: Tensor) -> list[str]:
@@ -48,7 +53,7 @@ def questions(digits: int, count: int) -> list[str]:
 @settings(deadline=None, max_examples=20)
 @given(digits=st.integers(1, 9), samples=st.integers(1, 47), seed=st.integers(0, 5))
 def test_sums_are_right_and_no_question_occurs_twice(digits: int, samples: int, seed: int) -> None:
-    data = Sums(digits, samples, 8, seed)
+    data = ready(Sums(digits, samples, 8, seed))
     held_out = max(samples // 10, 2)
     assert [len(part) for part in (data.train, data.val, data.test)] == [samples, held_out, held_out]
     seen = set()
@@ -85,18 +90,18 @@ def test_questions_are_uniform() -> None:
 
 
 def test_every_sum_once_an_epoch_in_an_order_of_its_own() -> None:
-    data = Sums(2, 30, 7, 1)
+    data = ready(Sums(2, 30, 7, 1))
     batches = data.train_dataloader()
     epochs = [torch.cat([batches.fetch(key) for key in batches.plan(epoch)]) for epoch in (0, 1)]
     assert lines(epochs[0]) != lines(epochs[1])
     for rows in epochs:
         assert sorted(lines(rows)) == sorted(lines(data.train))
     assert torch.equal(torch.cat(list(data.val_dataloader())), data.val)
-    assert lines(Sums(2, 30, 7, 1).train) == lines(data.train) != lines(Sums(2, 30, 7, 2).train)
+    assert lines(ready(Sums(2, 30, 7, 1)).train) == lines(data.train) != lines(ready(Sums(2, 30, 7, 2)).train)
 
 
 def test_the_baseline_is_the_most_frequent_answer() -> None:
-    data = Sums(1, 40, 8, 1)
+    data = ready(Sums(1, 40, 8, 1))
     train, test = ([line[4:] for line in lines(part)] for part in (data.train, data.test))
     counts = Counter(train)
     most_frequent = {answer for answer in counts if counts[answer] == max(counts.values())}
@@ -112,7 +117,7 @@ def test_the_baseline_is_the_most_frequent_answer() -> None:
 @pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
 def test_the_decoder_goes_on_from_the_encoders_state(cell: str, kind: Any, reverse: bool) -> None:
     module = addition(cell, reverse=reverse, num_layers=2)
-    rows = torch.cat([Sums(2, 5, 8, 1).train])
+    rows = torch.cat([ready(Sums(2, 5, 8, 1)).train])
     one_hot = F.one_hot(rows, len(ALPHABET)).double()
     layers = []
     for layer in (module.encoder, module.decoder):

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
@@ -38,13 +39,20 @@ def all_different(length: int) -> str:
 
 def characters(text: str, window: int = 5, streams: int = 2, val: float = 0.25, test: float = 0.25) -> Characters:
     with patch.dict(CORPORA, {"given": lambda: text}):
-        return Characters("given", None, window, streams, val, test)
+        return ready(Characters("given", None, window, streams, val, test))
 
 
 def model(alphabet: str = "ehlo", cell: str = "gru", seed: int = 1, **options: Any) -> CharLM:
     torch.manual_seed(0)
     task = {key: options.pop(key, default) for key, default in TASK.items()}
-    return CharLM({"cell": cell, "hidden_size": 4, **options}, ADAM, "auto", seed, alphabet, **task).double()
+    return CharLM(
+        model={"cell": cell, "hidden_size": 4, **options},
+        optimizer=ADAM,
+        engine="auto",
+        seed=seed,
+        alphabet=alphabet,
+        **task,
+    ).double()
 
 
 # The data
@@ -122,7 +130,7 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
     assert read_text(str(path), "hello") == text
-    data = Characters("hello", str(path), 5, 1, 0.1, 0.0)
+    data = ready(Characters("hello", str(path), 5, 1, 0.1, 0.0))
     assert data.alphabet == "".join(sorted(set(text)))
     assert "".join(data.alphabet[code] for code in data.train[0]) == text[: len(text) - len(text) // 10]
 
@@ -142,7 +150,7 @@ def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> N
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
-        Characters("hello", str(path), 5, 2, 0.1, 0.1)
+        ready(Characters("hello", str(path), 5, 2, 0.1, 0.1))
     assert str(error.value).startswith(f"task.text={path}: ") and "\n" not in str(error.value)
 
 
@@ -250,11 +258,11 @@ def test_what_the_model_refuses() -> None:
 
 
 def test_the_same_seed_draws_the_same_text() -> None:
-    assert list(model().sample()) == list(model().sample())
-    assert list(model().sample()) != list(model(seed=2).sample())
-    assert len(list(model().sample())) == 20 and set(model().sample()) <= set("ehlo")
+    assert list(model().continuation()) == list(model().sample())
+    assert list(model().continuation()) != list(model(seed=2).sample())
+    assert len(list(model().continuation())) == 20 and set(model().sample()) <= set("ehlo")
     module = model(dropout=0.9).train()
-    assert list(module.sample()) == list(module.sample())
+    assert list(module.continuation()) == list(module.sample())
     assert module.training
 
 
@@ -263,7 +271,7 @@ def test_a_cold_sample_is_the_likeliest_text(cell: str, prime: str) -> None:
     """Near temperature 0 every character is the most probable after all those before, all read anew here."""
     module = model(cell=cell, num_layers=2, sample_prime=prime, temperature=1e-6)
     text = prime or "e"  # without a prime text, the alphabet's first character begins
-    for character in islice(module.sample(), 12):
+    for character in islice(module.continuation(), 12):
         logits, _ = module(torch.tensor([["ehlo".index(c)] for c in text]))
         assert character == "ehlo"[int(logits[-1, 0].argmax())]
         text += character
@@ -275,7 +283,7 @@ def test_samples_follow_the_probabilities() -> None:
     with torch.no_grad():
         module.head.weight.zero_()
         module.head.bias.copy_(torch.tensor([0.5, 0.0, -0.5, -1.0]))
-    text = "".join(module.sample())
+    text = "".join(module.continuation())
     weights = [math.exp(logit / 0.5) for logit in (0.5, 0.0, -0.5, -1.0)]
     for character, weight in zip("ehlo", weights):
         p = weight / sum(weights)

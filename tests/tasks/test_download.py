@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from rnnzoo import UserError
-from rnnzoo.tasks.download import cache_folder, digest, download
+from rnnzoo.files import cache_folder
+from rnnzoo.tasks.download import digest, download
 
 CONTENT = bytes(range(256)) * 2000
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

@@ -16,13 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError, list_cells
 from rnnzoo.tasks.forecast import Forecast, Windows
 from rnnzoo.tasks.series import Series, mackey_glass
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "series"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "series"
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 NAN = math.nan
 
@@ -36,7 +37,7 @@ def windows(values: Any, targets: list[str] | None = None, **options: Any) -> Wi
         "val_fraction": 0.2, "test_fraction": 0.2, "batch_size": 4, "seed": 1,
     }  # fmt: skip
     with patch("rnnzoo.tasks.forecast.read_csv", lambda *_: series):
-        return Windows(data="file.csv", date=None, columns=None, targets=targets, **(task | options))
+        return ready(Windows(data="file.csv", date=None, columns=None, targets=targets, **(task | options)))
 
 
 def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
@@ -46,8 +47,9 @@ def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
 def module(data: Windows, cell: str = "gru", **options: Any) -> Forecast:
     """A model for these windows."""
     torch.manual_seed(0)
-    settings = {"window": data.window, "horizon": data.horizon, "missing": "refuse", **data.arguments()}
-    return Forecast({"cell": cell, "hidden_size": 4, **options}, ADAM, "auto", 1, **settings)
+    return Forecast(
+        model={"cell": cell, "hidden_size": 4, **options}, optimizer=ADAM, engine="auto", seed=1, **data.facts()
+    )
 
 
 # The data
@@ -81,7 +83,7 @@ def test_windows_are_what_came_before(
     for part, first, end in zip((data.train, data.val, data.test), ends, ends[1:]):
         # all windows that the part has, `stride` apart: their targets lie in it, their input may begin before it
         assert part.tolist() == list(range(max(first, window), end - horizon + 1, stride))
-        x, y = data.batch(part)
+        x, y = data.windows_at(part)
         assert x.shape == (window, len(part), 2) and y.shape == (horizon, len(part), 1)
         for b, origin in enumerate(part.tolist()):
             assert x[:, b, 0].tolist() == list(range(origin - window, origin))
@@ -110,7 +112,7 @@ def test_scaling_knows_the_training_part_only(scaling: str) -> None:
         expected = np.nanmin(known, 0), np.nanmax(known, 0) - np.nanmin(known, 0)
     assert np.allclose(data.center[:2], expected[0]) and np.allclose(data.scale[:2], expected[1])
     assert data.scale[2] == 1  # a constant column stays finite
-    x, _ = data.batch(data.test)
+    x, _ = data.windows_at(data.test)
     assert np.allclose(x[-1] * data.scale + data.center, values[data.test - 1], atol=1e-5)
 
 
@@ -123,7 +125,7 @@ def test_what_is_not_known_is_not_scored_or_learned() -> None:
     values[50:55, 1] = NAN
     values[40:44] = NAN
     data = windows(values, missing="previous")
-    x, y = data.batch(data.test)
+    x, y = data.windows_at(data.test)
     assert not x.isnan().any()
     rows = data.test + torch.arange(3)[:, None]
     assert torch.equal(y.isnan(), values[rows].isnan())
@@ -131,7 +133,7 @@ def test_what_is_not_known_is_not_scored_or_learned() -> None:
     assert set(complete.val.tolist()) - set(data.val.tolist()) == {40, 41}
 
     model = module(data)
-    loss, count, forecasts = model._loss(data.batch(data.test))
+    loss, count, forecasts = model.score(data.windows_at(data.test))[:3]
     error = (forecasts - values[rows].float()).detach().numpy()
     assert count == int((~values[rows].isnan()).sum())
     assert float(loss.detach()) == pytest.approx(np.nanmean(error**2), rel=1e-5)
@@ -181,12 +183,12 @@ def test_the_linear_autoregression_finds_a_linear_law() -> None:
 def test_the_linear_autoregression_is_least_squares() -> None:
     values = noise(400, 2)
     data = windows(values, targets=["b"])
-    x, y = (part.double() for part in data.batch(data.train))
+    x, y = (part.double() for part in data.windows_at(data.train))
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.train), 1))], 1)
     weights = np.linalg.lstsq(features, y[:, :, 0].T.numpy(), rcond=None)[0]
     with patch("rnnzoo.tasks.forecast.PENALTIES", (0.0,)):
         found = data.baselines(data.val)["linear"]
-    x, _ = data.batch(data.val)
+    x, _ = data.windows_at(data.val)
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.val), 1))], 1)
     assert np.allclose(found[:, :, 0].T, features @ weights, atol=1e-5)
 
@@ -224,25 +226,25 @@ def test_a_head_that_says_nothing_is_persistence() -> None:
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
     values = noise(9, 2, seed=5) + 50
-    assert torch.allclose(model.forecast(values), values[-1, 1].expand(3, 1), atol=1e-4)
+    assert torch.allclose(model.following_rows(values), values[-1, 1].expand(3, 1), atol=1e-4)
 
 
 def test_a_forecast_reads_the_last_window_in_the_datas_units() -> None:
     data = windows(noise(60, 2) * 3 + 100, targets=["b"], scaling="minmax")
     model = module(data).train()
     values = data.series.values
-    found = model.forecast(values[:40])
+    found = model.following_rows(values[:40])
     assert model.training and found.shape == (3, 1)
-    expected = model(data.batch(torch.tensor([40])).x)[:, 0].detach().double() * data.scale[1] + data.center[1]
+    expected = model(data.windows_at(torch.tensor([40])).x)[:, 0].detach().double() * data.scale[1] + data.center[1]
     assert torch.allclose(found, expected, atol=1e-4)
-    assert torch.equal(model.forecast(values[35:40]), found)
+    assert torch.equal(model.following_rows(values[35:40]), found)
     gap = values[:40].clone()
     gap[37, 0] = NAN
     with pytest.raises(UserError, match=r"'a'; task\.missing=previous"):
-        model.forecast(gap)
+        model.following_rows(gap)
     for wrong in (values[:4], values[:, :1], values[0]):
         with pytest.raises(UserError, match="at least 5 rows of a, b, not values of shape"):
-            model.forecast(wrong)
+            model.following_rows(wrong)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "projection": 3}])
@@ -258,7 +260,7 @@ def test_both_directions_have_read_the_whole_window(options: dict[str, Any]) -> 
 def test_every_cell_forecasts() -> None:
     data = windows(noise(60, 2), scaling="standard")
     for cell in list_cells():
-        forecasts = module(data, cell)(data.batch(data.test).x)
+        forecasts = module(data, cell)(data.windows_at(data.test).x)
         assert forecasts.shape == (3, len(data.test), 2) and forecasts.isfinite().all(), cell
 
 
@@ -283,7 +285,7 @@ def test_training_beats_the_baselines(train: Callable[..., Path]) -> None:
     model = Forecast.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", weights_only=True)
     values = mackey_glass().values
     origins = range(1600, 1998, 3)
-    forecasts = torch.stack([model.forecast(values[:origin]) for origin in origins])[:, :, 0]
+    forecasts = torch.stack([model.following_rows(values[:origin]) for origin in origins])[:, :, 0]
     error = forecasts - torch.stack([values[origin : origin + 3, 0] for origin in origins])
     assert found["test/mae"] == pytest.approx(float(error.abs().mean()), rel=1e-3)
     assert found["test/rmse"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-3)

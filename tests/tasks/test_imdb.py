@@ -21,14 +21,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError
-from rnnzoo.tasks.imdb import Batch, Reviews, Sentiment, Sentiments, bag_of_words, encode, load_cached, tokenize
+from rnnzoo.tasks.bag_of_words import bag_of_words
+from rnnzoo.tasks.imdb import Batch, Sentiment, Sentiments
+from rnnzoo.tasks.reviews import Reviews, encode, load_cached, tokenize
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 GOOD, BAD, FILLER = "good lovely great", "bad awful dull", "the film was of a length and had an end"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT.parent / "shared" / "data" / "imdb" / "aclImdb_labelled.tar.gz"
 
 
@@ -67,7 +70,7 @@ def pack(tree: Path, path: Path, mode: str = "w:gz") -> Path:
 
 def sentiments(data: Path, **options: Any) -> Sentiments:
     defaults = {"vocabulary": 100, "maxlen": 50, "batch_size": 4, "pool": 2, "val_fraction": 0.25, "seed": 1}
-    return Sentiments(str(data), **(defaults | options))
+    return ready(Sentiments(str(data), **(defaults | options)))
 
 
 def texts(reviews: Reviews, vocabulary: list[str]) -> list[tuple[str, int]]:
@@ -266,7 +269,7 @@ def test_the_second_time_nothing_is_read(
         words, train, test = load_cached(source, 100, 50)
         assert said_reading(capsys)
         with monkeypatch.context() as patch:
-            patch.delattr("rnnzoo.tasks.imdb.read_reviews")
+            patch.delattr("rnnzoo.tasks.reviews.read_reviews")
             again_words, again_train, again_test = load_cached(source, 100, 50)
         assert not said_reading(capsys)
         assert words == again_words
@@ -442,7 +445,23 @@ def test_little_is_padding(any_data: Sentiments) -> None:
 def model(pooling: str, bidirectional: bool, dropout: float = 0.0, words: float = 0.0) -> Sentiment:
     torch.manual_seed(0)
     layer = {"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional}
-    return Sentiment(layer, ADAM, "auto", 1, 12, 3, pooling, words, 0.0, dropout).double().eval()  # type: ignore[arg-type]
+    return (
+        Sentiment(
+            model=layer,
+            optimizer=ADAM,
+            engine="auto",
+            seed=1,
+            words=list("abcdefghijkl"),
+            maxlen=400,
+            embedding=3,
+            pooling=pooling,
+            word_dropout=words,
+            embedding_dropout=0.0,
+            dropout=dropout,
+        )
+        .double()
+        .eval()
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
@@ -600,10 +619,10 @@ def test_another_vocabulary_is_not_a_continuation(
         train(f"resume={folder}", "trainer.max_epochs=2")
     error = capsys.readouterr().err
     assert end.value.code == 1 and error.count("\n") == 1
-    assert error.startswith("error: task.data: its vocabulary is not the one")
+    assert "last.ckpt was trained with words=" in error and "terrible" in error
     with pytest.raises(SystemExit) as end:
         train(*TOY, f"task.data={tree}", "test_only=true", f"ckpt={folder / 'checkpoints' / 'best.ckpt'}")
-    assert "vocabulary" in capsys.readouterr().err
+    assert "best.ckpt was trained with words=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

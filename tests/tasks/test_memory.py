@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor
 
 from rnnzoo import Cell
@@ -45,7 +46,7 @@ def batches(data: Drawn, split: str = "train", epoch: int = 0) -> list[Batch]:
 @settings(deadline=None, max_examples=20)
 @given(T=st.integers(1, 30), count=st.integers(1, 9), seed=st.integers(0, 5))
 def test_what_is_to_be_copied(T: int, count: int, seed: int) -> None:
-    [(x, y)] = batches(Copies(T, count, 100, seed))
+    [(x, y)] = batches(ready(Copies(T, count, 100, seed)))
     assert x.shape == y.shape == (count, T + 20)
     for read, answer in zip(x.tolist(), y.tolist()):
         symbols = read[:10]
@@ -55,7 +56,7 @@ def test_what_is_to_be_copied(T: int, count: int, seed: int) -> None:
 
 
 def test_all_symbols_are_equally_frequent_in_all_places() -> None:
-    symbols = torch.cat([batch.x[:, :10] for batch in batches(Copies(1, 8000, 500, 1))])
+    symbols = torch.cat([batch.x[:, :10] for batch in batches(ready(Copies(1, 8000, 500, 1)))])
     counts = F.one_hot(symbols, 8).sum(0)  # [places, symbols]
     assert float((counts - 1000).abs().max()) < 4.5 * math.sqrt(8000 * 1 / 8 * 7 / 8)
 
@@ -63,7 +64,7 @@ def test_all_symbols_are_equally_frequent_in_all_places() -> None:
 @settings(deadline=None, max_examples=20)
 @given(T=st.integers(2, 31), count=st.integers(1, 9), seed=st.integers(0, 5))
 def test_what_is_to_be_added(T: int, count: int, seed: int) -> None:
-    [(x, y)] = batches(Sums(T, count, 100, seed))
+    [(x, y)] = batches(ready(Sums(T, count, 100, seed)))
     assert x.shape == (count, T, 2) and y.shape == (count,) and x.dtype == y.dtype == torch.float32
     for row, right in zip(x.tolist(), y.tolist()):
         assert all(0 <= value < 1 for value, _ in row)
@@ -74,7 +75,7 @@ def test_what_is_to_be_added(T: int, count: int, seed: int) -> None:
 
 
 def test_every_place_of_a_half_is_marked_equally_often() -> None:
-    marks = torch.cat([batch.x[:, :, 1] for batch in batches(Sums(7, 6000, 500, 1))]).sum(0)
+    marks = torch.cat([batch.x[:, :, 1] for batch in batches(ready(Sums(7, 6000, 500, 1)))]).sum(0)
     expected = torch.tensor([2000.0] * 3 + [1500.0] * 4)
     assert float((marks - expected).abs().max()) < 4.5 * math.sqrt(6000 * 1 / 3 * 2 / 3)
 
@@ -103,7 +104,7 @@ def test_nothing_is_drawn_twice_but_the_same_when_asked_again(kind: type[Drawn])
 @pytest.mark.parametrize("T", [1, 50])
 def test_the_trivial_loss_of_copying(T: int) -> None:
     """What it costs to be sure of each blank, and of nothing but that a symbol is due."""
-    data = Copies(T, 30, 30, 1)
+    data = ready(Copies(T, 30, 30, 1))
     [(_, y)] = batches(data)
     logits = torch.full((*y.shape, 9), -1e9)
     logits[:, :-10, 8] = 0
@@ -113,27 +114,27 @@ def test_the_trivial_loss_of_copying(T: int) -> None:
 
 def test_the_trivial_loss_of_adding() -> None:
     """No constant does better than the mean, and that costs the variance."""
-    sums = torch.cat([batch.y for batch in batches(Sums(5, 20_000, 1000, 1))])
+    sums = torch.cat([batch.y for batch in batches(ready(Sums(5, 20_000, 1000, 1)))])
     assert float(sums.mean()) == pytest.approx(1, abs=0.01)
-    assert Sums(5, 10, 10, 1).baseline()["baseline/trivial_loss"] == pytest.approx(float(sums.var()), rel=0.03)
+    assert ready(Sums(5, 10, 10, 1)).baseline()["baseline/trivial_loss"] == pytest.approx(float(sums.var()), rel=0.03)
 
 
 # The models
 
 
 def test_a_tally_adds() -> None:
-    module = Adding({"cell": Tally, "hidden_size": 1}, ADAM, "auto", 1)
+    module = Adding(model={"cell": Tally, "hidden_size": 1}, optimizer=ADAM, engine="auto", seed=1)
     with torch.no_grad():
         module.head.weight.fill_(1.0)
         module.head.bias.zero_()
     for T in (2, 9, 200):
-        for batch in batches(Sums(T, 20, 7, 1)):
+        for batch in batches(ready(Sums(T, 20, 7, 1))):
             module.validation_step(batch, 0)
     found = module.val_metrics.compute()
     assert all(float(found[name]) < 1e-6 for name in ("loss", "mse", "mae"))
 
     # an answer that is 0.1 too high, with one that is right
-    [batch] = batches(Sums(9, 20, 20, 1))
+    [batch] = batches(ready(Sums(9, 20, 20, 1)))
     module.validation_step(batch, 0)
     with torch.no_grad():
         module.head.bias.fill_(0.1)
@@ -146,12 +147,12 @@ def test_a_tally_adds() -> None:
 @pytest.mark.parametrize("T", [1, 12])
 def test_a_delay_line_copies(T: int) -> None:
     """What was read T + 10 steps before is the answer, and where nothing was read yet a blank."""
-    module = Copy({"cell": DelayLine, "hidden_size": 10 * (T + 11)}, ADAM, "auto", 1)
+    module = Copy(model={"cell": DelayLine, "hidden_size": 10 * (T + 11)}, optimizer=ADAM, engine="auto", seed=1)
     with torch.no_grad():
         module.head.weight.zero_()
         module.head.weight[:, -10:-1] = 100 * torch.eye(9)
         module.head.bias.copy_(torch.tensor([0.0] * 8 + [50.0]))
-    [batch] = batches(Copies(T, 20, 20, 1))
+    [batch] = batches(ready(Copies(T, 20, 20, 1)))
     module.validation_step(batch, 0)
     found = module.val_metrics.compute()
     assert float(found["loss"]) < 1e-6 and float(found["accuracy"]) == 1

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import nn
 
 from rnnzoo import UserError, list_cells
@@ -33,7 +34,14 @@ def model(cell: str = "gru", alphabet: str = "ab", longest: int = 6, **options: 
     task = {"embedding": 3, "label_embedding": 2, "dropout": 0.0, "samples": 2}
     given = {key: options.pop(key, default) for key, default in task.items()}
     module = NameLM(
-        {"cell": cell, "hidden_size": 8, **options}, ADAM, "reference", 1, LABELS, alphabet, longest, **given
+        model={"cell": cell, "hidden_size": 8, **options},
+        optimizer=ADAM,
+        engine="reference",
+        seed=1,
+        labels=LABELS,
+        alphabet=alphabet,
+        longest=longest,
+        **given,
     )
     return module.double().eval()
 
@@ -108,7 +116,7 @@ def test_no_name_is_in_two_parts(
     words = ["".join(word) for word in islice(product("abc", repeat=4), shared + 2 * own)]
     one, two = words[: shared + own], words[:shared] + words[shared + own :]
     folder = write(tmp_path_factory.mktemp("names"), one=" ".join(one), two=" ".join(two))
-    data = Names(str(folder), 7, val, 0.1, seed)
+    data = ready(Names(str(folder), 7, val, 0.1, seed))
     parts = [pairs(part, data) for part in (data.train, data.val, data.test)]
     assert sorted(chain(*parts)) == sorted([("one", name) for name in one] + [("two", name) for name in two])
     names = [{name for _, name in part} for part in parts]
@@ -122,7 +130,7 @@ def test_no_name_is_in_two_parts(
 
 def test_batches_end_with_their_longest_name(tmp_path: Path) -> None:
     names = " ".join("a" * length for length in range(1, 41))
-    data = Names(str(write(tmp_path / "names", one=names)), 4, 0.2, 0.2, 1)
+    data = ready(Names(str(write(tmp_path / "names", one=names)), 4, 0.2, 0.2, 1))
     for batch in (*data.val_dataloader(), *data.test_dataloader()):
         longest = max(len(name) for _, name in pairs(batch, data))
         assert batch.codes.shape[1] == longest + 2
@@ -132,23 +140,23 @@ def test_parts_that_would_be_empty_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "names", one="a b c d e f g h", two="z")
     for fractions in ((0.1, 0.1), (0.5, 0.6)):
         with pytest.raises(UserError, match=r"task\.val_fraction=.* of 9 names leave none"):
-            Names(str(folder), 4, *fractions, 1)
+            ready(Names(str(folder), 4, *fractions, 1))
     seeds = range(20)
     refused = []
     for seed in seeds:
         try:
-            Names(str(folder), 4, 0.2, 0.2, seed)
+            ready(Names(str(folder), 4, 0.2, 0.2, seed))
         except UserError as error:
             assert "no name of two is left to train on" in str(error)
             refused.append(seed)
     assert 0 < len(refused) < len(seeds)
-    data = Names(str(folder), 4, 0.2, 0.0, next(seed for seed in seeds if seed not in refused))
+    data = ready(Names(str(folder), 4, 0.2, 0.0, next(seed for seed in seeds if seed not in refused)))
     assert not data.has_test and data.baseline() == {}
 
 
 def test_baselines_by_counting(tmp_path: Path) -> None:
     folder = write(tmp_path / "names", one="ab abb ba bab aab abab", two="aa bb aaa bbb aabb bbaa ab")
-    data = Names(str(folder), 4, 0.2, 0.4, 1)
+    data = ready(Names(str(folder), 4, 0.2, 0.4, 1))
     counts: Counter[Any] = Counter()
     for label, name in pairs(data.train, data):
         for before, after in zip(f"^{name}", f"{name}$"):

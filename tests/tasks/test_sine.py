@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ready import ready
 from torch import Tensor
 
 from rnnzoo import Cell, UserError
@@ -37,7 +38,7 @@ def sine(cell: Any = Rotation, hidden_size: int = 1, **options: Any) -> Sine:
     task = {"window": 24, "step": D, "warmup": 1, "prefix": 12, "horizon": 100, "probes": False}
     model = {"cell": cell, "hidden_size": hidden_size}
     given = {key: options.pop(key) for key in list(options) if key in task}
-    return Sine(model | options, ADAM, "auto", 1, **(task | given)).double()
+    return Sine(model=model | options, optimizer=ADAM, engine="auto", seed=1, **(task | given)).double()
 
 
 def exact(*head: float, **options: Any) -> Sine:
@@ -67,7 +68,7 @@ def waves(steps: int, phases: int = 7) -> Tensor:
     seed=st.integers(0, 5),
 )
 def test_windows_are_pieces_of_sines(samples: int, window: int, step: float, batch_size: int, seed: int) -> None:
-    data = Waves(samples, window, step, batch_size, seed)
+    data = ready(Waves(samples, window, step, batch_size, seed))
     held_out = max(samples // 10, 2)
     assert [len(part) for part in (data.train, data.val, data.test)] == [samples, held_out, held_out]
     x = torch.cat([data.train, data.val, data.test]).double()
@@ -82,7 +83,7 @@ def test_windows_are_pieces_of_sines(samples: int, window: int, step: float, bat
 
 
 def test_phases_are_uniform() -> None:
-    theta = torch.asin(Waves(4000, 1, D, 10, 1).train[:, 0].double())  # folded at π/2
+    theta = torch.asin(ready(Waves(4000, 1, D, 10, 1)).train[:, 0].double())  # folded at π/2
     assert theta.min() >= 0
     # a uniform variable on [0, π/2]: its mean and variance, within four standard errors
     assert float(theta.mean()) == pytest.approx(math.pi / 4, abs=4 * math.pi / 2 / math.sqrt(12 * 4000))
@@ -92,7 +93,7 @@ def test_phases_are_uniform() -> None:
 @settings(deadline=None, max_examples=20)
 @given(samples=st.integers(1, 50), batch_size=st.integers(1, 60), epoch=st.integers(0, 5))
 def test_every_window_once_an_epoch(samples: int, batch_size: int, epoch: int) -> None:
-    data = Waves(samples, 2, D, batch_size, seed=1)
+    data = ready(Waves(samples, 2, D, batch_size, seed=1))
     batches = data.train_dataloader()
     seen = [batches.fetch(key) for key in batches.plan(epoch)]
     assert len(seen) == len(batches) == math.ceil(samples / batch_size)
@@ -104,7 +105,7 @@ def test_every_window_once_an_epoch(samples: int, batch_size: int, epoch: int) -
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[float]:
-        batches = Waves(30, 2, D, 7, seed).train_dataloader()
+        batches = ready(Waves(30, 2, D, 7, seed)).train_dataloader()
         return torch.cat([batches.fetch(key) for key in batches.plan(epoch)])[:, 0, 0].tolist()
 
     assert order(1, 0) == order(1, 0)

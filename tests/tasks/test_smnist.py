@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from digits import idx, images, write_digits
+from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
@@ -25,7 +26,7 @@ from rnnzoo.tasks import smnist
 from rnnzoo.tasks.smnist import FILES, Digit, Digits, Images, read_idx, softmax_regression
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
-MNIST = Path(__file__).parent.parent.parent / "shared" / "data" / "mnist"
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 def digit(cell: str = "gru", by: Any = "row", permute: bool = False, **options: Any) -> Digit:
     torch.manual_seed(0)
-    return Digit({"cell": cell, "hidden_size": 5, **options}, ADAM, "auto", 1, by, permute)
+    return Digit(
+        model={"cell": cell, "hidden_size": 5, **options}, optimizer=ADAM, engine="auto", seed=1, by=by, permute=permute
+    )
 
 
 # The files
@@ -83,7 +86,7 @@ BAD_LABELS = {
 def test_a_file_that_will_not_do(name: str, content: bytes, said: str, folder: Path) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
-        Digits(str(folder), 10, 1)
+        ready(Digits(str(folder), 10, 1))
     assert str(error.value).startswith(f"{folder / name}: ") and "\n" not in str(error.value)
 
 
@@ -93,15 +96,15 @@ def test_a_file_that_will_not_do(name: str, content: bytes, said: str, folder: P
 )
 def test_too_few_images(train: int, test: int, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        Digits(str(write_digits(tmp_path / "few", train, test)), 10, 1)
+        ready(Digits(str(write_digits(tmp_path / "few", train, test)), 10, 1))
 
 
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(UserError, match=r"task\.data=.*: holds neither t10k-labels-idx1-ubyte nor .*\.gz"):
-        Digits(str(folder), 10, 1)
+        ready(Digits(str(folder), 10, 1))
     with pytest.raises(UserError, match=r"task\.data=.*nowhere: holds neither train-images-idx3-ubyte nor"):
-        Digits(str(tmp_path / "nowhere"), 10, 1)
+        ready(Digits(str(tmp_path / "nowhere"), 10, 1))
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_files_are_downloaded(mirror: Path, own_cache: Path) -> None:
-    data = Digits(None, 10, 1)
+    data = ready(Digits(None, 10, 1))
     assert (len(data.train.labels), len(data.val.labels), len(data.test.labels)) == (33, 3, 36)
     assert sorted(path.name for path in own_cache.glob("[!.]*")) == sorted(f"{name}.gz" for name in FILES)
     assert np.array_equal(data.test.pixels.numpy(), images(36, 1)[0])
@@ -134,7 +137,7 @@ def test_the_files_are_downloaded(mirror: Path, own_cache: Path) -> None:
 def test_a_download_of_something_else_is_dropped(mirror: Path, own_cache: Path) -> None:
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(images(36, 2)[1])))
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz: md5 is .* the download was dropped"):
-        Digits(None, 10, 1)
+        ready(Digits(None, 10, 1))
     assert not (own_cache / "t10k-labels-idx1-ubyte.gz").exists()
 
 
@@ -144,7 +147,7 @@ def test_the_real_files() -> None:
     """Their contents have the checksum that is known for them, and each class its known share."""
     path = MNIST / "train-images-idx3-ubyte.gz"
     assert hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
-    data = Digits(str(MNIST), 100, 1)
+    data = ready(Digits(str(MNIST), 100, 1))
     assert (len(data.train.labels), len(data.val.labels), len(data.test.labels)) == (55_000, 5_000, 10_000)
     counts = torch.cat([data.train.labels, data.val.labels]).long().bincount().tolist()
     assert counts == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -156,7 +159,7 @@ def test_the_real_files() -> None:
 
 
 def test_every_image_is_in_one_part(folder: Path) -> None:
-    data = Digits(str(folder), 50, 1)
+    data = ready(Digits(str(folder), 50, 1))
     loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
     parts = [[loader.fetch(rows) for rows in loader.plan(0)] for loader in loaders]
     train, val, test = (Images(*map(torch.cat, zip(*part))) for part in parts)
@@ -171,8 +174,8 @@ def test_every_image_is_in_one_part(folder: Path) -> None:
     assert seen == given
     assert np.array_equal(test.pixels, images(60, seed=60)[0]) and np.array_equal(test.labels, images(60, seed=60)[1])
 
-    assert torch.equal(Digits(str(folder), 50, 1).val.pixels, data.val.pixels)
-    assert not torch.equal(Digits(str(folder), 50, 2).val.pixels, data.val.pixels)
+    assert torch.equal(ready(Digits(str(folder), 50, 1)).val.pixels, data.val.pixels)
+    assert not torch.equal(ready(Digits(str(folder), 50, 2)).val.pixels, data.val.pixels)
 
 
 # The model
