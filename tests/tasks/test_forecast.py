@@ -20,8 +20,9 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError, list_cells
-from rnnzoo.tasks.forecast import Forecast, Windows
+from rnnzoo.tasks.forecast import Forecast
 from rnnzoo.tasks.series import Series, mackey_glass
+from rnnzoo.tasks.windows import Windows
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "series"
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
@@ -36,7 +37,7 @@ def windows(values: Any, targets: list[str] | None = None, **options: Any) -> Wi
         "window": 5, "horizon": 3, "stride": 1, "missing": "refuse", "scaling": "none", "season": None,
         "val_fraction": 0.2, "test_fraction": 0.2, "batch_size": 4, "seed": 1,
     }  # fmt: skip
-    with patch("rnnzoo.tasks.forecast.read_csv", lambda *_: series):
+    with patch("rnnzoo.tasks.windows.read_csv", lambda *_: series):
         return ready(Windows(data="file.csv", date=None, columns=None, targets=targets, **(task | options)))
 
 
@@ -186,7 +187,7 @@ def test_the_linear_autoregression_is_least_squares() -> None:
     x, y = (part.double() for part in data.windows_at(data.train))
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.train), 1))], 1)
     weights = np.linalg.lstsq(features, y[:, :, 0].T.numpy(), rcond=None)[0]
-    with patch("rnnzoo.tasks.forecast.PENALTIES", (0.0,)):
+    with patch("rnnzoo.tasks.windows.PENALTIES", (0.0,)):
         found = data.baselines(data.val)["linear"]
     x, _ = data.windows_at(data.val)
     features = np.concatenate([x.transpose(0, 1).flatten(1), np.ones((len(data.val), 1))], 1)
