@@ -8,15 +8,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args, get_origin, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, get_args, get_origin, overload
 
 import torch
 from torch import Tensor, nn
 
 from rnnzoo.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from rnnzoo.options import Modifier
 
 Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
 """Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or the name of a hyperparameter or
@@ -179,6 +176,27 @@ class Hyperparameter(NamedTuple):
         return self.type(value)
 
 
+class Modifier(Protocol):
+    """Runs a cell's `step` in a changed way, on numbers of its own beside the input's features.
+
+    It can be hashed and compared, so that a compiled step serves all cells that are changed alike.
+    """
+
+    @property
+    def width(self) -> int:
+        """Features that it adds to the input in training."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the cell's parameters that it reads and `step` does not."""
+
+    def with_masks(self, x: Tensor) -> Tensor:
+        """x [T, B, I] with what all time steps of a training run need beside it: [T, B, I + width]."""
+
+    def __call__(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One step, from x [B, I] or [B, I + width] and all states to the new states."""
+
+
 class Cell(nn.Module):
     """A recurrent cell. Subclasses declare parameters and hyperparameters and write `step`; all else is derived.
 
@@ -200,7 +218,7 @@ class Cell(nn.Module):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     modifier: Modifier | None = None
-    """Runs `step` with layer norm, recurrent dropout or zoneout."""
+    """Runs `step` in a changed way, as `rnnzoo.options` does with layer norm, recurrent dropout or zoneout."""
 
     step: Callable[..., Any]
 

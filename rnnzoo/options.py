@@ -49,7 +49,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Modifier:
-    """Runs a cell's `step` with layer norm, recurrent dropout and zoneout.
+    """Runs a cell's `step` with layer norm, recurrent dropout and zoneout; a `rnnzoo.cell.Modifier`.
 
     In training the random masks of all time steps come in beside the input's features, so that every engine can run
     the step as it would run any other.
@@ -80,6 +80,11 @@ class Modifier:
     def width(self) -> int:
         """Features that the masks add to the input in training."""
         return sum(self.dropped) + sum(self.frozen)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The gains, if there are any."""
+        return (GAIN,) if self.normed else ()
 
     def with_masks(self, x: Tensor) -> Tensor:
         """x [T, B, I] with masks drawn beside it: [T, B, I + width]."""

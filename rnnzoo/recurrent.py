@@ -19,9 +19,10 @@ from rnnzoo import engine as engines
 from rnnzoo import registry
 from rnnzoo.cell import RESERVED, Cell
 from rnnzoo.engine import native
-from rnnzoo.engine.stepping import Stepper
+from rnnzoo.engine.stepping import Frozen
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.options import initialise, modify
+from rnnzoo.sequences import check_lengths, extend, reverse
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch. States whose
@@ -238,13 +239,13 @@ class Recurrent(nn.Module):
         finals = []
         for layer in range(self.num_layers):
             if lengths is not None:
-                x = _extend(x, lengths)
+                x = extend(x, lengths)
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                source = _reverse(x, lengths) if direction else x
+                source = reverse(x, lengths) if direction else x
                 output, final = self._over_time(self._cell(index), source, states[index], lengths)
-                outputs.append(_reverse(output, lengths) if direction else output)
+                outputs.append(reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
         return x, self._join(finals)
@@ -294,12 +295,7 @@ class Recurrent(nn.Module):
             raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
 
     def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
-        lengths = torch.as_tensor(lengths)
-        if lengths.shape != x.shape[1:2] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise UserError(f"lengths must be {x.shape[1]} integers, one a sequence, not {lengths.tolist()}")
-        if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[0]:
-            raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
-        return lengths.to(x.device, torch.int64)
+        return check_lengths(lengths, *x.shape[:2]).to(x.device)
 
     def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
         """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
@@ -342,6 +338,36 @@ class Recurrent(nn.Module):
         return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
+class Stepper:
+    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
+
+    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
+        self._layer, self._first, self._known = layer, state, known
+        self._cells = [
+            Frozen(layer._cell(index), layer.engine, None if index else known) for index in range(len(layer.cells))
+        ]
+        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
+        self._states: list[tuple[Tensor, ...]] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
+        given = x
+        if self._known is not None and (self._states is None or self._needed):
+            x = self._known[x]
+        if self._states is None:
+            self._states = self._layer._split(self._first, x)
+        for index, frozen in enumerate(self._cells):
+            self._states[index] = after = frozen(x if index else given, *self._states[index])
+            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
+        return x
+
+    @property
+    def state(self) -> State | None:
+        """The state after the last step, as the layer takes and returns it."""
+        return self._first if self._states is None else self._layer._join(self._states)
+
+
 def _widest(states: Sequence[Tensor]) -> tuple[int, ...]:
     """The shape of the largest: a state as wide as its layer's input differs from layer to layer."""
     return tuple(map(max, zip(*(s.shape for s in states))))
@@ -350,26 +376,3 @@ def _widest(states: Sequence[Tensor]) -> tuple[int, ...]:
 def _pad(state: Tensor, width: int) -> Tensor:
     """The state with zeros after its features, up to this many."""
     return state if state.shape[-1] == width else F.pad(state, (0, width - state.shape[-1]))
-
-
-def _extend(x: Tensor, lengths: Tensor) -> Tensor:
-    """x [T, B, ...] with each sequence's last real step in place of its padding.
-
-    What stands in the padding, NaN included, must reach no gradient, and a cell may be undefined at zero.
-    """
-    t = torch.arange(x.shape[0], device=x.device)[:, None]  # not len(x), which a graph for export would freeze
-    return _pick(x, t.clamp(max=lengths - 1))
-
-
-def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse x [T, B, ...] in time, each sequence within its own length."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(x.shape[0], device=x.device)[:, None]  # [T, 1]
-    return _pick(x, torch.where(t < lengths, lengths - 1 - t, t))
-
-
-def _pick(x: Tensor, t: Tensor) -> Tensor:
-    """x [T, B, ...] at the time steps t [T, B]. Whole rows are copied, which takes a quarter of a gather's time."""
-    rows = t * x.shape[1] + torch.arange(x.shape[1], device=x.device)
-    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, x.shape[:2])

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
 from rnnzoo.errors import UserError
-from rnnzoo.options import GAIN
 
 aten = torch.ops.aten
 
@@ -149,7 +148,7 @@ def author(cell: Cell) -> type[Cell]:
 
 def effective(cell: Cell) -> dict[str, Tensor]:
     """The tensors that step sees, by name: parameters, also tied, pruned or parametrized, and buffers."""
-    names = [*cell.weights, *({GAIN} & cell._parameters.keys())]
+    names = [*cell.weights, *(cell.modifier.reads if cell.modifier else ())]
     return {name: getattr(cell, name) for name in names} | dict(cell.named_buffers(recurse=False))
 
 
