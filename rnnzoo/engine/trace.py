@@ -63,7 +63,10 @@ class Tracer:
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+        for node in graph.find_nodes(op="call_function", target=aten.select.int):
+            node.args = (*args_of(node)[:2], *_from_the_front(node))
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+            node.args = (*args_of(node)[:2], *_from_the_front(node), *args_of(node)[4:])
             if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
                 node.replace_all_uses_with(args_of(node)[0])
         return graph
@@ -75,6 +78,13 @@ class Tracer:
         with self.mode, torch._C._DisableAutocast():
             node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
         return node
+
+
+def _from_the_front(node: fx.Node) -> list[Any]:
+    """The positions that a slice or a selection names, counted from the front also where it counts from the end."""
+    operand, dim, *positions = args_of(node)
+    size = operand.meta["val"].shape[dim]
+    return [max(size + k, 0) if isinstance(k, int) and k < 0 else k for k in positions[:2]]
 
 
 class _Strict(TorchFunctionMode):
