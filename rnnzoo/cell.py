@@ -182,19 +182,21 @@ class Modifier(Protocol):
     It can be hashed and compared, so that a compiled step serves all cells that are changed alike.
     """
 
-    @property
-    def width(self) -> int:
-        """Features that it adds to the input in training."""
+    def width(self, training: bool) -> int:
+        """Features that it has beside the input's, in training or in evaluation."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of the cell's parameters that it reads and `step` does not."""
 
-    def with_masks(self, x: Tensor) -> Tensor:
-        """x [T, B, I] with what all time steps of a training run need beside it: [T, B, I + width]."""
-
     def __call__(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step, from x [B, I] or [B, I + width] and all states to the new states."""
+        """One step, from x [B, I + width] and all states to the new states."""
+
+
+def plain_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The cell's step as it is written, its new states always in a tuple."""
+    new = cell.step(x, *state)
+    return new if isinstance(new, tuple) else (new,)
 
 
 class Cell(nn.Module):
@@ -218,7 +220,7 @@ class Cell(nn.Module):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     modifier: Modifier | None = None
-    """Runs `step` in a changed way, as `rnnzoo.options` does with layer norm, recurrent dropout or zoneout."""
+    """Runs `step` in a changed way: see `rnnzoo.options` and `rnnzoo.resets`."""
 
     step: Callable[..., Any]
 
@@ -270,8 +272,8 @@ class Cell(nn.Module):
 
     @property
     def features(self) -> int:
-        """Features of x as `forward` gets it: I, and in training the modifier's masks beside them."""
-        return self.input_size + (self.modifier.width if self.modifier and self.training else 0)
+        """Features of x as `forward` gets it: I, and what the modifier has beside them."""
+        return self.input_size + (self.modifier.width(self.training) if self.modifier else 0)
 
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each state after the batch: (H,) unless a `State` says otherwise."""
@@ -290,10 +292,7 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """One step, from x [B, I] and all states to the tuple of new states."""
-        if self.modifier is not None:
-            return self.modifier(self, x, state)
-        new = self.step(x, *state)
-        return new if isinstance(new, tuple) else (new,)
+        return plain_step(self, x, state) if self.modifier is None else self.modifier(self, x, state)
 
     def extra_repr(self) -> str:
         chosen = "".join(f", {name}={getattr(self, name)!r}" for name in self.hyperparameters)

@@ -92,8 +92,10 @@ class _Looping(Recurrent):
     """Each cell's plan, and what it computes from the weights: for the products of the input, and for the loop."""
 
     def _over_time(
-        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if resets is not None:
+            raise UserError("a file's loop knows no resets")
         made, outer, shared = self.ready[cell]
         steps, batch, features = x.shape
         rows = x.reshape(steps * batch, features)

@@ -16,12 +16,12 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from rnnzoo import engine as engines
-from rnnzoo import registry
-from rnnzoo.cell import RESERVED, Cell
-from rnnzoo.engine import native
+from rnnzoo import registry, torch_nn
+from rnnzoo.cell import Cell
 from rnnzoo.engine.stepping import Frozen
-from rnnzoo.errors import UserError, nearest
-from rnnzoo.options import initialise, modify
+from rnnzoo.errors import UserError
+from rnnzoo.options import Modifier, initialise, modify
+from rnnzoo.resets import backwards, check_resets, resetting
 from rnnzoo.sequences import check_lengths, extend, reverse
 
 State: TypeAlias = "Tensor | tuple[Tensor, ...]"
@@ -105,9 +105,7 @@ class Recurrent(nn.Module):
         kind = registry.get(cell) if isinstance(cell, str) else cell
         if not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
-        for key in hyperparameters.keys() - kind.hyperparameters.keys():
-            hint = nearest(key, [*kind.hyperparameters, *RESERVED])
-            raise UserError(f"{kind.__name__} has no hyperparameter {key!r}; {hint}")
+        hyperparameters = torch_nn.hyperparameters(kind, hyperparameters)
         directions = 2 if bidirectional else 1
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -140,7 +138,11 @@ class Recurrent(nn.Module):
         engines.check(engine, self._cell(0))
 
     def forward(
-        self, input: Tensor | PackedSequence, state: State | None = None, lengths: Tensor | list[int] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        state: State | None = None,
+        lengths: Tensor | list[int] | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run over whole sequences.
 
@@ -148,12 +150,21 @@ class Recurrent(nn.Module):
             input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for a single sequence, or a `PackedSequence`.
             state: the initial state; zero if left out.
             lengths: [B], how many steps of each padded sequence are real; outputs past them are zero.
+            resets: truth values, shaped as the input without its features: before which steps a sequence starts anew
+                from the initial state, zero or learned. Nothing passes from one such part of a sequence to the next,
+                no gradient either, nor, in the backward direction of a bidirectional layer, from the next to the one
+                before. A given state is thus that of the first part, backwards of the last, and is not used where the
+                first step is reset; the state returned is that of the last part, backwards of the first.
 
         Returns the output, shaped as the input with D·H features, and the state at each sequence's end.
+
+        Raises `UserError` for shapes that do not fit, and for resets with `engine="native"`, whose kernels know none.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise UserError("a PackedSequence knows its lengths; leave lengths out")
+            if resets is not None:
+                raise UserError("resets need a padded input; give its lengths in place of a PackedSequence")
             return self._forward_packed(input, state)
         self._check_features(input, (2, 3), "3 dimensions (2 for one sequence)")
         unbatched = input.dim() == 2
@@ -161,7 +172,12 @@ class Recurrent(nn.Module):
         if unbatched and state is not None:
             state = state.unsqueeze(1) if isinstance(state, Tensor) else tuple(s.unsqueeze(1) for s in state)
 
-        output, state = self._run(x, state, None if lengths is None else self._check_lengths(lengths, x))
+        if resets is not None:
+            check_resets(resets, input.shape[:-1])
+            resets = resets.to(x.device)
+            resets = resets[:, None] if unbatched else resets.T if self.batch_first else resets
+        lengths = None if lengths is None else self._check_lengths(lengths, x)
+        output, state = self._run(x, state, lengths, resets)
 
         if unbatched:
             state = state.squeeze(1) if isinstance(state, Tensor) else tuple(s.squeeze(1) for s in state)
@@ -205,34 +221,23 @@ class Recurrent(nn.Module):
 
         Raises `UserError` when the cell is not torch's, or the state dict does not fit.
         """
-        mine = self.torch_state_dict()
-        wrong = set(mine.keys() ^ state_dict.keys())
-        wrong |= {key for key in mine.keys() & state_dict.keys() if mine[key].shape != state_dict[key].shape}
-        if wrong:
-            raise UserError(f"torch weights do not fit this layer: {', '.join(sorted(wrong))}")
-        for index in range(len(self.cells)):
-            native.from_torch(self._cell(index), *(state_dict[name] for name in self._torch_names(index)))
+        self._check_torch()
+        torch_nn.load(self._cells(), 2 if self.bidirectional else 1, state_dict)
 
     def torch_state_dict(self) -> dict[str, Tensor]:
         """The weights as the state dict of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape.
 
         Raises `UserError` when the cell is not torch's.
         """
-        reason = native.refuses(self._cell(0))
-        if self.projections or self.residual:
-            reason = "torch's layers have no projection of the output and no residual connections"
-        if reason:
-            raise UserError(f"no torch weights for this layer: {reason}")
-        exported: dict[str, Tensor] = {}
-        for index in range(len(self.cells)):
-            tensors = native.to_torch(self._cell(index))
-            exported.update(zip(self._torch_names(index), (t.detach() for t in tensors)))
-        return exported
+        self._check_torch()
+        return torch_nn.weights(self._cells(), 2 if self.bidirectional else 1)
 
     def extra_repr(self) -> str:
         return f"engine={self.engine}"
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """x [T, B, I] to the output [T, B, D·H] and the state."""
         directions = 2 if self.bidirectional else 1
         states = self._split(state, x[0])
@@ -244,17 +249,21 @@ class Recurrent(nn.Module):
             for direction in range(directions):
                 index = layer * directions + direction
                 source = reverse(x, lengths) if direction else x
-                output, final = self._over_time(self._cell(index), source, states[index], lengths)
+                anew = backwards(resets, lengths) if direction and resets is not None else resets
+                output, final = self._over_time(self._cell(index), source, states[index], lengths, anew)
                 outputs.append(reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
         return x, self._join(finals)
 
     def _over_time(
-        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
         x = self._with_masks(cell, x)
+        if resets is not None:
+            cell, x = resetting(cell), torch.cat([x, resets[..., None].to(x.dtype)], -1)
+            engines.check(self.engine, cell)
         self._steps += len(x)
         steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
@@ -317,7 +326,7 @@ class Recurrent(nn.Module):
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
         """x [T, B, I] with what the cell's modifier needs beside it in training."""
-        return cell.modifier.with_masks(x) if cell.modifier and self.training else x
+        return cell.modifier.with_masks(x) if isinstance(cell.modifier, Modifier) and self.training else x
 
     def _finish(self, x: Tensor, output: Tensor, layer: int) -> Tensor:
         """A layer's output from its input x and what its cells gave."""
@@ -332,10 +341,15 @@ class Recurrent(nn.Module):
         assert isinstance(cell, Cell)
         return cell
 
-    def _torch_names(self, index: int) -> list[str]:
-        directions = 2 if self.bidirectional else 1
-        suffix = f"_l{index // directions}" + ("_reverse" if index % directions else "")
-        return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    def _cells(self) -> list[Cell]:
+        return [self._cell(index) for index in range(len(self.cells))]
+
+    def _check_torch(self) -> None:
+        if self.projections or self.residual:
+            raise UserError(
+                "no torch weights for this layer: torch's layers have no projection of the output and no residual "
+                "connections"
+            )
 
 
 class Stepper:

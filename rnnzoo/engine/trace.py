@@ -114,6 +114,8 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
     try:
         fakes = [tracer.fixed(w) for w in weights.values()]
         graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
+        if tracer.mode.shape_env and tracer.mode.shape_env.replacements:
+            raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
