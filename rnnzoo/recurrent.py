@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,9 @@ from rnnzoo.errors import UserError
 from rnnzoo.options import Modifier, initialise, modify
 from rnnzoo.resets import backwards, check_resets, resetting
 from rnnzoo.sequences import check_lengths, extend, reverse
+from rnnzoo.states import State, join, split
 
-State: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch. States whose
-widths differ between layers are padded with zeros to the widest."""
+__all__ = ["Recurrent", "State", "Stepper"]
 
 
 class Recurrent(nn.Module):
@@ -35,7 +34,7 @@ class Recurrent(nn.Module):
     Args:
         cell: a registered name or a `Cell` class.
         input_size: features of the input, I.
-        hidden_size: features of the state, H.
+        hidden_size: features of the state, H, or a list of them, one a layer.
         num_layers: stacked layers, L; each takes the output of the one below.
         bidirectional: run each layer in both directions and concatenate the outputs.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
@@ -52,7 +51,10 @@ class Recurrent(nn.Module):
         checkpoint_every: keep only the states of every so many time steps for the backward pass, and compute what
             lies between again: a third more time, little memory. 0 keeps all.
         engine: how the cells are run: `auto`, or a name from `rnnzoo.engine`.
-        hyperparameters: the cell's own, by name.
+        hyperparameters: the cell's own, by name. `bias=True` and others of torch's keywords that ask for nothing more
+            are taken too.
+
+    `hidden_sizes` are those of all layers, `hidden_size` is that of the last.
 
     `expected_calls`, to be set by whoever knows how often the layer will run, lets `engine="auto"` compile at once or
     not at all; otherwise it compiles when the layer has run so long that compiling would have paid back. `engine_used`
@@ -68,7 +70,7 @@ class Recurrent(nn.Module):
         self,
         cell: str | type[Cell],
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bidirectional: bool = False,
         batch_first: bool = False,
@@ -108,23 +110,24 @@ class Recurrent(nn.Module):
         hyperparameters = torch_nn.hyperparameters(kind, hyperparameters)
         directions = 2 if bidirectional else 1
         self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.hidden_sizes = _sizes(hidden_size, num_layers)
+        self.hidden_size = self.hidden_sizes[-1]
         self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.batch_first = batch_first
         self.dropout = dropout
         self.residual = residual
         self.cells = nn.ModuleList()
-        self.projections = nn.ModuleList()
+        self.projections = nn.ModuleList() if projection else None
         features = [input_size]
-        for _ in range(num_layers):
+        for size in self.hidden_sizes:
             for _ in range(directions):
-                made = kind(features[-1], hidden_size, **hyperparameters)
+                made = kind(features[-1], size, **hyperparameters)
                 initialise(made, initializer, forget_bias, chrono)
                 modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
                 self.cells.append(made)
             features.append(directions * made.output_size)
-            if projection:
+            if self.projections is not None:
                 self.projections.append(nn.Linear(features[-1], projection))
                 features[-1] = projection
         if residual and all(before != after for before, after in pairwise(features)):
@@ -169,6 +172,8 @@ class Recurrent(nn.Module):
         self._check_features(input, (2, 3), "3 dimensions (2 for one sequence)")
         unbatched = input.dim() == 2
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0:
+            raise UserError(f"input of shape {list(input.shape)} holds no time step")
         if unbatched and state is not None:
             state = state.unsqueeze(1) if isinstance(state, Tensor) else tuple(s.unsqueeze(1) for s in state)
 
@@ -192,14 +197,14 @@ class Recurrent(nn.Module):
         if self.bidirectional:
             raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
         self._check_features(x, (2,), "2 dimensions, batch first")
-        states = self._split(state, x)
+        states = split(self._cells(), state, x)
         finals = []
         for index, before in enumerate(states):
             cell = self._cell(index)
             after = cell(self._with_masks(cell, x[None])[0], *before)
             finals.append(after)
             x = self._finish(x, cell.readout(x, *after), index)
-        return x, self._join(finals)
+        return x, join(finals)
 
     def stepper(self, state: State | None = None, known: Tensor | None = None) -> Stepper:
         """`step` made fast for a trained layer: its weights are taken as they are now, and no gradients are kept.
@@ -232,6 +237,13 @@ class Recurrent(nn.Module):
         self._check_torch()
         return torch_nn.weights(self._cells(), 2 if self.bidirectional else 1)
 
+    def flatten_parameters(self) -> None:
+        """Does nothing, as there is nothing to do; programs written for torch's layers call it."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        torch_nn.refuse(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def extra_repr(self) -> str:
         return f"engine={self.engine}"
 
@@ -240,7 +252,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, State]:
         """x [T, B, I] to the output [T, B, D·H] and the state."""
         directions = 2 if self.bidirectional else 1
-        states = self._split(state, x[0])
+        states = split(self._cells(), state, x[0])
         finals = []
         for layer in range(self.num_layers):
             if lengths is not None:
@@ -254,7 +266,7 @@ class Recurrent(nn.Module):
                 outputs.append(reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
-        return x, self._join(finals)
+        return x, join(finals)
 
     def _over_time(
         self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
@@ -300,29 +312,9 @@ class Recurrent(nn.Module):
     def _check_features(self, input: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
         if input.dim() not in dimensions or input.shape[-1] != self.input_size:
             raise UserError(f"input must have {wanted} and {self.input_size} features, not shape {list(input.shape)}")
-        if input.numel() == 0:
-            raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
 
     def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
         return check_lengths(lengths, *x.shape[:2]).to(x.device)
-
-    def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
-        zero = [self._cell(index).initial_state(x) for index in range(len(self.cells))]
-        if state is None:
-            return zero
-        tensors = (state,) if isinstance(state, Tensor) else tuple(state)
-        expected = [(len(zero), *_widest(of_cells)) for of_cells in zip(*zero)]
-        if [tuple(t.shape) for t in tensors] != expected:
-            names = self._cell(0).state_names
-            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, expected))
-            raise UserError(f"the state must be {wanted}, not {', '.join(str(list(t.shape)) for t in tensors)}")
-        of_cells = zip(*(t.unbind(0) for t in tensors))
-        return [tuple(s[..., : z.shape[-1]] for s, z in zip(*both)) for both in zip(of_cells, zero)]
-
-    def _join(self, finals: list[tuple[Tensor, ...]]) -> State:
-        tensors = tuple(torch.stack([_pad(s, _widest(of_cells)[-1]) for s in of_cells]) for of_cells in zip(*finals))
-        return tensors[0] if len(tensors) == 1 else tensors
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
         """x [T, B, I] with what the cell's modifier needs beside it in training."""
@@ -330,7 +322,7 @@ class Recurrent(nn.Module):
 
     def _finish(self, x: Tensor, output: Tensor, layer: int) -> Tensor:
         """A layer's output from its input x and what its cells gave."""
-        if self.projections:
+        if self.projections is not None:
             output = self.projections[layer](output)
         if layer < self.num_layers - 1:
             output = F.dropout(output, self.dropout, self.training)
@@ -345,7 +337,7 @@ class Recurrent(nn.Module):
         return [self._cell(index) for index in range(len(self.cells))]
 
     def _check_torch(self) -> None:
-        if self.projections or self.residual:
+        if self.projections is not None or self.residual:
             raise UserError(
                 "no torch weights for this layer: torch's layers have no projection of the output and no residual "
                 "connections"
@@ -370,7 +362,7 @@ class Stepper:
         if self._known is not None and (self._states is None or self._needed):
             x = self._known[x]
         if self._states is None:
-            self._states = self._layer._split(self._first, x)
+            self._states = split(self._layer._cells(), self._first, x)
         for index, frozen in enumerate(self._cells):
             self._states[index] = after = frozen(x if index else given, *self._states[index])
             x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
@@ -379,14 +371,14 @@ class Stepper:
     @property
     def state(self) -> State | None:
         """The state after the last step, as the layer takes and returns it."""
-        return self._first if self._states is None else self._layer._join(self._states)
+        return self._first if self._states is None else join(self._states)
 
 
-def _widest(states: Sequence[Tensor]) -> tuple[int, ...]:
-    """The shape of the largest: a state as wide as its layer's input differs from layer to layer."""
-    return tuple(map(max, zip(*(s.shape for s in states))))
-
-
-def _pad(state: Tensor, width: int) -> Tensor:
-    """The state with zeros after its features, up to this many."""
-    return state if state.shape[-1] == width else F.pad(state, (0, width - state.shape[-1]))
+def _sizes(hidden_size: Any, layers: int) -> tuple[int, ...]:
+    """The hidden size of each layer."""
+    sizes = tuple(hidden_size) if isinstance(hidden_size, (list, tuple)) else (hidden_size,) * layers
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise UserError(f"hidden_size must be a positive integer, or a list of one a layer, not {hidden_size!r}")
+    if len(sizes) != layers:
+        raise UserError(f"hidden_size={hidden_size!r}: {len(sizes)} sizes for {layers} layers; say num_layers too")
+    return sizes

@@ -14,6 +14,8 @@ from rnnzoo.errors import UserError
 def check_lengths(lengths: Tensor | list[int], steps: int, batch: int) -> Tensor:
     """The lengths [B] as int64. Raises `UserError` when they are not `batch` integers between 1 and `steps`."""
     lengths = torch.as_tensor(lengths)
+    if batch == 0 and lengths.shape == (0,):  # which from a list is of no integer type
+        return lengths.to(torch.int64)
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise UserError(f"lengths must be {batch} integers, one a sequence, not {lengths.tolist()}")
     if not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:

@@ -45,8 +45,8 @@ def weights(cells: Sequence[Cell], directions: int) -> dict[str, Tensor]:
     Raises `UserError` when the cell is not torch's, and where layers are of different sizes.
     """
     reason = native.refuses(cells[0])
-    if len({cell.hidden_size for cell in cells}) > 1:
-        reason = "torch's layers have one hidden size for all"
+    if len(sizes := {cell.hidden_size for cell in cells}) > 1:
+        reason = f"torch's layers have one hidden size for all, not {sorted(sizes)}"
     if reason:
         raise UserError(f"no torch weights for this layer: {reason}")
     found: dict[str, Tensor] = {}

@@ -164,7 +164,8 @@ def register_models(cells: str | None) -> None:
     for key, parameter in inspect.signature(Recurrent, eval_str=True).parameters.items():
         if key not in ("cell", "input_size", "batch_first", "engine", "hyperparameters"):
             default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
-            common.append((key, parameter.annotation, field(default=default)))
+            kind = Any if key == "hidden_size" else parameter.annotation  # a number or a list, which the layer checks
+            common.append((key, kind, field(default=default)))
     for name in registry.list_cells():
         kind = registry.get(name)
         if _stored.get(name) is not kind:

@@ -16,8 +16,8 @@ ABOVE = {"hydra", "omegaconf", "pytorch_lightning", "lightning", "tasks", "train
 """What is built on rnnzoo, or needed only by what is."""
 
 RANK = {
-    "errors": 0, "sequences": 1, "cell": 1, "registry": 2, "cells": 3, "options": 3, "resets": 3, "engine": 4,
-    "torch_nn": 5, "recurrent": 6,
+    "errors": 0, "sequences": 1, "cell": 1, "registry": 2, "cells": 3, "options": 3, "resets": 3, "states": 3,
+    "engine": 4, "torch_nn": 5, "recurrent": 6,
 }  # fmt: skip
 """Each part of rnnzoo imports only parts of lower rank, and itself; parts not named here may import all of these."""
 

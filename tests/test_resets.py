@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 from rnnzoo import Cell, InputWeight, Recurrent, RecurrentWeight, UserError, list_cells
 from rnnzoo.engine import serial, steps
 from rnnzoo.export import FORMS, export
+from rnnzoo.states import join, split
 
 T, B, I, H = 9, 4, 3, 5  # noqa: E741  I is the input size everywhere in this project
 
@@ -74,7 +75,7 @@ def random_state(layer: Recurrent) -> list[Tensor]:
 
 def in_parts(layer: Recurrent, x: Tensor, state: Any, lengths: Any, resets: Tensor) -> tuple[Tensor, Any]:
     """What the layer gives without resets on each part of each sequence."""
-    given, initial = layer._split(state, x[0]), layer._split(None, x[0])
+    given, initial = split(layer._cells(), state, x[0]), split(layer._cells(), None, x[0])
     directions = 2 if layer.bidirectional else 1
     outputs, finals = [], []
     for b in range(B):
@@ -85,14 +86,14 @@ def in_parts(layer: Recurrent, x: Tensor, state: Any, lengths: Any, resets: Tens
             carried = [stop == length if i % directions else k == 0 and not resets[0, b] for i in range(len(given))]
             begin = [g if c else s for g, s, c in zip(given, initial, carried)]
             begin = [tuple(s[b : b + 1] for s in states) for states in begin]
-            output, final = layer(x[start:stop, b : b + 1], layer._join(begin))
+            output, final = layer(x[start:stop, b : b + 1], join(begin))
             pieces.append(output)
-            ends.append(layer._split(final, x[0, :1]))
+            ends.append(split(layer._cells(), final, x[0, :1]))
         pieces.append(torch.zeros(T - length, 1, layer.output_size, dtype=x.dtype))
         outputs.append(torch.cat(pieces))
         finals.append([ends[0 if i % directions else -1][i] for i in range(len(given))])
     joined = [tuple(torch.cat(rows) for rows in zip(*of_cell)) for of_cell in zip(*finals)]
-    return torch.cat(outputs, 1), layer._join(joined)
+    return torch.cat(outputs, 1), join(joined)
 
 
 def results(run: Any, layer: Recurrent, x: Tensor, states: list[Tensor], lengths: Any, resets: Tensor) -> Any:
