@@ -8,15 +8,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args, get_origin, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, get_args, get_origin, overload
 
 import torch
 from torch import Tensor, nn
 
 from rnnzoo.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from rnnzoo.options import Modifier
 
 Initializer: TypeAlias = "Callable[[Tensor], object] | float | str"
 """Fills a parameter in place: a function (`torch.nn.init.orthogonal_`), a constant, or the name of a hyperparameter or
@@ -179,6 +176,29 @@ class Hyperparameter(NamedTuple):
         return self.type(value)
 
 
+class Modifier(Protocol):
+    """Runs a cell's `step` in a changed way, on numbers of its own beside the input's features.
+
+    It can be hashed and compared, so that a compiled step serves all cells that are changed alike.
+    """
+
+    def width(self, training: bool) -> int:
+        """Features that it has beside the input's, in training or in evaluation."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the cell's parameters that it reads and `step` does not."""
+
+    def __call__(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One step, from x [B, I + width] and all states to the new states."""
+
+
+def plain_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The cell's step as it is written, its new states always in a tuple."""
+    new = cell.step(x, *state)
+    return new if isinstance(new, tuple) else (new,)
+
+
 class Cell(nn.Module):
     """A recurrent cell. Subclasses declare parameters and hyperparameters and write `step`; all else is derived.
 
@@ -200,7 +220,7 @@ class Cell(nn.Module):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     modifier: Modifier | None = None
-    """Runs `step` with layer norm, recurrent dropout or zoneout."""
+    """Runs `step` in a changed way: see `rnnzoo.options` and `rnnzoo.resets`."""
 
     step: Callable[..., Any]
 
@@ -252,8 +272,8 @@ class Cell(nn.Module):
 
     @property
     def features(self) -> int:
-        """Features of x as `forward` gets it: I, and in training the modifier's masks beside them."""
-        return self.input_size + (self.modifier.width if self.modifier and self.training else 0)
+        """Features of x as `forward` gets it: I, and what the modifier has beside them."""
+        return self.input_size + (self.modifier.width(self.training) if self.modifier else 0)
 
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each state after the batch: (H,) unless a `State` says otherwise."""
@@ -272,10 +292,7 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """One step, from x [B, I] and all states to the tuple of new states."""
-        if self.modifier is not None:
-            return self.modifier(self, x, state)
-        new = self.step(x, *state)
-        return new if isinstance(new, tuple) else (new,)
+        return plain_step(self, x, state) if self.modifier is None else self.modifier(self, x, state)
 
     def extra_repr(self) -> str:
         chosen = "".join(f", {name}={getattr(self, name)!r}" for name in self.hyperparameters)

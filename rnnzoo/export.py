@@ -29,6 +29,7 @@ from rnnzoo.engine.plan import ADD, MUL, SUB, Plan, plan
 from rnnzoo.engine.trace import effective, inputs, module, sample
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.recurrent import Recurrent
+from rnnzoo.states import join, split
 
 Run: TypeAlias = "Callable[..., list[Tensor]]"
 """Takes what a model takes, and returns the tensors that it returns, one after another."""
@@ -92,8 +93,10 @@ class _Looping(Recurrent):
     """Each cell's plan, and what it computes from the weights: for the products of the input, and for the loop."""
 
     def _over_time(
-        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if resets is not None:
+            raise UserError("a file's loop knows no resets")
         made, outer, shared = self.ready[cell]
         steps, batch, features = x.shape
         rows = x.reshape(steps * batch, features)
@@ -207,7 +210,7 @@ def _trial(model: nn.Module, layer: Recurrent, steps: int, batch: int) -> _Trial
 def _beginning(layer: Recurrent) -> dict[str, str]:
     """Each state that sequences start from, if it is not zero: [L·D, ...] in JSON."""
     cell = layer._cell(0)
-    states = layer._join(layer._split(None, sample(cell).new_zeros(1, layer.input_size)))
+    states = join(split(layer._cells(), None, sample(cell).new_zeros(1, layer.input_size)))
     named = zip(cell.state_names, tree_leaves(states))
     return {f"initial_{name}": json.dumps(s[:, 0].tolist()) for name, s in named if s.any()}
 

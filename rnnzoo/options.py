@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rnnzoo.cell import Bias, Cell, InputWeight, RecurrentWeight
+from rnnzoo.cell import Bias, Cell, InputWeight, RecurrentWeight, plain_step
 from rnnzoo.errors import UserError, nearest
 
 GAIN = "norm_gain"
@@ -49,7 +49,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Modifier:
-    """Runs a cell's `step` with layer norm, recurrent dropout and zoneout.
+    """Runs a cell's `step` with layer norm, recurrent dropout and zoneout; a `rnnzoo.cell.Modifier`.
 
     In training the random masks of all time steps come in beside the input's features, so that every engine can run
     the step as it would run any other.
@@ -76,10 +76,14 @@ class Modifier:
         """The sizes of the states that zoneout acts on, one mask each."""
         return sorted(set(self.zoned)) if self.zoneout else []
 
+    def width(self, training: bool) -> int:
+        """Features of the masks, which there are in training only."""
+        return sum(self.dropped) + sum(self.frozen) if training else 0
+
     @property
-    def width(self) -> int:
-        """Features that the masks add to the input in training."""
-        return sum(self.dropped) + sum(self.frozen)
+    def reads(self) -> tuple[str, ...]:
+        """The gains, if there are any."""
+        return (GAIN,) if self.normed else ()
 
     def with_masks(self, x: Tensor) -> Tensor:
         """x [T, B, I] with masks drawn beside it: [T, B, I + width]."""
@@ -89,7 +93,7 @@ class Modifier:
         return torch.cat([x, kept, x.new_full((steps, batch, sum(self.frozen)), self.zoneout).bernoulli()], -1)
 
     def __call__(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step, from x [B, I] or [B, I + width] and all states to the new states."""
+        """One step, from x [B, I + width] and all states to the new states."""
         x, *masks = x.split(
             [cell.input_size, *((*self.dropped, *self.frozen) if x.shape[1] > cell.input_size else ())], 1
         )
@@ -105,8 +109,7 @@ class Modifier:
             return F.layer_norm(result, result.shape[1:], gain[k]) if k in gain else result
 
         with _Products(change) if self.layer_norm or dropped else nullcontext():
-            new = cell.step(x, *state)
-        new = new if isinstance(new, tuple) else (new,)
+            new = plain_step(cell, x, state)
         if not self.zoneout:
             return new
         return tuple(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,16 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from rnnzoo import engine as engines
-from rnnzoo import registry
-from rnnzoo.cell import RESERVED, Cell
-from rnnzoo.engine import native
-from rnnzoo.engine.stepping import Stepper
-from rnnzoo.errors import UserError, nearest
-from rnnzoo.options import initialise, modify
+from rnnzoo import registry, torch_nn
+from rnnzoo.cell import Cell
+from rnnzoo.engine.stepping import Frozen
+from rnnzoo.errors import UserError
+from rnnzoo.options import Modifier, initialise, modify
+from rnnzoo.resets import backwards, check_resets, resetting
+from rnnzoo.sequences import check_lengths, extend, reverse
+from rnnzoo.states import State, join, split
 
-State: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""A tensor [L·D, B, H] for cells with one state, a tuple of them for cells with several, as in torch. States whose
-widths differ between layers are padded with zeros to the widest."""
+__all__ = ["Recurrent", "State", "Stepper"]
 
 
 class Recurrent(nn.Module):
@@ -34,7 +34,7 @@ class Recurrent(nn.Module):
     Args:
         cell: a registered name or a `Cell` class.
         input_size: features of the input, I.
-        hidden_size: features of the state, H.
+        hidden_size: features of the state, H, or a list of them, one a layer.
         num_layers: stacked layers, L; each takes the output of the one below.
         bidirectional: run each layer in both directions and concatenate the outputs.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
@@ -51,7 +51,10 @@ class Recurrent(nn.Module):
         checkpoint_every: keep only the states of every so many time steps for the backward pass, and compute what
             lies between again: a third more time, little memory. 0 keeps all.
         engine: how the cells are run: `auto`, or a name from `rnnzoo.engine`.
-        hyperparameters: the cell's own, by name.
+        hyperparameters: the cell's own, by name. `bias=True` and others of torch's keywords that ask for nothing more
+            are taken too.
+
+    `hidden_sizes` are those of all layers, `hidden_size` is that of the last.
 
     `expected_calls`, to be set by whoever knows how often the layer will run, lets `engine="auto"` compile at once or
     not at all; otherwise it compiles when the layer has run so long that compiling would have paid back. `engine_used`
@@ -67,7 +70,7 @@ class Recurrent(nn.Module):
         self,
         cell: str | type[Cell],
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         num_layers: int = 1,
         bidirectional: bool = False,
         batch_first: bool = False,
@@ -104,28 +107,27 @@ class Recurrent(nn.Module):
         kind = registry.get(cell) if isinstance(cell, str) else cell
         if not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
-        for key in hyperparameters.keys() - kind.hyperparameters.keys():
-            hint = nearest(key, [*kind.hyperparameters, *RESERVED])
-            raise UserError(f"{kind.__name__} has no hyperparameter {key!r}; {hint}")
+        hyperparameters = torch_nn.hyperparameters(kind, hyperparameters)
         directions = 2 if bidirectional else 1
         self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.hidden_sizes = _sizes(hidden_size, num_layers)
+        self.hidden_size = self.hidden_sizes[-1]
         self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.batch_first = batch_first
         self.dropout = dropout
         self.residual = residual
         self.cells = nn.ModuleList()
-        self.projections = nn.ModuleList()
+        self.projections = nn.ModuleList() if projection else None
         features = [input_size]
-        for _ in range(num_layers):
+        for size in self.hidden_sizes:
             for _ in range(directions):
-                made = kind(features[-1], hidden_size, **hyperparameters)
+                made = kind(features[-1], size, **hyperparameters)
                 initialise(made, initializer, forget_bias, chrono)
                 modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
                 self.cells.append(made)
             features.append(directions * made.output_size)
-            if projection:
+            if self.projections is not None:
                 self.projections.append(nn.Linear(features[-1], projection))
                 features[-1] = projection
         if residual and all(before != after for before, after in pairwise(features)):
@@ -139,7 +141,11 @@ class Recurrent(nn.Module):
         engines.check(engine, self._cell(0))
 
     def forward(
-        self, input: Tensor | PackedSequence, state: State | None = None, lengths: Tensor | list[int] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        state: State | None = None,
+        lengths: Tensor | list[int] | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run over whole sequences.
 
@@ -147,20 +153,36 @@ class Recurrent(nn.Module):
             input: [T, B, I], [B, T, I] if `batch_first`, [T, I] for a single sequence, or a `PackedSequence`.
             state: the initial state; zero if left out.
             lengths: [B], how many steps of each padded sequence are real; outputs past them are zero.
+            resets: truth values, shaped as the input without its features: before which steps a sequence starts anew
+                from the initial state, zero or learned. Nothing passes from one such part of a sequence to the next,
+                no gradient either, nor, in the backward direction of a bidirectional layer, from the next to the one
+                before. A given state is thus that of the first part, backwards of the last, and is not used where the
+                first step is reset; the state returned is that of the last part, backwards of the first.
 
         Returns the output, shaped as the input with D·H features, and the state at each sequence's end.
+
+        Raises `UserError` for shapes that do not fit, and for resets with `engine="native"`, whose kernels know none.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise UserError("a PackedSequence knows its lengths; leave lengths out")
+            if resets is not None:
+                raise UserError("resets need a padded input; give its lengths in place of a PackedSequence")
             return self._forward_packed(input, state)
         self._check_features(input, (2, 3), "3 dimensions (2 for one sequence)")
         unbatched = input.dim() == 2
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0:
+            raise UserError(f"input of shape {list(input.shape)} holds no time step")
         if unbatched and state is not None:
             state = state.unsqueeze(1) if isinstance(state, Tensor) else tuple(s.unsqueeze(1) for s in state)
 
-        output, state = self._run(x, state, None if lengths is None else self._check_lengths(lengths, x))
+        if resets is not None:
+            check_resets(resets, input.shape[:-1])
+            resets = resets.to(x.device)
+            resets = resets[:, None] if unbatched else resets.T if self.batch_first else resets
+        lengths = None if lengths is None else self._check_lengths(lengths, x)
+        output, state = self._run(x, state, lengths, resets)
 
         if unbatched:
             state = state.squeeze(1) if isinstance(state, Tensor) else tuple(s.squeeze(1) for s in state)
@@ -175,14 +197,14 @@ class Recurrent(nn.Module):
         if self.bidirectional:
             raise UserError("a bidirectional layer cannot be stepped: it needs the whole sequence")
         self._check_features(x, (2,), "2 dimensions, batch first")
-        states = self._split(state, x)
+        states = split(self._cells(), state, x)
         finals = []
         for index, before in enumerate(states):
             cell = self._cell(index)
             after = cell(self._with_masks(cell, x[None])[0], *before)
             finals.append(after)
             x = self._finish(x, cell.readout(x, *after), index)
-        return x, self._join(finals)
+        return x, join(finals)
 
     def stepper(self, state: State | None = None, known: Tensor | None = None) -> Stepper:
         """`step` made fast for a trained layer: its weights are taken as they are now, and no gradients are kept.
@@ -204,56 +226,56 @@ class Recurrent(nn.Module):
 
         Raises `UserError` when the cell is not torch's, or the state dict does not fit.
         """
-        mine = self.torch_state_dict()
-        wrong = set(mine.keys() ^ state_dict.keys())
-        wrong |= {key for key in mine.keys() & state_dict.keys() if mine[key].shape != state_dict[key].shape}
-        if wrong:
-            raise UserError(f"torch weights do not fit this layer: {', '.join(sorted(wrong))}")
-        for index in range(len(self.cells)):
-            native.from_torch(self._cell(index), *(state_dict[name] for name in self._torch_names(index)))
+        self._check_torch()
+        torch_nn.load(self._cells(), 2 if self.bidirectional else 1, state_dict)
 
     def torch_state_dict(self) -> dict[str, Tensor]:
         """The weights as the state dict of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape.
 
         Raises `UserError` when the cell is not torch's.
         """
-        reason = native.refuses(self._cell(0))
-        if self.projections or self.residual:
-            reason = "torch's layers have no projection of the output and no residual connections"
-        if reason:
-            raise UserError(f"no torch weights for this layer: {reason}")
-        exported: dict[str, Tensor] = {}
-        for index in range(len(self.cells)):
-            tensors = native.to_torch(self._cell(index))
-            exported.update(zip(self._torch_names(index), (t.detach() for t in tensors)))
-        return exported
+        self._check_torch()
+        return torch_nn.weights(self._cells(), 2 if self.bidirectional else 1)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing, as there is nothing to do; programs written for torch's layers call it."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        torch_nn.refuse(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         return f"engine={self.engine}"
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """x [T, B, I] to the output [T, B, D·H] and the state."""
         directions = 2 if self.bidirectional else 1
-        states = self._split(state, x[0])
+        states = split(self._cells(), state, x[0])
         finals = []
         for layer in range(self.num_layers):
             if lengths is not None:
-                x = _extend(x, lengths)
+                x = extend(x, lengths)
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                source = _reverse(x, lengths) if direction else x
-                output, final = self._over_time(self._cell(index), source, states[index], lengths)
-                outputs.append(_reverse(output, lengths) if direction else output)
+                source = reverse(x, lengths) if direction else x
+                anew = backwards(resets, lengths) if direction and resets is not None else resets
+                output, final = self._over_time(self._cell(index), source, states[index], lengths, anew)
+                outputs.append(reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
-        return x, self._join(finals)
+        return x, join(finals)
 
     def _over_time(
-        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
         x = self._with_masks(cell, x)
+        if resets is not None:
+            cell, x = resetting(cell), torch.cat([x, resets[..., None].to(x.dtype)], -1)
+            engines.check(self.engine, cell)
         self._steps += len(x)
         steps = self._steps if self.expected_calls is None else self.expected_calls * engines.TYPICAL_LENGTH
 
@@ -290,42 +312,17 @@ class Recurrent(nn.Module):
     def _check_features(self, input: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
         if input.dim() not in dimensions or input.shape[-1] != self.input_size:
             raise UserError(f"input must have {wanted} and {self.input_size} features, not shape {list(input.shape)}")
-        if input.numel() == 0:
-            raise UserError(f"input of shape {list(input.shape)} holds no time step or no sequence")
 
     def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
-        lengths = torch.as_tensor(lengths)
-        if lengths.shape != x.shape[1:2] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise UserError(f"lengths must be {x.shape[1]} integers, one a sequence, not {lengths.tolist()}")
-        if not 1 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[0]:
-            raise UserError(f"lengths must lie between 1 and {x.shape[0]} steps, not {lengths.tolist()}")
-        return lengths.to(x.device, torch.int64)
-
-    def _split(self, state: State | None, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """The state as one tuple for each cell, zero if None; x [B, I] gives batch size, device and dtype."""
-        zero = [self._cell(index).initial_state(x) for index in range(len(self.cells))]
-        if state is None:
-            return zero
-        tensors = (state,) if isinstance(state, Tensor) else tuple(state)
-        expected = [(len(zero), *_widest(of_cells)) for of_cells in zip(*zero)]
-        if [tuple(t.shape) for t in tensors] != expected:
-            names = self._cell(0).state_names
-            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, expected))
-            raise UserError(f"the state must be {wanted}, not {', '.join(str(list(t.shape)) for t in tensors)}")
-        of_cells = zip(*(t.unbind(0) for t in tensors))
-        return [tuple(s[..., : z.shape[-1]] for s, z in zip(*both)) for both in zip(of_cells, zero)]
-
-    def _join(self, finals: list[tuple[Tensor, ...]]) -> State:
-        tensors = tuple(torch.stack([_pad(s, _widest(of_cells)[-1]) for s in of_cells]) for of_cells in zip(*finals))
-        return tensors[0] if len(tensors) == 1 else tensors
+        return check_lengths(lengths, *x.shape[:2]).to(x.device)
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
         """x [T, B, I] with what the cell's modifier needs beside it in training."""
-        return cell.modifier.with_masks(x) if cell.modifier and self.training else x
+        return cell.modifier.with_masks(x) if isinstance(cell.modifier, Modifier) and self.training else x
 
     def _finish(self, x: Tensor, output: Tensor, layer: int) -> Tensor:
         """A layer's output from its input x and what its cells gave."""
-        if self.projections:
+        if self.projections is not None:
             output = self.projections[layer](output)
         if layer < self.num_layers - 1:
             output = F.dropout(output, self.dropout, self.training)
@@ -336,40 +333,52 @@ class Recurrent(nn.Module):
         assert isinstance(cell, Cell)
         return cell
 
-    def _torch_names(self, index: int) -> list[str]:
-        directions = 2 if self.bidirectional else 1
-        suffix = f"_l{index // directions}" + ("_reverse" if index % directions else "")
-        return [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    def _cells(self) -> list[Cell]:
+        return [self._cell(index) for index in range(len(self.cells))]
+
+    def _check_torch(self) -> None:
+        if self.projections is not None or self.residual:
+            raise UserError(
+                "no torch weights for this layer: torch's layers have no projection of the output and no residual "
+                "connections"
+            )
 
 
-def _widest(states: Sequence[Tensor]) -> tuple[int, ...]:
-    """The shape of the largest: a state as wide as its layer's input differs from layer to layer."""
-    return tuple(map(max, zip(*(s.shape for s in states))))
+class Stepper:
+    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
+
+    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
+        self._layer, self._first, self._known = layer, state, known
+        self._cells = [
+            Frozen(layer._cell(index), layer.engine, None if index else known) for index in range(len(layer.cells))
+        ]
+        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
+        self._states: list[tuple[Tensor, ...]] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
+        given = x
+        if self._known is not None and (self._states is None or self._needed):
+            x = self._known[x]
+        if self._states is None:
+            self._states = split(self._layer._cells(), self._first, x)
+        for index, frozen in enumerate(self._cells):
+            self._states[index] = after = frozen(x if index else given, *self._states[index])
+            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
+        return x
+
+    @property
+    def state(self) -> State | None:
+        """The state after the last step, as the layer takes and returns it."""
+        return self._first if self._states is None else join(self._states)
 
 
-def _pad(state: Tensor, width: int) -> Tensor:
-    """The state with zeros after its features, up to this many."""
-    return state if state.shape[-1] == width else F.pad(state, (0, width - state.shape[-1]))
-
-
-def _extend(x: Tensor, lengths: Tensor) -> Tensor:
-    """x [T, B, ...] with each sequence's last real step in place of its padding.
-
-    What stands in the padding, NaN included, must reach no gradient, and a cell may be undefined at zero.
-    """
-    t = torch.arange(x.shape[0], device=x.device)[:, None]  # not len(x), which a graph for export would freeze
-    return _pick(x, t.clamp(max=lengths - 1))
-
-
-def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverse x [T, B, ...] in time, each sequence within its own length."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(x.shape[0], device=x.device)[:, None]  # [T, 1]
-    return _pick(x, torch.where(t < lengths, lengths - 1 - t, t))
-
-
-def _pick(x: Tensor, t: Tensor) -> Tensor:
-    """x [T, B, ...] at the time steps t [T, B]. Whole rows are copied, which takes a quarter of a gather's time."""
-    rows = t * x.shape[1] + torch.arange(x.shape[1], device=x.device)
-    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, x.shape[:2])
+def _sizes(hidden_size: Any, layers: int) -> tuple[int, ...]:
+    """The hidden size of each layer."""
+    sizes = tuple(hidden_size) if isinstance(hidden_size, (list, tuple)) else (hidden_size,) * layers
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise UserError(f"hidden_size must be a positive integer, or a list of one a layer, not {hidden_size!r}")
+    if len(sizes) != layers:
+        raise UserError(f"hidden_size={hidden_size!r}: {len(sizes)} sizes for {layers} layers; say num_layers too")
+    return sizes

@@ -16,16 +16,12 @@ SOURCES = [*sorted((ROOT / "rnnzoo").rglob("*.py")), *sorted((ROOT / "tasks").rg
 LEVEL = {"core": 0, "lightning": 1, "tasks": 2, "hydra": 2, "cli": 3, "train.py": 4}
 """Each part imports only parts of a lower level, and itself; `core` is all of rnnzoo that is not named."""
 
-FOREIGN = {
-    "core": set(),
-    "lightning": {"pytorch_lightning", "lightning"},
-    "tasks": set(),
-    "hydra": {"hydra", "omegaconf"},
-}
-"""The frameworks that each part may import at once; the command line imports none before it is needed."""
+FOREIGN = {"lightning": {"pytorch_lightning", "lightning"}, "hydra": {"hydra", "omegaconf"}}
+"""The frameworks that each part may import."""
 
 RANK = {
-    "errors": 0, "files": 1, "cell": 1, "registry": 2, "cells": 3, "options": 3, "engine": 4, "recurrent": 5,
+    "errors": 0, "files": 1, "sequences": 1, "cell": 1, "registry": 2, "cells": 3, "options": 3, "resets": 3,
+    "states": 3, "engine": 4, "torch_nn": 5, "recurrent": 6,
 }  # fmt: skip
 """Within the core, each of these imports only those of lower rank, and itself; what is not named may import all."""
 

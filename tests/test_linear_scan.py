@@ -146,6 +146,46 @@ def test_only_what_is_asked_for_gets_a_gradient(wanted):
     assert [x.grad is not None for x in tensors] == [k == wanted for k in range(3)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T", LENGTHS)
+def test_what_starts_anew_knows_nothing_of_what_was_before(T, form, dtype, chunks):
+    """Not even that it was not a number."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(T, B, H, dtype=dtype, generator=generator)
+    anew = torch.rand(T, B, 1, generator=generator) < 0.2
+    anew[0, 0] = True
+    found = []
+    for worst in (False, True):
+        a, b, h0 = tensors = inputs(FORMS[form](T), T, dtype)
+        if worst:
+            h0[0] = float("nan")
+        for x in tensors:
+            x.requires_grad_()
+        if worst:
+            h = linear_scan(a, b, h0, anew)
+        else:
+            states, last = [], h0
+            for a_t, b_t, anew_t in zip(a.expand(b.shape).unbind(0), b.unbind(0), anew):
+                last = torch.where(anew_t, b_t, a_t * last + b_t)
+                states.append(last)
+            h = torch.stack(states)
+        loss = (h * weight).sum()
+        found.append((h, *torch.autograd.grad(loss.real if dtype.is_complex else loss, tensors)))
+    for expected, actual in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11 * max(1, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("form", ["full", "column", "constant"])
+@pytest.mark.parametrize(("T", "L"), [(1, 2), (7, 2), (7, 3)])
+def test_derivatives_where_it_starts_anew(T, L, form, monkeypatch):
+    monkeypatch.setattr(module, "_chunk_length", lambda T, state: L)
+    tensors = [x.requires_grad_() for x in inputs(FORMS[form](T), T)]
+    anew = torch.rand(T, B, H, generator=torch.Generator().manual_seed(3)) < 0.3
+    assert torch.autograd.gradcheck(linear_scan, (*tensors, anew), fast_mode=True)
+    assert torch.autograd.gradgradcheck(linear_scan, (*tensors, anew), fast_mode=True)
+
+
 @pytest.mark.parametrize("split", [1, 63, 250, 499])
 def test_the_state_may_be_carried(split):
     a, b, h0 = inputs((500, B, H), 500)

@@ -478,7 +478,17 @@ class Recorded(Cell):
         return 0.5 * h + v.clamp(-0.71, 0.53), torch.tanh(M + v)
 
 
-ODD = [NoParameters, OnlyScalars, WithoutInput, Masked, Interpolated, SumsBetweenProducts, Recorded]
+class FromTheEnd(Cell):
+    """Units counted from the last one."""
+
+    W, U = InputWeight(), RecurrentWeight()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        turned = torch.cat([h[:, -2:], h[:, :-2]], -1)
+        return torch.tanh(x @ self.W + turned @ self.U) * torch.sigmoid(h[:, -1, None])
+
+
+ODD = [NoParameters, OnlyScalars, WithoutInput, Masked, Interpolated, SumsBetweenProducts, Recorded, FromTheEnd]
 
 
 @pytest.mark.parametrize("kernel", [False, True], ids=["plan", "kernel"])

@@ -93,6 +93,8 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
         chosen = name
         if (special and name in ("serial", "scan")) or (hooks and name != "reference"):
             raise UserError(f"engine={name} cannot run under {special or hooks}; use engine=reference")
+    if x.shape[1] == 0:  # no sequence, so nothing that an engine would have to be made ready for
+        return "reference"
     if chosen in ("serial", "scan"):
         try:
             ENGINES[chosen].prepare(cell, x)

@@ -127,6 +127,8 @@ def _call(
     addresses: Sequence[int | None],
     kept: Any = None,
 ) -> None:
+    if batch == 0:
+        return
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     ends = None if lengths is None else ctypes.c_void_p(lengths.data_ptr())
     threads = min(torch.get_num_threads(), batch)

@@ -37,7 +37,7 @@ def refuses(cell: Cell) -> str | None:
     if kind(cell) is None:
         return f"torch has kernels for {', '.join(GATES)} only, not for {type(cell).__name__}"
     if cell.modifier is not None:
-        return "torch's kernels know no layer norm, recurrent dropout or zoneout"
+        return "torch's kernels know no layer norm, recurrent dropout, zoneout or resets"
     return None
 
 

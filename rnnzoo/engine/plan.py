@@ -328,6 +328,8 @@ def _frontier(parts: _Parts) -> tuple[list[fx.Node], list[fx.Node]]:
     def stop(node: fx.Node) -> bool:
         if is_size(node):
             return True
+        if node.target is aten.scalar_tensor.default:  # a number; as a shared tensor it would be given a gradient
+            return False
         # a concatenation is recomputable, but inside the loop it would be a copy
         sinks = node.op == "call_function" and recomputable(node) and node.target is not aten.cat.default
         return parts.constant(node) or (parts.depends(node) == INPUT and not sinks)

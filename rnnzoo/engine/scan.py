@@ -5,6 +5,9 @@ of affine functions. Several states are solved one after another, so each may de
 a state that does not depend on itself is just computed, at all time steps at once. All of it is ordinary
 differentiable torch, and so is the solution (`linear_scan`).
 
+A step may begin by putting something else in a state's place, as resets do. Then a and b are those of a state that was
+so replaced, and the solution starts anew at such time steps.
+
 Shapes: T time steps, B batch, N = T·B rows.
 """
 
@@ -48,11 +51,13 @@ class Solution:
     """How one state is solved.
 
     `run` takes what `reads` names and returns what of a and b is no number, or the state's value if it does not depend
-    on its own past; `rows` says which of these differ from row to row.
+    on its own past; `rows` says which of these differ from row to row. If the state may be `replaced`, where that
+    happens, and by what, follow b.
     """
 
     state: str
     affine: bool
+    replaced: bool
     numbers: tuple[float | None, ...]
     rows: tuple[bool, ...]
     run: fx.GraphModule
@@ -100,7 +105,13 @@ def solve(plan: Plan) -> list[Solution]:
             those = " and ".join(name.partition("_")[2] for name in left)
             raise NotAffine(f"{those} depend on each other")
         own = state in reads[state]
-        factors: tuple[Factor, ...] = _affine(plan.tracer, graph, given[state], new[state]) if own else (new[state],)
+        factors: tuple[Factor, ...] = (new[state],)
+        replacing = _replacing(given[state], new[state]) if own else None
+        if own:
+            start = given[state] if replacing is None else replacing
+            factors = _affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
+        if replacing is not None:
+            factors = (*factors, *_replacement(replacing)[1:])
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
         read = set(ancestors(wanted))
         names = {node: name for name, node in given.items() if node in read}
@@ -108,12 +119,29 @@ def solve(plan: Plan) -> list[Solution]:
             raise NotAffine(f"{state.partition('_')[2]} is the same for every input")
         numbers = tuple(None if isinstance(factor, fx.Node) else factor for factor in factors)
         rows = tuple(has_rows(factor) for factor in wanted)
-        solutions.append(Solution(state, own, numbers, rows, module(extract(names, wanted)), tuple(names.values())))
+        run = module(extract(names, wanted))
+        solutions.append(Solution(state, own, replacing is not None, numbers, rows, run, tuple(names.values())))
     return solutions
 
 
-def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) -> tuple[Factor, Factor]:
-    """a and b such that `result` is a · state + b, neither depending on the state."""
+def _replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
+    """The node that puts something else in the state's place and alone reads it on the way to `result`, if any."""
+    users = [node for node in ancestors([result]) if state in node.all_input_nodes]
+    if len(users) != 1 or users[0].target not in (aten.where.self, aten.masked_fill.Scalar):
+        return None
+    old, *others = _replacement(users[0])
+    others = [other for other in others if isinstance(other, fx.Node)]
+    return users[0] if old is state and state not in ancestors(others) else None
+
+
+def _replacement(node: fx.Node) -> tuple[Any, Any, Any]:
+    """Of where or masked_fill: what is replaced, where, by what."""
+    first, second, third = args_of(node)
+    return (third, first, second) if node.target is aten.where.self else (first, second, third)
+
+
+def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, name: str) -> tuple[Factor, Factor]:
+    """a and b such that `result` is a · state + b, neither depending on the state, which is called `name`."""
     shape = state.meta["val"].shape[1:]
     pairs: dict[fx.Node, tuple[Factor, Factor]] = {state: (1.0, 0.0)}
 
@@ -134,7 +162,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
             operation = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-            raise NotAffine(f"{operation} is applied to {str(state.target).partition('_')[2]}")
+            raise NotAffine(f"{operation} is applied to {name}")
         (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
@@ -146,7 +174,7 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         elif c == 0:
             pairs[node] = call(node.target, a, d), call(node.target, b, d)
         else:
-            raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied or divided by itself")
+            raise NotAffine(f"{name} is multiplied or divided by itself")
     return pairs[result]
 
 
@@ -178,12 +206,17 @@ def run(
         values = iter([value.unflatten(0, (T, B)) if rows else value for value, rows in found])
         factors = [next(values) if number is None else first.new_tensor(number) for number in solution.numbers]
         if solution.affine:
-            a, b = factors
+            a, b, *others = factors
             b = b.expand(T, *first.shape)
+            anew = None
+            if solution.replaced:
+                anew, value = others
+                b = torch.where(anew, a * value + b, b)
             if running is not None:  # past a sequence's end: s' = 1 · s + 0
                 mask = running.reshape(T, B, *[1] * (first.dim() - 1))
                 a, b = torch.where(mask, a, 1), torch.where(mask, b, 0)
-            stack = linear_scan(a, b, first)
+                anew = None if anew is None else anew & mask
+            stack = linear_scan(a, b, first, anew)
         else:
             stack = factors[0].expand(T, *first.shape)
         stacks[solution.state] = stack

@@ -8,8 +8,6 @@ Shapes: B batch, I input size, A inputs known beforehand.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -20,9 +18,6 @@ from rnnzoo.engine.cpp import Kernel, Repeated
 from rnnzoo.engine.plan import plan
 from rnnzoo.engine.trace import effective, inputs, module
 from rnnzoo.errors import UserError
-
-if TYPE_CHECKING:
-    from rnnzoo.recurrent import Recurrent, State
 
 PAYS_BACK = 100_000
 """To compile takes as long as about so many operations one by one."""
@@ -87,33 +82,3 @@ class Frozen:
         if state.device.type == "cpu" and engines.select("auto", often, self.cell, state) == "serial":
             loop = serial.prepare(self.cell).loop
             self.kernel = loop.repeated(self.shared, self.dtype) if isinstance(loop, Kernel) else None
-
-
-class Stepper:
-    """Steps a layer and keeps its state; see `Recurrent.stepper`."""
-
-    def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
-        self._layer, self._first, self._known = layer, state, known
-        self._cells = [
-            Frozen(layer._cell(index), layer.engine, None if index else known) for index in range(len(layer.cells))
-        ]
-        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
-        self._states: list[tuple[Tensor, ...]] | None = None
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
-        given = x
-        if self._known is not None and (self._states is None or self._needed):
-            x = self._known[x]
-        if self._states is None:
-            self._states = self._layer._split(self._first, x)
-        for index, frozen in enumerate(self._cells):
-            self._states[index] = after = frozen(x if index else given, *self._states[index])
-            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
-        return x
-
-    @property
-    def state(self) -> State | None:
-        """The state after the last step, as the layer takes and returns it."""
-        return self._first if self._states is None else self._layer._join(self._states)

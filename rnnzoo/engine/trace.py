@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
 from rnnzoo.errors import UserError
-from rnnzoo.options import GAIN
 
 aten = torch.ops.aten
 
@@ -64,7 +63,10 @@ class Tracer:
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+        for node in graph.find_nodes(op="call_function", target=aten.select.int):
+            node.args = (*args_of(node)[:2], *_from_the_front(node))
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
+            node.args = (*args_of(node)[:2], *_from_the_front(node), *args_of(node)[4:])
             if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
                 node.replace_all_uses_with(args_of(node)[0])
         return graph
@@ -76,6 +78,13 @@ class Tracer:
         with self.mode, torch._C._DisableAutocast():
             node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
         return node
+
+
+def _from_the_front(node: fx.Node) -> list[Any]:
+    """The positions that a slice or a selection names, counted from the front also where it counts from the end."""
+    operand, dim, *positions = args_of(node)
+    size = operand.meta["val"].shape[dim]
+    return [max(size + k, 0) if isinstance(k, int) and k < 0 else k for k in positions[:2]]
 
 
 class _Strict(TorchFunctionMode):
@@ -105,6 +114,8 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
     try:
         fakes = [tracer.fixed(w) for w in weights.values()]
         graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
+        if tracer.mode.shape_env and tracer.mode.shape_env.replacements:
+            raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
@@ -149,7 +160,7 @@ def author(cell: Cell) -> type[Cell]:
 
 def effective(cell: Cell) -> dict[str, Tensor]:
     """The tensors that step sees, by name: parameters, also tied, pruned or parametrized, and buffers."""
-    names = [*cell.weights, *({GAIN} & cell._parameters.keys())]
+    names = [*cell.weights, *(cell.modifier.reads if cell.modifier else ())]
     return {name: getattr(cell, name) for name in names} | dict(cell.named_buffers(recurse=False))
 
 

@@ -64,7 +64,8 @@ def _of_the_layer() -> list[tuple[str, inspect.Parameter]]:
     from rnnzoo.recurrent import Recurrent  # needs torch, as the cells do
 
     found = inspect.signature(Recurrent, eval_str=True).parameters
-    return [(key, parameter) for key, parameter in found.items() if key not in ("cell", "hyperparameters")]
+    wide = found["hidden_size"].replace(annotation=Any)  # a number or a list, which the layer checks
+    return [(key, p) for key, p in ({**found, "hidden_size": wide}).items() if key not in ("cell", "hyperparameters")]
 
 
 def _of_the_cell(name: str) -> list[Any]:

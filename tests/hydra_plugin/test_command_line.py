@@ -196,6 +196,11 @@ def test_every_cell_is_a_model_with_its_own_fields(name: str, tmp_path: Path) ->
     assert output.shape[:2] == (4, 1)
 
 
+def test_each_layer_may_have_a_size_of_its_own(tmp_path: Path) -> None:
+    model = settings_of(tmp_path, "model.hidden_size=[4,3]", "model.num_layers=2")["model"]
+    assert Recurrent(input_size=3, **model).hidden_sizes == (4, 3)
+
+
 def test_a_cells_own_field_is_typed_and_can_be_set(tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert settings_of(tmp_path, "model=indrnn", "model.nonlinearity=tanh")["model"]["nonlinearity"] == "tanh"
     assert "model.forget_bias" in refusal("model=lstm", "model.forget_bias=abc")
@@ -268,8 +273,6 @@ def test_a_misspelt_key(argument: str, said: list[str], refusal: Callable[..., s
 @pytest.mark.parametrize(
     "argument",
     [
-        "model.hidden_size=abc",
-        "model.hidden_size=null",
         "model.bidirectional=perhaps",
         "model.dropout=abc",
         "task.batch_size=abc",
@@ -302,6 +305,9 @@ def test_a_value_of_the_wrong_type(argument: str, refusal: Callable[..., str]) -
     "argument",
     [
         "model.hidden_size=0",
+        "model.hidden_size=abc",
+        "model.hidden_size=null",
+        "model.hidden_size=[2,3]",
         "model.num_layers=0",
         "model.dropout=1",
         "task.window=-1",
