@@ -154,6 +154,9 @@ class Sentiment(SequenceModule):
             given["words"] = checkpoint["Sentiments"]["vocabulary"]
         return given
 
+    def facts(self) -> dict[str, Any]:
+        return {"vocabulary": self.hparams["words"], "maxlen": self.hparams["maxlen"]}
+
     def pictures(self) -> list[Picture]:
         return [RunningScore()]
 

@@ -161,7 +161,19 @@ def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
 
 def test_a_language_model_goes_on_where_it_was_and_knows_where_to_begin(form: str) -> None:
     torch.manual_seed(3)
-    model = CharLM(model=settings("lstm", learn_initial_state=True), optimizer=OPTIMIZER, engine="auto", seed=0, alphabet="abcde", embedding=0, dropout=0.1, restart=0.0, sample_prime="a", sample_length=0, temperature=1.0).eval()  # fmt: skip
+    model = CharLM(
+        model=settings("lstm", learn_initial_state=True),
+        optimizer=OPTIMIZER,
+        engine="auto",
+        seed=0,
+        alphabet="abcde",
+        embedding=0,
+        dropout=0.1,
+        restart=0.0,
+        sample_prime="a",
+        sample_length=0,
+        temperature=1.0,
+    ).eval()
     random_weights(model)
     file = export(model, form, {"alphabet": "abcde"})
     if form == "onnx":

@@ -17,6 +17,7 @@ from rich.table import Table
 import rnnzoo
 from rnnzoo.files import writing
 from rnnzoo.hydra.trainer import find_callback
+from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.records import Clock, MetricsCSV, plot_losses
@@ -67,7 +68,7 @@ def finish(
     with writing(folder / "summary.json") as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n")
     if isinstance(metrics_csv, MetricsCSV):
-        plot_losses(metrics_csv, folder / "plots" / "loss.png")
+        save(folder / "plots" / "loss.png", lambda: plot_losses(metrics_csv))
     for logger in trainer.loggers:
         if isinstance(logger, WandbRun):
             logger.conclude(summary)

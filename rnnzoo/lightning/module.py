@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +18,7 @@ from rnnzoo import Recurrent, UserError, __version__
 from rnnzoo.errors import nearest
 from rnnzoo.files import writing
 from rnnzoo.lightning.arguments import build, refuse_unknown
+from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import EvaluationMetrics, MeanLoss
 
@@ -156,15 +156,10 @@ class SequenceModule(pl.LightningModule):
     def draw(self, name: str, make: Callable[[], Figure]) -> None:
         """Make a figure and write it to `plots/NAME.png` of the run's folder, in the first process.
 
-        A picture is no result: one that fails is a warning.
+        One that fails is a warning, see `figures.save`.
         """
-        if not self.trainer.is_global_zero:
-            return
-        try:
-            with writing(Path(self.trainer.default_root_dir) / "plots" / f"{name}.png") as partial:
-                make().savefig(partial, dpi=120, format="png")
-        except Exception as error:
-            warnings.warn(f"plots/{name}.png could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+        if self.trainer.is_global_zero:
+            save(Path(self.trainer.default_root_dir) / "plots" / f"{name}.png", make)
 
     def write_sample(self, name: str, text: str) -> None:
         """Write a text to `samples/NAME.txt` of the run's folder."""

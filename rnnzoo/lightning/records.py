@@ -110,15 +110,15 @@ class Clock(pl.Callback):
             print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {self.training:.0f} s", flush=True)
 
 
-def plot_losses(logger: MetricsCSV, path: Path) -> None:
-    """Training and validation loss over the epochs, as PNG; nothing if none was logged."""
+def plot_losses(logger: MetricsCSV) -> Figure | None:
+    """Training and validation loss over the epochs; None if none was logged."""
     curves = {
         name: [(row["epoch"] + 1, row[name]) for row in logger.rows.values() if name in row]
         for name in ("train/loss", "val/loss")
     }
     losses = [loss for points in curves.values() for _, loss in points]
     if not losses:
-        return
+        return None
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, points), style in zip(curves.items(), ("-", "--")):
@@ -127,5 +127,4 @@ def plot_losses(logger: MetricsCSV, path: Path) -> None:
     wide = 0 < 10 * min(losses) < max(losses)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log" if wide else "linear")
     axes.legend(frameon=False)
-    with writing(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    return figure

@@ -138,7 +138,7 @@ def test_a_review_is_judged_as_the_module_would(
     review_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     trained = load(review_run)
-    vocabulary = trained.contents["Sentiments"]["vocabulary"]
+    vocabulary = trained.module.hparams["words"]
     review = f"A {vocabulary[2]} film, <br /> {vocabulary[3]}! qqqqq"
     words = tokenize(review)
     codes = torch.tensor([vocabulary.index(word) if word in vocabulary else 1 for word in words])
@@ -158,9 +158,9 @@ def test_a_review_is_judged_as_the_module_would(
 def test_reviews_come_from_standard_input(
     review_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vocabulary = load(review_run).contents["Sentiments"]["vocabulary"]
+    vocabulary = load(review_run).module.hparams["words"]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{vocabulary[2]}\n{vocabulary[3]} {vocabulary[2]}\n"))
-    lines = [json.loads(line) for line in said(capsys, "predict", str(review_run), "-").splitlines()]
+    lines = [json.loads(line) for line in said(capsys, "predict", str(review_run), "--file", "-").splitlines()]
     assert len(lines) == 2 and all(line.keys() == {"label", "probability"} for line in lines)
     alone = said(capsys, "predict", str(review_run), "--text", vocabulary[2])
     assert f"{lines[0]['label']}, P(positive) = " in alone
@@ -176,7 +176,7 @@ def test_bad_reviews(review_run: Path, text_run: Path, capsys: pytest.CaptureFix
     assert refused(capsys, "predict", str(review_run), "--file", "nowhere").startswith("--file nowhere: No such file")
     path.write_bytes(b"\xff\xfe good")
     assert refused(capsys, "predict", str(review_run), "--file", str(path)).endswith("is not UTF-8\n")
-    assert refused(capsys, "predict", str(text_run), "--text", "good").endswith("rnnzoo predict is for task=imdb\n")
+    assert refused(capsys, "predict", str(text_run), "--text", "good").endswith("rnnzoo predict is for imdb\n")
 
 
 # Forecasting
@@ -322,7 +322,7 @@ def test_checkpoints_that_do_not_fit(text_run: Path, tmp_path: Path) -> None:
 
     def other_version(contents: dict[str, Any]) -> None:
         contents["rnnzoo_version"] = "9.9"
-        del contents["hyper_parameters"]["embedding"]
+        del contents["hyper_parameters"]["alphabet"]
 
     def other_weights(contents: dict[str, Any]) -> None:
         contents["state_dict"]["head.bias"] = torch.zeros(3)
@@ -330,7 +330,7 @@ def test_checkpoints_that_do_not_fit(text_run: Path, tmp_path: Path) -> None:
     for number, (change, problem) in enumerate(
         (
             (other_cell, "is of the cell gru, not of lstm as its folder says"),
-            (other_version, r"written by rnnzoo 9.9, does not fit .* \(hyper_parameters.embedding is missing\)"),
+            (other_version, r"written by rnnzoo 9.9, does not fit .* \(CharLM: alphabet is not known.*\)"),
             (other_weights, "does not fit"),
         )
     ):

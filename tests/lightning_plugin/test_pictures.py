@@ -249,7 +249,19 @@ def test_the_page_holds_the_text_as_it_is_and_the_unit_that_counts(tmp_path: Pat
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_running_score_is_what_each_prefix_alone_gets(pooling: Any, bidirectional: bool, reviews: Path) -> None:
     data = ready(Sentiments(str(reviews), 50, 400, 7, 2, 0.2, seed=1))
-    module = Sentiment(model={"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional}, optimizer={"name": "adamw", "lr": 1e-3, "schedule": "constant"}, engine="auto", seed=1, words=data.vocabulary, maxlen=400, embedding=4, pooling=pooling, word_dropout=0, embedding_dropout=0, dropout=0).eval()  # fmt: skip
+    module = Sentiment(
+        model={"cell": "gru", "hidden_size": 4, "bidirectional": bidirectional},
+        optimizer={"name": "adamw", "lr": 1e-3, "schedule": "constant"},
+        engine="auto",
+        seed=1,
+        words=data.vocabulary,
+        maxlen=400,
+        embedding=4,
+        pooling=pooling,
+        word_dropout=0,
+        embedding_dropout=0,
+        dropout=0,
+    ).eval()
     picture = RunningScore()
     picture.measure(Seen(module, data, 0, {}))
     assert picture.labels == ["positive"] * 2 + ["negative"] * 2

@@ -81,7 +81,9 @@ def test_gradients_scaled_for_float16_are_clipped_unscaled(
 
     expected = norms()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
-    monkeypatch.setattr("rnnzoo.hydra.run.precision", lambda *_: (None, [MixedPrecision("16-mixed", "cpu", scaler)]))
+    monkeypatch.setattr(
+        "rnnzoo.hydra.trainer.precision", lambda *_: (None, [MixedPrecision("16-mixed", "cpu", scaler)])
+    )
     found = norms()
     taken = [(norm, wanted) for norm, wanted in zip(found, expected, strict=True) if math.isfinite(norm)]
     assert not math.isfinite(found[0]) and len(taken) > 5

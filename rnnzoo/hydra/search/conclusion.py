@@ -15,8 +15,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from rnnzoo.files import writing
 from rnnzoo.hydra.search.study import ERROR, FOLDER
+from rnnzoo.lightning.figures import save
 
 
 def conclude(
@@ -51,6 +51,14 @@ def conclude(
     print(f"best trial: {best.number}, {monitor} {best.value:.4g}, in {best.user_attrs.get(FOLDER)}")
     print(f"as a run: {command(best.params)}", flush=True)
 
+    path = folder / "study.png"
+    if save(path, lambda: _figure(study, complete, pruned, monitor)):
+        print(f"written: {path}", flush=True)
+
+
+def _figure(study: optuna.Study, complete: dict[int, float], pruned: dict[int, float], monitor: str) -> Figure:
+    """History and importance."""
+    choose = min if study.direction == StudyDirection.MINIMIZE else max
     importance = _importance(study, list(complete.values()))
     rows = max(len(importance), 8)
     figure = Figure(figsize=(11, 0.3 * rows + 1.8), layout="constrained")
@@ -68,9 +76,7 @@ def conclude(
     bars.set(xlabel="share of importance (PED-ANOVA)", xlim=(0, 1), ylim=(rows - 0.5, -0.5))
     if not importance:
         bars.set_title("importance: too few completed trials to tell")
-    with writing(folder / "study.png") as partial:
-        figure.savefig(partial, dpi=120, format="png")
-    print(f"written: {folder / 'study.png'}", flush=True)
+    return figure
 
 
 def _importance(study: optuna.Study, values: Sequence[float]) -> dict[str, float]:

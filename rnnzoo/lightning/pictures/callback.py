@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from rnnzoo import Recurrent
-from rnnzoo.files import writing
+from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.pictures.activity import STEPS, observe
 from rnnzoo.lightning.pictures.gates import GateActivations, sigmoid_gates
@@ -120,12 +121,10 @@ class Pictures(pl.Callback):
         epoch = max(self.pictures[0].history) + 1
         for picture in self.pictures:
             path = Path(trainer.default_root_dir) / "plots" / f"{picture.name}_epoch_{epoch:03d}.png"
-            figure = picture.draw(path)
-            if figure is None:
+            # packing the PNG well would take a third of the time
+            packing = {"compress_level": 1}
+            if not save(path, partial(picture.draw, path), dpi="figure", pil_kwargs=packing):
                 continue
-            with writing(path) as partial:
-                # packing the PNG well would take a third of the time
-                figure.savefig(partial, format="png", pil_kwargs={"compress_level": 1})
             for logger in trainer.loggers:
                 key = f"pictures/{picture.name}"
                 if isinstance(logger, pl.loggers.WandbLogger):

@@ -1,0 +1,31 @@
+"""Figures as files. A picture is no result: one that fails is a warning, and the numbers stand."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnnzoo.files import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(path: Path, make: Callable[[], Figure | None], **options: Any) -> bool:
+    """Make a figure and write it as PNG, with keywords of `savefig`; whether there is one now.
+
+    Whatever goes wrong is a warning that names the file.
+    """
+    try:
+        figure = make()
+        if figure is None:
+            return False
+        with writing(path) as partial:
+            figure.savefig(partial, format="png", **{"dpi": 120, **options})
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {reason}", stacklevel=2)
+        return False
+    return True
