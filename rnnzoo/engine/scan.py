@@ -111,7 +111,7 @@ def solve(plan: Plan) -> list[Solution]:
             start = given[state] if replacing is None else replacing
             factors = _affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
         if replacing is not None:
-            factors = (*factors, *_replacement(replacing)[1:])
+            factors = (*factors, *args_of(replacing)[:2])
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
         read = set(ancestors(wanted))
         names = {node: name for name, node in given.items() if node in read}
@@ -125,19 +125,12 @@ def solve(plan: Plan) -> list[Solution]:
 
 
 def _replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
-    """The node that puts something else in the state's place and alone reads it on the way to `result`, if any."""
+    """The node where(anew, value, state) that alone reads the state on the way to `result`, if there is one."""
     users = [node for node in ancestors([result]) if state in node.all_input_nodes]
-    if len(users) != 1 or users[0].target not in (aten.where.self, aten.masked_fill.Scalar):
+    if len(users) != 1 or users[0].target is not aten.where.self:
         return None
-    old, *others = _replacement(users[0])
-    others = [other for other in others if isinstance(other, fx.Node)]
-    return users[0] if old is state and state not in ancestors(others) else None
-
-
-def _replacement(node: fx.Node) -> tuple[Any, Any, Any]:
-    """Of where or masked_fill: what is replaced, where, by what."""
-    first, second, third = args_of(node)
-    return (third, first, second) if node.target is aten.where.self else (first, second, third)
+    anew, value, old = args_of(users[0])
+    return users[0] if old is state and state not in ancestors([anew, value]) else None
 
 
 def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, name: str) -> tuple[Factor, Factor]:
