@@ -30,8 +30,8 @@ FORMS = {
 """What `rnnzoo show` can print instead of its summary."""
 
 EXTRAS = {
-    "train": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "torchmetrics", "pydantic", "optuna", "wandb"),
-    "gallery": ("jinja2", "markupsafe", "pygments", "resvg_py"),
+    "train": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "torchmetrics", "pydantic", "optuna"),
+    "gallery": ("matplotlib", "resvg_py"),  # also what `rnnzoo show --svg` and `--png` need
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "bench": ("matplotlib", "torchrecurrent"),
 }
@@ -44,15 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input ends with one line on stderr and exit code 1."""
     # Threads that spin while they wait take the cores of a busy machine from those that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
-        if extra is None:
+        extras = [extra for extra, modules in EXTRAS.items() if missing in modules]
+        if not extras:
             raise
+        extra = next((extra for extra in extras if extra in arguments), extras[0])  # that of the command first
         print(f"error: this needs {missing}: pip install 'rnnzoo[{extra}]'", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -162,17 +164,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
 
 
 def _verbs(cells: str | None = None) -> dict[str, list[Verb]]:
-    """The commands that tasks bring along, those in a file of a person's own too; none without the extra "train"."""
-    try:
-        from rnnzoo.hydra.verbs import of_all_tasks
-    except ModuleNotFoundError:
-        return {}
+    """The commands that tasks bring along, those in a file of a person's own too."""
+    from rnnzoo.hydra.verbs import of_all_tasks
+
     return of_all_tasks(Path(cells) if cells is not None and Path(cells).is_file() else None)
 
 
 def _epilog() -> str:
-    found = [verb for verbs in _verbs().values() for verb in verbs]
-    if not found:
+    try:
+        found = [verb for verbs in _verbs().values() for verb in verbs]
+    except ModuleNotFoundError:
         return "training and what comes after it: pip install 'rnnzoo[train]'"
     lines = [f"  {verb.name:12}  {verb.task}: {verb.summary[0].lower()}{verb.summary[1:]}" for verb in found]
     return "commands for the runs of one task, rnnzoo COMMAND RUN:\n" + "\n".join(lines)

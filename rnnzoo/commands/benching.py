@@ -12,6 +12,8 @@ from rnnzoo.errors import UserError
 
 
 def measure_cells(options: argparse.Namespace) -> None:
+    import matplotlib.figure  # noqa: F401  if it is missing, that is to show before anything is measured
+
     rivals = tuple(dict.fromkeys(options.against.split(",")))
     setting = bench.Setting(rivals, options.engine, options.threads, options.dtype, options.device, options.rounds)
     sizes = [bench.parse_size(text) for text in (options.sizes or map(str, bench.SIZES))]

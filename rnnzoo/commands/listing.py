@@ -35,7 +35,7 @@ def list_cells(pattern: str, family: str | None, kind: str | None, fidelity: boo
     if not console.is_terminal:  # in a pipe, rich would fold the columns to 80
         console.width = max(console.width, 200)
     console.print(table)
-    console.print(f"{len(entries)} cells", highlight=False)
+    console.print(f"{len(entries)} cell{'s' * (len(entries) != 1)}", highlight=False)
 
 
 def _kind(entry: registry.Entry) -> str:

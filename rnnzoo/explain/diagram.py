@@ -11,12 +11,10 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-import resvg_py
-
 from rnnzoo.cell import Cell
 from rnnzoo.explain.diagram_graph import Graph, Vertex, graph
 from rnnzoo.explain.diagram_layout import APART, PITCH, Layout, Net, extent, layout, offsets
-from rnnzoo.explain.diagram_text import FONTS, SIZE, SMALL, runs, width_of
+from rnnzoo.explain.diagram_text import SIZE, SMALL, fonts, runs, width_of
 from rnnzoo.explain.equations import read
 
 RADIUS, CORNER, MARGIN = 9, 7, 14
@@ -62,12 +60,14 @@ def svg(cell: Cell) -> str:
 
 def png(cell: Cell, path: Path | str, width: int = 1600, dark: bool = False) -> None:
     """The same as an image, `width` pixels wide. `UserError` where a cell cannot be read as equations."""
+    import resvg_py  # of the extra "gallery"
+
     style = STYLE
     for name, colour in (DARK if dark else LIGHT).items():
         style = style.replace(name.upper(), colour)
-    fonts = [str(FONTS / name) for name in ("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBol.ttf")]
+    files = [str(fonts() / name) for name in ("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBol.ttf")]
     image = resvg_py.svg_to_bytes(
-        svg_string=_Drawing(cell).svg(style), width=width, skip_system_fonts=True, font_files=fonts
+        svg_string=_Drawing(cell).svg(style), width=width, skip_system_fonts=True, font_files=files
     )
     Path(path).write_bytes(image)
 

@@ -11,14 +11,14 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import matplotlib
-from matplotlib.ft2font import FT2Font
+from typing import TYPE_CHECKING
 
 from rnnzoo.explain.expression import Symbol
 from rnnzoo.explain.notation import COMBINING, WORDS, Notation, spell
 
-FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
+
 SIZE, SMALL = 17, 14
 """Sizes of text: on lines, and of what a sum adds."""
 
@@ -51,9 +51,18 @@ class Marked(Notation):
 TEXT = Marked()
 
 
+def fonts() -> Path:
+    """The folder of the fonts that come with matplotlib."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
 @cache
 def _font(italic: bool) -> FT2Font:
-    font = FT2Font(str(FONTS / ("STIXGeneralItalic.ttf" if italic else "STIXGeneral.ttf")))
+    from matplotlib.ft2font import FT2Font  # of the extra "gallery", which equations do without
+
+    font = FT2Font(str(fonts() / ("STIXGeneralItalic.ttf" if italic else "STIXGeneral.ttf")))
     font.set_size(100, 72)
     return font
 
