@@ -126,6 +126,11 @@ def load(target: str) -> ModuleType:
     return module
 
 
+def loaded(name: str) -> ModuleType | None:
+    """The module that `load` has read, by its own name or by that of its file; None if there is none."""
+    return next((module for key, module in _loaded.items() if name in (key, Path(key).stem)), None)
+
+
 def find(target: str) -> type[Cell]:
     """The class that `target` names: a registered cell, or `FILE.py:Class` or `module:Class`, registered or not.
 

@@ -28,7 +28,7 @@ from rnnzoo.lightning.data import Batches, SequenceData, share
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture
 from rnnzoo.lightning.pictures.unit_page import UnitPage
-from rnnzoo.lightning.verb import verb
+from rnnzoo.lightning.verbs import verb
 from rnnzoo.recurrent import State
 
 from .download import download

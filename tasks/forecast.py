@@ -24,7 +24,7 @@ from rnnzoo import UserError
 from rnnzoo.files import writing
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.module import SequenceModule
-from rnnzoo.lightning.verb import verb
+from rnnzoo.lightning.verbs import verb
 
 from .series import Errors, Filled, Missing, following, read_csv
 from .windows import AT_ONCE, Batch, Windows

@@ -23,7 +23,7 @@ from rnnzoo.errors import UserError
 from rnnzoo.lightning.data import SequenceData, in_order, shuffled
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
-from rnnzoo.lightning.verb import verb
+from rnnzoo.lightning.verbs import verb
 
 from .bag_of_words import bag_of_words
 from .reviews import PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize

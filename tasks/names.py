@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.lightning.data import SequenceData
-from rnnzoo.lightning.verb import verb
+from rnnzoo.lightning.verbs import verb
 from rnnzoo.recurrent import State
 
 from .char_lm import FORWARD_ONLY, Fraction, LanguageModel, draw

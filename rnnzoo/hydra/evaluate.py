@@ -26,7 +26,7 @@ def evaluate(run: Path) -> bool:
     trained = load(run)
     settings, module = trained.settings, trained.module
     task = settings["task"]
-    data: Any = build(find_class(task, "datamodule"), {**task, **settings}, "task")
+    data: Any = build(find_class(task, "datamodule", recorded=True), {**task, **settings}, "task")
     data.prepare_data()
     data.setup()
     if not data.has_test:

@@ -1,7 +1,7 @@
 """A trained model, from its run's folder or one of its checkpoints, ready to be used.
 
-Nothing in a checkpoint is executed: tensors and plain values are read from it, the classes are the project's, and a
-person's own cells come from the file that the run's configuration names.
+Nothing of a run is executed: tensors and plain values are read from it, the classes are the project's, and what is of a
+person's own has been loaded before, because the person named it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Trained:
 def load(run: Path) -> Trained:
     """The model of a run in its best epoch, or of one of the run's checkpoints.
 
-    Cells that are registered already are not read again from the file that the run names.
+    Code of its own that the run names is not loaded.
 
     Args:
         run: a run's folder, or a file in its `checkpoints`.
@@ -59,11 +59,8 @@ def load(run: Path) -> Trained:
     if recorded != cell:
         raise UserError(f"{checkpoint}: is of the cell {recorded}, not of {cell} as its folder says")
     if settings["cells"] and cell not in registry.list_cells():
-        try:
-            registry.load(settings["cells"])
-        except UserError as error:
-            raise UserError(f"{folder}: {error}; say with --cells where its cells are now") from error
-    kind = find_class(settings["task"], "module")
+        raise UserError(f"{folder}: its cell {cell} is of {settings['cells']}; if you trust that, say --cells with it")
+    kind = find_class(settings["task"], "module", recorded=True)
     if not issubclass(kind, SequenceModule):
         raise UserError(f"{folder}: task.module={settings['task']['module']} is not one of the project's modules")
     try:

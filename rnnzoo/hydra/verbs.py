@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rnnzoo.errors import UserError
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.lightning.verb import verbs_of
+from rnnzoo.lightning.verbs import verbs_of
 
 TYPES: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "Path": Path}
 
@@ -92,6 +92,8 @@ def call(run: Path, verbs: list[Verb], arguments: list[str]) -> None:
 
     Raises `UserError` when its task has none of that name.
     """
+    import torch
+
     from rnnzoo.hydra.trained import load
 
     trained = load(run)
@@ -106,4 +108,6 @@ def call(run: Path, verbs: list[Verb], arguments: list[str]) -> None:
     own = [verb for verb in verbs if verb.task == stem or verb.task in stem]
     parser = argparse.ArgumentParser(prog=f"rnnzoo {name} {run}")
     own[0].add_to(parser)
-    getattr(trained.module, name)(**vars(parser.parse_args(arguments)))
+    answer = parser.parse_args(arguments)
+    with torch.no_grad():
+        getattr(trained.module, name)(**vars(answer))

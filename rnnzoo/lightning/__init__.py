@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnnzoo.lightning.carried_state import CarriedState
-    from rnnzoo.lightning.data import Batches, SequenceData
+    from rnnzoo.lightning.data import Batches, SequenceData, position, shuffled
     from rnnzoo.lightning.exact_resume import ExactResume
     from rnnzoo.lightning.module import Diverged, SequenceModule
     from rnnzoo.lightning.pictures.callback import Pictures
     from rnnzoo.lightning.pictures.picture import Picture
-    from rnnzoo.lightning.verb import verb
+    from rnnzoo.lightning.verbs import verb
 
 _HOME = {
     "Batches": "data", "CarriedState": "carried_state", "Diverged": "module", "ExactResume": "exact_resume",
     "Picture": "pictures.picture", "Pictures": "pictures.callback", "SequenceData": "data", "SequenceModule": "module",
-    "verb": "verb",
+    "position": "data", "shuffled": "data", "verb": "verbs",
 }  # fmt: skip
 __all__ = [
     "Batches", "CarriedState", "Diverged", "ExactResume", "Picture", "Pictures", "SequenceData", "SequenceModule",
-    "verb",
+    "position", "shuffled", "verb",
 ]  # fmt: skip
 
 

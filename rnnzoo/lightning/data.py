@@ -51,6 +51,11 @@ class Batches(Generic[Key, T]):
         """Nothing to restore, see `state_dict`."""
 
 
+def position(trainer: pl.Trainer) -> tuple[int, int]:
+    """Epoch and number of training batches already taken in it; in a resumed run those before it count."""
+    return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
 def share(rows: Tensor) -> Tensor:
     """This process's part of a batch's rows: every n-th for n processes, all of them for one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -140,7 +145,5 @@ class SequenceData(pl.LightningDataModule):
         return Batches(lambda epoch: plan, lambda rows: self.batch(part, share(rows)))
 
     def position(self) -> tuple[int, int]:
-        """Epoch and batches taken in it, from the trainer, for the training part's `Batches`."""
-        if self.trainer is None:
-            return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        """Where the trainer is, for the training part's `Batches`."""
+        return (0, 0) if self.trainer is None else position(self.trainer)

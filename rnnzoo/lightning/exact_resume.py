@@ -1,6 +1,10 @@
 """A run that was killed, or that a signal has ended, goes on where it was: within its epoch, with the same numbers.
 
-In any project of Lightning's, with a data loader that begins at the trainer's position (`rnnzoo.lightning.Batches`):
+In any project of Lightning's, with a data loader that begins where the trainer is:
+
+    def train_dataloader(self):  # of a LightningModule or LightningDataModule; the order follows from seed and epoch
+        return Batches(lambda epoch: shuffled(len(self.x), 32, seed=1, epoch=epoch), lambda rows: self.x[rows],
+                       lambda: position(self.trainer))
 
     trainer = Trainer(callbacks=[ExactResume(Path("run/last.ckpt"), every_n_steps=500, seed=1)])
     trainer.fit(module, data, ckpt_path="run/last.ckpt" if resuming else None)

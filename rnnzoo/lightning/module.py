@@ -256,6 +256,21 @@ class SequenceModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """In a resumed run, let learning rate and schedule be what is asked for now, if that is something else."""
+        [optimizer], rate = self.trainer.optimizers, self.hparams["optimizer"]["lr"]
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        share, changed = 1.0, False
+        for scheduler in schedulers:
+            total = int(self.trainer.estimated_stepping_batches)
+            changed = (scheduler.total_iters, scheduler.base_lrs) != (total, [rate] * len(scheduler.base_lrs))
+            scheduler.total_iters, scheduler.base_lrs = total, [rate] * len(scheduler.base_lrs)
+            share = 1 - min(scheduler.last_epoch / max(total, 1), 1)
+        if changed or (not schedulers and any(group["lr"] != rate for group in optimizer.param_groups)):
+            for group in optimizer.param_groups:
+                group["lr"] = share * rate
+            print(f"the learning rate goes on from {share * rate:.3g}, as the end of this run asks for", flush=True)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:  # a checkpoint from an epoch's end brings that epoch's losses along
             self.train_loss.reset()

@@ -177,3 +177,16 @@ def test_a_checkpoint_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch:
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_a_finished_schedule_is_stretched(schedule: str, tmp_path: Path, train: Callable[..., Path]) -> None:
+    """Two epochs, then up to four: the rate goes on as one that falls to zero at the new end, not at zero."""
+    sine = ("task=sine", "task.samples=40", "task.batch_size=20", "model.hidden_size=2", "hardware=cpu",
+            "trainer.log_every_n_steps=1", "optimizer.lr=0.1", f"optimizer.schedule={schedule}")  # fmt: skip
+    folder = train(*sine, "trainer.max_epochs=2")
+    train(f"resume={folder}", "trainer.max_epochs=4")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rates = [float(row["step/lr"]) for row in csv.DictReader(file) if row["step/lr"]]
+    expected = [0.1] * 8 if schedule == "constant" else [0.1, 0.075, 0.05, 0.025, 0.05, 0.0375, 0.025, 0.0125]
+    assert rates == pytest.approx(expected)
