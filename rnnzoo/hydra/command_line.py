@@ -9,14 +9,18 @@ import importlib
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.models import name_models, register_models
+from rnnzoo.hydra.models import named_models, register_models
 from rnnzoo.hydra.refusals import refused, refusing_bad_input
 from rnnzoo.hydra.search.sweeper import register_sweepers
 from rnnzoo.hydra.settings import GROUPS, repeating
@@ -34,6 +38,10 @@ def command(main: Callable[[], Any]) -> None:
     # a variable of our own, because processes started from this one inherit what is set for Hydra below
     os.environ.setdefault("RNNZOO_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0"))
     with refusing_bad_input():
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(help_text(sys.argv[1:]))
+            return
+        sys.argv[1:] = announced(sys.argv[1:])
         sys.argv[1:] = prepare(sys.argv[1:])
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         if rank() > 0:  # process 0 speaks
@@ -45,6 +53,39 @@ def command(main: Callable[[], Any]) -> None:
         main()
     if refused:
         sys.exit(1)
+
+
+def announced(arguments: list[str]) -> list[str]:
+    """The arguments, the run's folder among them, once it has been said what begins: to load torch takes seconds."""
+    given = {key: value for key, equals, value in (argument.partition("=") for argument in arguments) if equals}
+    several = given.get("sweep", "null") != "null" or {"-m", "--multirun"} & set(arguments)
+    if rank() > 0 or "resume" in given or any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        return arguments
+    chosen = {"task": "sine", "model": "gru", "hardware": "auto", **_of_experiment(given.get("experiment", ""))}
+    chosen |= {key: value for key, value in given.items() if key in chosen}
+    if chosen["hardware"] == "auto" and sys.platform == "linux":
+        chosen["hardware"] = "auto (a GPU)" if Path("/dev/nvidiactl").exists() else "auto (the CPU)"
+    what = ", ".join(f"{key} {value}" for key, value in chosen.items())
+    if several or any("," in value for value in chosen.values()):
+        print(f"{what}: several runs", flush=True)
+        return arguments
+    folder = given.get("hydra.run.dir") or f"outputs/{chosen['task']}/{chosen['model']}/{datetime.now():{TIME}}"
+    print(f"{what}, folder {folder}", flush=True)
+    return arguments if "hydra.run.dir" in given else [*arguments, f"hydra.run.dir={folder}"]
+
+
+TIME = "%Y-%m-%d_%H-%M-%S-%f"
+
+
+def _of_experiment(name: str) -> dict[str, str]:
+    """Task and model that an experiment chooses."""
+    path = CONF / "experiment" / f"{name}.yaml"
+    if not name or not path.is_file():
+        return {}
+    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    chosen = {key.removeprefix("override /"): value for each in loaded["defaults"] for key, value in each.items()}
+    params = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: value for key, value in {**chosen, **params}.items() if key in ("task", "model")}
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -66,9 +107,6 @@ def prepare(arguments: list[str]) -> list[str]:
         if chooses and isinstance(value_of(argument), (int, float, type(None))):
             raise UserError(f"{key}={text}: name one; rnnzoo train --help lists them")
     resume = values.get("resume")
-    if {"--help", "-h"} & set(arguments):
-        name_models(values.get("cells"))
-        return arguments
     register_sweepers()
     chosen = any(argument.startswith("sweep=") and argument != "sweep=null" for argument in arguments)
     if chosen and not any(argument.startswith("-") for argument in arguments):
@@ -88,6 +126,22 @@ def prepare(arguments: list[str]) -> list[str]:
     if "--config-path" in arguments:  # a process that rank 0 started with arguments already prepared
         return arguments
     return repeating(folder, arguments)
+
+
+def help_text(arguments: list[str]) -> str:
+    """What `rnnzoo train --help` says: the choices that there are, cells of `cells=` included, and the commonest keys.
+
+    Read off files, because Hydra takes a second to compose the same.
+    """
+    own = [argument.partition("=")[2] for argument in arguments if argument.startswith("cells=")]
+    more = [Path(after) for before, after in pairwise(arguments) if before in ("--config-dir", "-cd")]
+    choices = {group: named_models(own[-1] if own else None) if group == "model" else [] for group in GROUPS}
+    for group, names in choices.items():
+        names += [path.stem for folder in (CONF, *more) for path in (folder / group).glob("*.yaml")]
+    lines = (f"{group}: {', '.join(sorted(names))}" for group, names in choices.items())
+    groups = "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines) + "\n"
+    template: str = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
+    return template.replace("$APP_CONFIG_GROUPS", groups).rstrip()
 
 
 def value_of(argument: str) -> Any:

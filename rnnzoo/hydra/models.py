@@ -73,10 +73,8 @@ def _of_the_cell(name: str) -> list[Any]:
     return [(key, declared.type, field(default=declared.default)) for key, declared in own.items()]
 
 
-def name_models(cells: Any) -> None:
-    """Only the names of `register_models`, read without importing anything: enough for help."""
-    _stored.clear()
-    own = [Path(str(cells))] if cells is not None and Path(str(cells)).is_file() else []
-    for path in [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]:
-        for name in registry.scan(path):
-            ConfigStore.instance().store(group="model", name=name, node={"cell": name})
+def named_models(cells: str | None) -> list[str]:
+    """The names of `register_models`, read off the source without importing anything: enough for help."""
+    own = [Path(cells)] if cells is not None and Path(cells).is_file() else []
+    paths = [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]
+    return [name for path in paths for name in registry.scan(path)]

@@ -85,7 +85,7 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
 
     if not settings["test_only"]:
         if trainer.is_global_zero:
-            summary.print_parameters(module)
+            summary.print_parameters(module, trainer.strategy.root_device)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:

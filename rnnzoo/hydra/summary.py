@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 from rich.table import Table
 
@@ -21,12 +24,13 @@ from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.records import Clock, MetricsCSV, plot_losses
+from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.lightning.wandb_run import WandbRun
 
 
-def print_parameters(module: pl.LightningModule) -> None:
-    """A table of every parameter with its shape and size."""
-    table = Table("parameter", "shape", "size", title=f"{type(module).__name__}")
+def print_parameters(module: pl.LightningModule, device: torch.device) -> None:
+    """A table of every parameter with its shape and size, under the device that they will be on."""
+    table = Table("parameter", "shape", "size", title=f"{type(module).__name__} on {device}")
     for name, parameter in module.named_parameters():
         table.add_row(name, " × ".join(map(str, parameter.shape)) or "scalar", f"{parameter.numel():,}")
     table.add_section()
@@ -79,8 +83,15 @@ def finish(
     table.add_section()
     for name in ("parameters", "epochs", "seconds_training", "steps_per_second", "peak_memory_mib"):
         table.add_row(name.replace("_", " "), str(summary[name]))
-    table.add_row("folder", str(folder))
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"folder: {folder}", markup=False, soft_wrap=True)
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return
+    where = shlex.quote(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder))
+    own = [f"rnnzoo {verb} {where}" for verb in verbs_of(type(module))]
+    for line in ("go on with", *own, f"rnnzoo eval {where}", f"rnnzoo export {where} --onnx"):
+        console.print(line if line == "go on with" else f"  {line}", markup=False, soft_wrap=True)
 
 
 def _peak_memory() -> int | None:

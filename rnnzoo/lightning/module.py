@@ -259,7 +259,7 @@ class SequenceModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """In a resumed run, let learning rate and schedule be what is asked for now, if that is something else."""
         [optimizer], rate = self.trainer.optimizers, self.hparams["optimizer"]["lr"]
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         share, changed = 1.0, False
         for scheduler in schedulers:
             total = int(self.trainer.estimated_stepping_batches)

@@ -107,7 +107,12 @@ class Clock(pl.Callback):
         metrics = trainer.callback_metrics  # of all processes, so that each of them has to ask
         if trainer.is_global_zero:
             texts = (f"{k} {float(v):.4g}" for k, v in metrics.items() if not k.startswith("step/"))
-            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {self.training:.0f} s", flush=True)
+            left = ""
+            if trainer.max_epochs and 0 < self.epochs < trainer.max_epochs:
+                rest = (self.training + self.validation) / self.epochs * (trainer.max_epochs - self.epochs)
+                left = f", {rest:.0f} s left"
+            end = f"{self.training:.0f} s{left}"
+            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {end}", flush=True)
 
 
 def plot_losses(logger: MetricsCSV) -> Figure | None:

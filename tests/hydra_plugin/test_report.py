@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 
 from rnnzoo import cli
 from rnnzoo.explain import chart
+from rnnzoo.hydra import report
 from rnnzoo.hydra.report import as_csv, as_html, as_markdown, collect
-from tasks import report
 
 ROOT = Path(__file__).parents[2]
 SINE = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rnnzoo import UserError
-from tasks import throughput
+from rnnzoo.hydra import throughput
 
 SINE = (
     "task.samples=40",
