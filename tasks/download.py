@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import urllib.error
@@ -11,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from rnnzoo.errors import UserError
 from rnnzoo.files import cache_folder
+from rnnzoo.progress import transfer
 
 TIMEOUT_SECONDS = 30
 
@@ -31,8 +33,7 @@ def one_at_a_time() -> Iterator[None]:
     """Lets only one process at a time fill the cache, so that others find there what it has made."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield
 
 
@@ -81,8 +82,10 @@ def _fetch(url: str, partial: Path) -> None:
     with response, partial.open("ab" if response.status == http.HTTPStatus.PARTIAL_CONTENT else "wb") as file:
         expected = response.length
         received = 0
-        while block := response.read(1 << 16):
-            file.write(block)
-            received += len(block)
+        with transfer(f"downloading {Path(url).name}", expected) as progress:
+            while block := response.read(1 << 16):
+                file.write(block)
+                received += len(block)
+                progress(len(block))
     if expected is not None and received < expected:
         raise http.client.IncompleteRead(b"", expected - received)

@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo import check, registry
-from rnnzoo.commands.progress import steps
 from rnnzoo.errors import UserError
+from rnnzoo.progress import steps
 
 
 def check_cells(targets: list[str], every: bool) -> int:
@@ -17,7 +17,7 @@ def check_cells(targets: list[str], every: bool) -> int:
     kinds = {target: registry.find(target) for target in targets or registry.list_cells()}
     console = Console()
     failed = {}
-    for target, kind in steps(kinds.items(), "checking", len(kinds), lambda item: item[0]):
+    for target, kind in steps(kinds.items(), "checking", lambda item: item[0]):
         table = Table("check", "passed", "found", title=target, title_justify="left")
         findings = list(check.conformance(kind))
         for finding in findings:

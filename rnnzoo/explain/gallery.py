@@ -15,6 +15,7 @@ from rnnzoo.explain import essay
 from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
+from rnnzoo.progress import steps
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
 """Where measured results stand in a clone; an installed package has none."""
@@ -56,7 +57,7 @@ def build(out: Path, results: Path | None = None) -> dict[str, str]:
         raise UserError(f"{out}: holds other files; name a folder that is empty, new, or a gallery")
     tables = read_results(results or RESULTS) if results or RESULTS.is_file() else {}
     cards, anatomies, left_out = [], {}, {}
-    for name in registry.list_cells():
+    for name in steps(registry.list_cells(), "reading"):
         entry = registry.entry(name)
         try:
             anatomies[name] = anatomy(Card(entry, *ANATOMY_SIZES).reading)
@@ -81,7 +82,7 @@ def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], table
     (folder / "style.css").write_text(stylesheet(), encoding="utf-8")
     script, _, _ = pages.loader.get_source(pages, "gallery.js")  # type: ignore[union-attr]
     (folder / "gallery.js").write_text(script, encoding="utf-8")
-    for card in cards:
+    for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
         page = pages.get_template("cell.html").render(
             card=card, results=tables.get(card.name, []), relatives=list(_relatives(card.name, anatomies))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from rnnzoo import __version__
@@ -21,6 +22,7 @@ def export(run: Path, form: str, out: Path | None) -> None:
     trained = load(run)
     task, cell = trained.settings["task"]["name"], trained.settings["model"]["cell"]
     meanings = {key: value for key, value in trained.module.facts().items() if value is not None}
+    print(f"exporting {cell}, trained on {task}", file=sys.stderr, flush=True)
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in meanings.items()}
     file = export_model(trained.module, form, {"rnnzoo": __version__, "task": task, "cell": cell, **metadata})
     path = out or trained.folder / f"{task}_{cell}.{form}"

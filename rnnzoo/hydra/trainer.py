@@ -20,7 +20,7 @@ from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import mode_of
 from rnnzoo.lightning.pictures.picture import Picture
 from rnnzoo.lightning.precision import precision
-from rnnzoo.lightning.progress import WholeRun
+from rnnzoo.lightning.progress_bar import WholeRun
 from rnnzoo.lightning.ranks import check_agreement, check_hardware, started
 from rnnzoo.lightning.records import Clock, MetricsCSV
 from rnnzoo.lightning.wandb_run import WandbRun

@@ -8,12 +8,10 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -256,18 +254,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyte
     (tmp_path / "out").write_text("")
     assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}/out: is a file; name a folder for the results\n"
-
-
-@pytest.mark.parametrize("other", [None, ModuleType("tasks")])
-def test_without_the_clone_there_is_one_line(
-    other: ModuleType | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after `pip install`: only rnnzoo can be imported, or somebody else's module named tasks."""
-    monkeypatch.setitem(sys.modules, "tasks", other)
-    monkeypatch.delitem(sys.modules, "rnnzoo.hydra.report")
-    assert cli.main(["report", "runs"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: this needs the project's clone") and error.count("\n") == 1
 
 
 # Forms

@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_resume import SINE, metrics, same
 
 from rnnzoo.hydra.command_line import requeued
-from rnnzoo.lightning.preempt import EXIT_CODE, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, watch
+from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, watch
 
 CELL = """
 import os, signal, time
@@ -68,8 +68,8 @@ def cell(folder: Path, act: str) -> list[str]:
 
 
 def told(code: object, stderr: str, *words: str) -> None:
-    """The process ended with the code of its own and one line with `words`."""
-    assert code == EXIT_CODE, stderr
+    """The process ended with the code of its own, or as Ctrl-C has it, and one line with `words`."""
+    assert code == (INTERRUPTED if stderr.startswith("interrupted") else EXIT_CODE), stderr
     assert stderr.count("\n") == 1 and all(word in stderr for word in words), stderr
 
 
@@ -107,8 +107,9 @@ def equal(left: Path, right: Path) -> None:
         ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 9),  # in an epoch's last
         ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 4),
         ("SIGTERM", f"calls[False] > {3 * BATCH}", 15),
+        ("SIGINT", f"calls[True] == {7 * BATCH + 1}", 8),
     ],
-    ids=["batch", "last batch", "validation", "test"],
+    ids=["batch", "last batch", "validation", "test", "Ctrl-C"],
 )
 def test_goes_on_as_if_nothing_had_happened(
     number: str, moment: str, steps: int, tmp_path: Path, ended: Callable[..., str], train: Train
@@ -116,7 +117,8 @@ def test_goes_on_as_if_nothing_had_happened(
     arguments = cell(tmp_path, f"if {moment}: signalled(signal.{number})")
     broken = tmp_path / "broken"
     said = ended(*arguments, f"hydra.run.dir={broken}")
-    assert number in said and f"resume={broken}" in said
+    assert ("interrupted" if number == "SIGINT" else number) in said and f"resume={broken}" in said
+    assert not list(broken.rglob("*.partial"))
     assert not (broken / "summary.json").exists()
     assert steps_taken(broken) == steps
     train(f"resume={broken}")
@@ -189,6 +191,22 @@ def test_a_sweep_ends_too_and_within_ten_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
     told(process.returncode, said, "SIGTERM", f"resume={tmp_path / '0'}")
     assert (tmp_path / "0" / "checkpoints" / "last.ckpt").is_file() and not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.5])
+def test_ctrl_c_while_it_starts(seconds: float, tmp_path: Path) -> None:
+    """Torch is being read, or the data: one line, and nothing is left."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *SINE, "trainer.max_epochs=100000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline().startswith("task sine, model gru")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert said.startswith("interrupted; ") and said.count("\n") == 1
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.slow
