@@ -1,4 +1,4 @@
-"""What Lightning and a run's own callbacks cost: training as train.py does it beside a bare loop of the same steps."""
+"""What Lightning and a run's own callbacks cost: training as a run does it beside a bare loop of the same steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Throughput(NamedTuple):
 def measure(task: str, rounds: int = 5, *overrides: str) -> Throughput:
     """Time an epoch of a task with its default model, with Lightning and without; neither validation nor test is timed.
 
-    `overrides` are those of train.py. Raises `UserError` for an unknown task.
+    `overrides` are those of `rnnzoo train`. Raises `UserError` for an unknown task.
     """
     tasks = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
     if task not in tasks:

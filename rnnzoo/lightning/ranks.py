@@ -73,7 +73,7 @@ def check_hardware(hardware: Mapping[str, Any]) -> None:
     if hardware.get("devices", 1) is None or hardware.get("num_nodes", 1) is None:
         raise UserError(
             "hardware.devices: torchrun tells it for hardware=multi_node, and srun with --ntasks-per-node for "
-            "hardware=slurm; start train.py with it, or say hardware=cpu_ddp or multi_gpu"
+            "hardware=slurm; start the command with it, or say hardware=cpu_ddp or multi_gpu"
         )
 
 
