@@ -11,6 +11,8 @@ see `framework`. Nothing here knows Hydra or a task.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rnnzoo.lightning.verb import verb  # now, because later its module would have the name
+
 if TYPE_CHECKING:
     from rnnzoo.lightning.carried_state import CarriedState
     from rnnzoo.lightning.data import Batches, SequenceData
@@ -18,12 +20,10 @@ if TYPE_CHECKING:
     from rnnzoo.lightning.module import Diverged, SequenceModule
     from rnnzoo.lightning.pictures.callback import Pictures
     from rnnzoo.lightning.pictures.picture import Picture
-    from rnnzoo.lightning.verb import verb
 
 _HOME = {
     "Batches": "data", "CarriedState": "carried_state", "Diverged": "module", "ExactResume": "exact_resume",
     "Picture": "pictures.picture", "Pictures": "pictures.callback", "SequenceData": "data", "SequenceModule": "module",
-    "verb": "verb",
 }  # fmt: skip
 __all__ = [
     "Batches", "CarriedState", "Diverged", "ExactResume", "Picture", "Pictures", "SequenceData", "SequenceModule",
