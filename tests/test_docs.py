@@ -32,6 +32,7 @@ from rnnzoo.hydra.command_line import CONF, prepare
 from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.search.space import distribution
 from rnnzoo.hydra.settings import resolve
+from rnnzoo.hydra.verbs import Verb
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -238,11 +239,17 @@ def understood(words: list[str]) -> None:
     if words[0] in known:
         parser.parse_args(words)
         return
-    [*_, verb] = cli._verbs(own.cells)[words[0]]
-    asked = argparse.ArgumentParser()
+    assert any(answers(verb, words[1:]) for verb in cli._verbs(own.cells)[words[0]]), words
+
+
+def answers(verb: Verb, words: list[str]) -> bool:
+    asked = argparse.ArgumentParser(exit_on_error=False)
     asked.add_argument("run")
     verb.add_to(asked)
-    asked.parse_args(words[1:])
+    try:
+        return not asked.parse_known_args(words)[1]
+    except argparse.ArgumentError:
+        return False
 
 
 def extras(line: str) -> None:
