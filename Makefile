@@ -1,12 +1,13 @@
 # make train [ARGS="model=lstm task=imdb"]    install what is needed and train
 # make test  [ARGS="-k sine"]                 install what is needed and run linters and tests
+# make docs                                   install what is needed and build guides, API reference and gallery in site/
 # pip installs; where torch's CPU build lies (a tenth of the size) is for pip to know, as by PIP_EXTRA_INDEX_URL.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test clean
+.PHONY: train test docs clean
 
 train: $(VENV)/train
 	$(RUN) train.py $(ARGS)
@@ -16,6 +17,13 @@ test: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2 $(ARGS)
+
+docs: $(VENV)/docs docs/gallery/index.html
+	$(RUN) -m mkdocs build --strict
+	@echo "written: site/index.html"
+
+docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py rnnzoo/explain/*.py rnnzoo/explain/templates/*) | $(VENV)/docs
+	$(RUN) -m rnnzoo gallery docs/gallery
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || \
@@ -30,5 +38,9 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@ $(VENV)/train
 
+$(VENV)/docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[docs,gallery]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis

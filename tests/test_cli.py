@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -188,16 +187,6 @@ def test_arguments_that_do_not_parse(arguments: list[str], capsys: pytest.Captur
         cli.main(arguments)
     assert end.value.code == 2
     assert "usage: rnnzoo" in capsys.readouterr().err
-
-
-def test_the_readme_names_commands_that_work(rnnzoo: Callable[..., str]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r"^rnnzoo ((?:list|show)[^#\n]*)", readme, re.MULTILINE) + re.findall(
-        r"`rnnzoo (show[^`]*)`", readme
-    )
-    assert len(found) >= 4
-    for line in found:
-        assert rnnzoo(*shlex.split(line))
 
 
 def test_the_module_is_the_command(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:

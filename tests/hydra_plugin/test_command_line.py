@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import subprocess
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,10 @@ import pytest
 import torch
 from digits import write_digits
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 from rnnzoo import Recurrent, UserError, list_cells, registry
-from rnnzoo.hydra.command_line import prepare
 from rnnzoo.hydra.models import register_models
-from rnnzoo.hydra.search.space import distribution
 from rnnzoo.hydra.settings import resolve
 from rnnzoo.hydra.trainer import build_trainer
 from rnnzoo.lightning.arguments import build
@@ -32,7 +26,6 @@ from rnnzoo.lightning.records import MetricsCSV
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 SINE = (
     "hardware=cpu", "task=sine", "task.samples=20", "task.window=3", "task.prefix=2", "task.horizon=2",
@@ -460,90 +453,3 @@ def test_the_names_in_help_are_those_registered() -> None:
     """Help reads the names off the text of the files: they must be the ones that importing them registers."""
     found = [name for path in (ROOT / "rnnzoo" / "cells").glob("*.py") for name in registry.scan(path)]
     assert sorted(found) == builtin_cells()
-
-
-# The README
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.fixture
-def my_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The README's my_cells.py, in the folder where we are."""
-    [text] = [block for block in blocks("python") if "@register" in block]
-    path = tmp_path / "my_cells.py"
-    path.write_text(text)
-    monkeypatch.chdir(tmp_path)
-    yield path
-
-
-def test_the_readme_cell_trains(my_cells: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train("cells=my_cells.py", "model=my_cell", *SINE, "model.update_bias=0")
-    assert (folder / "summary.json").is_file()
-    assert "layer.cells.0.U_z" in capsys.readouterr().out
-    recorded = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    assert recorded.cells == str(my_cells)  # absolute: the run can be resumed from anywhere
-    assert recorded.model == {
-        "cell": "my_cell", "hidden_size": 2, **SHARED, "update_bias": 0.0,
-    }  # fmt: skip
-
-
-def readme_commands() -> list[str]:
-    return sorted({found.split("  #")[0].strip() for found in re.findall(r"python train\.py([^`\n]*)", README)})
-
-
-def test_the_readme_has_commands() -> None:
-    assert len(readme_commands()) > 8
-
-
-@pytest.mark.parametrize("line", readme_commands())
-def test_readme_commands_compose(line: str, my_cells: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"  # stands for the run of the README's placeholder
-    if "resume=" in line:
-        (run / ".hydra").mkdir(parents=True)
-        OmegaConf.save(OmegaConf.create(settings_of(tmp_path)), run / ".hydra" / "config.yaml")
-        (run / "checkpoints").mkdir()
-        (run / "checkpoints" / "last.ckpt").touch()
-    arguments = shlex.split(line.replace("outputs/sine/gru/<time>", str(run)))
-    flags = [a for a in arguments if a in ("--help", "--cfg", "job", "-m")]
-    arguments = prepare([a for a in arguments if a not in flags])
-    if "--multirun" in arguments:
-        arguments.remove("--multirun")
-        overrides = OverridesParser.create().parse_overrides(arguments)
-        values = ((o, distribution(o)) if o.is_sweep_override() else (o, None) for o in overrides)
-        jobs = [[f"{o.key_or_group}={space.to_external_repr(0)}" if space else o.input_line for o, space in values]]
-    elif "-m" in flags:
-        values = ((a.partition("=")[0], a.partition("=")[2].split(",")) for a in arguments)
-        jobs = [list(job) for job in product(*([f"{key}={value}" for value in among] for key, among in values))]
-        assert len(jobs) > 2
-    else:
-        jobs = [arguments]
-    for job in jobs:
-        composes(job, run, tmp_path)
-
-
-def composes(arguments: list[str], run: Path, tmp_path: Path) -> None:
-    folder = CONF
-    if "--config-path" in arguments:
-        folder = Path(arguments[1])
-        assert arguments[:4] == ["--config-path", str(run / ".hydra"), "--config-name", "config"]
-        arguments = [a for a in arguments[4:] if not a.startswith("hydra/")]
-    with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-        settings = resolve(compose("config", overrides=arguments), tmp_path)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "model":
-            assert settings["model"]["cell"] == value
-        if key == "task":
-            assert settings["task"]["name"] == value
-
-
-def test_the_readme_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    [text] = [block for block in blocks("python") if "Recurrent(" in block]
-    names: dict[str, Any] = {}
-    exec(text, names)
-    assert names["output"].shape == (50, 4, 2 * 32)
-    assert names["output"][1:, 3].eq(0).all() and names["output"][0, 3].ne(0).any()
-    assert str(list_cells()) in capsys.readouterr().out

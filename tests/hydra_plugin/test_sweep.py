@@ -253,9 +253,6 @@ def test_workers_of_joblib_know_my_cells_and_say_what_is_wrong(command: Command,
     assert done.returncode == 1
     refused = "error: hidden_size must be a positive integer, or a list of one a layer, not -1"
     assert done.stderr.splitlines()[-1] == refused
-        done.stderr.splitlines()[-1]
-        == "error: hidden_size must be a positive integer, or a list of one a layer, not -1"
-    )
     assert (here / "many" / "0" / "summary.json").is_file() and not (here / "many" / "1").exists()
 
 
