@@ -25,7 +25,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.plan import ADD, MUL, SUB, Plan, plan
+from rnnzoo.engine.plan import Plan, plan
+from rnnzoo.engine.rewrite import ADD, MUL, SUB
 from rnnzoo.engine.trace import effective, inputs, module, sample
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.recurrent import Recurrent
