@@ -393,3 +393,20 @@ def test_what_tracing_does_not_see_shows_in_the_gradients(monkeypatch):
     monkeypatch.setattr("rnnzoo.engine.strict.PROPERTIES", {})
     with pytest.raises(UserError, match="other numbers or gradients"):
         plans.plan(cell(lambda c, v: v * v.data)(I, H))
+
+
+def test_tensors_that_are_not_declared_are_weights_too():
+    class Buffered(Plain):
+        def __init__(self, *sizes: int, **others: Any) -> None:
+            super().__init__(*sizes, **others)
+            self.register_buffer("mask", torch.linspace(0, 1, H))
+
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x @ self.W + h @ self.U) * self.mask
+
+    layer = layer_of(Buffered)
+    assert_like_reference(layer)
+    layer.cells[0].mask += 1
+    assert_like_reference(layer)
+    normed = Recurrent("gru", I, H, engine="serial", layer_norm=True).double()
+    assert_like_reference(normed)

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import native, plan, reference, scan, serial
+from rnnzoo.engine.hooks import hooks
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
@@ -85,14 +86,14 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
 
     Raises `UserError` when an engine that was asked for cannot.
     """
-    hooks = "forward hooks, as pruning leaves them" if cell._forward_pre_hooks or cell._forward_hooks else None
+    hooked = hooks(cell)
     special = _special(x)
     if name == "auto":
-        chosen = "reference" if special or hooks else choose(cell, steps, x.device.type)[0]
+        chosen = "reference" if special or hooked else choose(cell, steps, x.device.type)[0]
     else:
         chosen = name
-        if (special and name in ("serial", "scan")) or (hooks and name != "reference"):
-            raise UserError(f"engine={name} cannot run under {special or hooks}; use engine=reference")
+        if (special and name in ("serial", "scan")) or (hooked and name != "reference"):
+            raise UserError(f"engine={name} cannot run under {special or hooked}; use engine=reference")
     if chosen in ("serial", "scan"):
         try:
             ENGINES[chosen].prepare(cell, x)

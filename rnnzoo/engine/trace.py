@@ -212,6 +212,9 @@ class _Recording:
 
     _reads: Reads
     _quiet: frozenset[str]
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
+    _modules: dict[str, Any]
 
     def __init_subclass__(cls) -> None:
         """Nothing: what a cell's class does for its subclasses is done."""
@@ -225,10 +228,10 @@ class _Recording:
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        modules = self._modules
-        if name not in modules:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        return modules[name]
+        for group in (self._parameters, self._buffers, self._modules):
+            if name in group:
+                return group[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(f"it sets self.{name}")
