@@ -15,13 +15,18 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, shape_of
+from rnnzoo.engine.operations import number
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {"sum": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
+COMBINE = {  # of what is no number, the greatest and the least are none
+    "sum": "{0} += {1};",
+    "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
+    "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
+}
 
 
 @dataclass(frozen=True)
@@ -281,11 +286,11 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
 
     def read(operand: Value) -> str:
         if isinstance(operand, Place):
-            number = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
-            return loads.setdefault(number, f"m{len(loads)}")
+            element = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
+            return loads.setdefault(element, f"m{len(loads)}")
         if isinstance(operand, fx.Node):
             return names[operand]
-        return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
+        return number(operand)
 
     for key, operation in group.items():
         operands = [read(operand) for operand in operation.operands]
@@ -295,10 +300,17 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
             continue
         (target,) = operation.stores
         if inner in operation.reduced:
-            total = f"total{names[key]}"
+            total, none = f"total{names[key]}", f"none{names[key]}"
             before.append(f"S {total} = {START[operation.kind]};")
             clauses += f" reduction({'+' if operation.kind == 'sum' else operation.kind}:{total})"
-            body.append(COMBINE[operation.kind].format(total, operands[0]))
+            if operation.kind == "sum":
+                body.append(f"{total} += {operands[0]};")
+            else:  # vectors are combined by instructions that lose what is no number
+                before.append(f"bool {none} = false;")
+                clauses += f" reduction(|:{none})"
+                body.append(f"{none} |= {operands[0]} != {operands[0]};")
+                body.append(COMBINE[operation.kind].format(total, operands[0]))
+                after.append(f"{total} = {none} ? S(NAN) : {total};")
             after.append(COMBINE[operation.kind].format(target.at(index), total))
         else:
             stores.append(COMBINE[operation.kind].format(target.at(index), operands[0]))

@@ -66,8 +66,9 @@ INLINE float expm1_(float x) {
   return x > 80.f ? exp_(x) : y;
 }
 INLINE float sigmoid_(float x) {
-  Parts e = exponential(within(-x, -87.f, 87.f));  // beyond, it is 1 or as good as 0
-  return 1.f / (1.f + 2.f * (e.half + e.half * e.p));
+  Parts e = exponential(within(-x, -87.f, 87.3f));
+  float y = 1.f / (1.f + 2.f * (e.half + e.half * e.p));
+  return x < -87.3f ? 0.f : y;
 }
 INLINE float tanh_(float x) {
   Parts e = exponential(within(2.f * x, -40.f, 40.f));
@@ -77,16 +78,18 @@ INLINE float tanh_(float x) {
 
 // x = 2^n m with m around 1, and log m = 2 artanh((m - 1) / (m + 1)) by its series.
 INLINE float log_(float x) {
+  bool small = x < 1.1754944e-38f;  // what is too small to be normal is made larger
+  float scaled = small ? x * 8388608.f : x;
   uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  std::memcpy(&bits, &scaled, 4);
   int32_t n = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;  // 0x3f3504f3 is sqrt(1 / 2)
   bits -= static_cast<uint32_t>(n) << 23;
   float m;
   std::memcpy(&m, &bits, 4);
-  float s = (m - 1.f) / (m + 1.f), z = s * s;
+  float s = (m - 1.f) / (m + 1.f), z = s * s, e = small ? n - 23 : n;
   float y = 2.f * s + s * z * (2.f / 3 + z * (2.f / 5 + z * (2.f / 7 + z * (2.f / 9 + z * 2.f / 11))));
-  y = n * 0.693145752f + (y + n * 1.42860677e-6f);
-  y = x < 1.1754944e-38f ? -INFINITY : y;  // numbers too small to be normal count as zero
+  y = e * 0.693145752f + (y + e * 1.42860677e-6f);
+  y = x == 0.f ? -INFINITY : y;
   return x < 0.f ? NAN : x > 3.4028235e38f ? INFINITY : x != x ? x : y;
 }
 INLINE float log1p_(float x) {
@@ -95,18 +98,53 @@ INLINE float log1p_(float x) {
   return u > 3e38f || u <= 0.f ? log_(u) : y;
 }
 
-// x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero; good for |x| up to 1e5.
+// The bits of 2 / pi, 32 of them from every eighth on.
+alignas(64) constexpr uint32_t TWO_OVER_PI[24] = {
+    0xa2, 0xa2f9, 0xa2f983, 0xa2f9836e, 0xf9836e4e, 0x836e4e44, 0x6e4e4415, 0x4e441529, 0x441529fc, 0x1529fc27,
+    0x29fc2757, 0xfc2757d1, 0x2757d1f5, 0x57d1f534, 0xd1f534dd, 0xf534ddc0, 0x34ddc0db, 0xddc0db62, 0xc0db6295,
+    0xdb629599, 0x6295993c, 0x95993c43, 0x993c4390, 0x3c439041};
+
+// x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero. Beyond 1e4, n and r are the bits of
+// x 2 / pi before and behind the point, of which those that count are multiplied (Payne and Hanek).
 INLINE float wave(float x, int shift) {
   float n = std::floor(x * 0.636619772f + 0.5f);
-  float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f, z = r * r;
+  float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f;
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t* near = TWO_OVER_PI + ((bits >> 26) & 15);
+  uint32_t mantissa = ((bits & 0xffffff) | 0x800000) << ((bits >> 23) & 7);
+  uint64_t turns = static_cast<uint64_t>(mantissa * near[0]) << 32;
+  turns += (static_cast<uint64_t>(mantissa) * near[8] >> 32) + static_cast<uint64_t>(mantissa) * near[4];
+  uint32_t whole = static_cast<uint32_t>((turns + (1ull << 61)) >> 62);
+  turns -= static_cast<uint64_t>(whole) << 62;
+  float rest = static_cast<int32_t>(turns >> 32) * (1.57079632679f / (1 << 30));
+  bool far = std::abs(x) > 1e4f, negative = x < 0.f;
+  int quarter = static_cast<int>(far ? 0.f : n);
+  quarter = far ? (negative ? -static_cast<int>(whole) : static_cast<int>(whole)) : quarter;
+  r = far ? (negative ? -rest : rest) : r;
+  float z = r * r;
   float sine = r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
   float cosine = 1.f + z * (-0.5f + z * (1.f / 24 + z * (-1.f / 720 + z / 40320)));
-  int quarter = static_cast<int>(n) + shift;
+  quarter += shift;
   float y = quarter & 1 ? cosine : sine;
-  return quarter & 2 ? -y : y;
+  y = quarter & 2 ? -y : y;
+  return std::abs(x) <= 3.4028235e38f ? y : NAN;
 }
 INLINE float sin_(float x) { return wave(x, 0); }
 INLINE float cos_(float x) { return wave(x, 1); }
+
+// What is left of a in units of b, with the sign of a (fmod) or of b (remainder). The quotient of numbers that are not
+// too far apart is right to one, and what is left by it exact.
+INLINE S fmod_(S a, S b) {
+  S whole = std::trunc(a / b), size = std::abs(b), left = std::fma(-whole, b, a);
+  left = a < 0 ? (left > 0 ? left - size : left <= -size ? left + size : left)
+               : (left < 0 ? left + size : left >= size ? left - size : left);
+  return std::abs(whole) < S(1 << 22) && size < S(INFINITY) ? std::copysign(left, a) : std::fmod(a, b);
+}
+INLINE S remainder_(S a, S b) {
+  S left = fmod_(a, b);
+  return left != 0 && (b < 0) != (left < 0) ? left + b : left;
+}
 
 INLINE double log_(double x) { return std::log(x); }
 INLINE double log1p_(double x) { return std::log1p(x); }

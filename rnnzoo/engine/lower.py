@@ -11,14 +11,14 @@ Shapes here leave out the rows: a state [B, H] is (H,).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import SymInt, fx
 
-from rnnzoo.engine.operations import POINT, REDUCTIONS
+from rnnzoo.engine.operations import POINT, REDUCTIONS, number
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 
@@ -28,6 +28,15 @@ class Unsupported(Exception):
 
 class _Scattered(Exception):
     """Memory that cannot be seen in another shape without a copy."""
+
+
+FILLED: dict[Any, Callable[[fx.Node], float]] = {
+    aten.full_like.default: lambda node: float(args_of(node)[1]),
+    aten.zeros_like.default: lambda node: 0.0,
+    aten.new_zeros.default: lambda node: 0.0,
+    aten.ones_like.default: lambda node: 1.0,
+}
+"""Operations on tensors of which only the shape counts, and the number that they give."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class Lowering:
         self.values: dict[fx.Node, Value] = {}
         self.packs: dict[str, tuple[Place, int, int]] = {}
         self.scratches: dict[str, Place] = {}
+        floating = (n.meta["val"].dtype for n in inputs(graph) if n.meta["val"].is_floating_point())
+        self._dtype = next(floating, None)  # None where a graph takes nothing
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
         wanted = [(n, place) for n, place in zip(outputs(graph), results) if n is not None and place is not None]
         self._wanted: dict[fx.Node, list[Place]] = {}
@@ -107,6 +118,19 @@ class Lowering:
         self._schedule()
 
     def _value(self, node: fx.Node) -> Value:
+        value, dtype = self._found(node), node.meta["val"].dtype
+        if self._dtype in (None, dtype) or not (dtype.is_floating_point or dtype.is_complex):
+            return value
+        if isinstance(value, float):
+            return torch.tensor(value, dtype=dtype).item()
+        moved = node in self._given or node.target in VIEWS or node.target is aten.cat.default
+        if dtype != torch.float32 or not (moved or value is node):
+            raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
+        if not moved:
+            self.operations[node].expression = f"S(float({self.operations[node].expression}))"
+        return value
+
+    def _found(self, node: fx.Node) -> Value:
         if node in self._given:
             return self._given[node]
         if node.target in VIEWS:
@@ -114,6 +138,10 @@ class Lowering:
         operands = [n for n in node.all_input_nodes if not is_size(n)]
         if not operands:
             return self._constant(node)
+        if node.target in FILLED:
+            return FILLED[node.target](node)
+        if node.target in POINT and all(isinstance(self.values[n], float) for n in operands):
+            return self._folded(node)
         if not has_rows(node):
             raise Unsupported(f"{node.target} of weights inside the step")
         if node.target is aten.cat.default:
@@ -135,13 +163,13 @@ class Lowering:
                     expression = f"({expression} {sign} {{{k}}} ? {{{k}}} : {expression})"
         elif node.target is aten.pow.Tensor_Scalar:
             exponent = arguments.pop()
-            expression = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "std::sqrt({0})", 1: "{0}"}.get(
-                exponent, f"std::pow({{0}}, S({exponent}))"
-            )
-        elif node.target is aten.full_like.default:
-            return float(arguments[1])
-        elif node.target in (aten.zeros_like.default, aten.new_zeros.default, aten.ones_like.default):
-            return float(node.target is aten.ones_like.default)
+            expression = {
+                2: "({0} * {0})",
+                3: "({0} * {0} * {0})",
+                0.5: "std::sqrt({0})",
+                1: "{0}",
+                -0.5: "(S(1) / std::sqrt({0}))",
+            }.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
         elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
@@ -202,6 +230,11 @@ class Lowering:
         if node.target is not aten.scalar_tensor.default:
             raise Unsupported(f"{node.target}")
         return float(args_of(node)[0])
+
+    def _folded(self, node: fx.Node) -> float:
+        """An operation on numbers."""
+        numbers = fx.map_arg(args_of(node), lambda n: torch.tensor(self.values[n], dtype=n.meta["val"].dtype))
+        return float(node.target(*numbers))
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]

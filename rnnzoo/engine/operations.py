@@ -1,5 +1,6 @@
 """How elementary operations are written in C++; functions that end in _ are those of `kernel.h`."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,9 +9,7 @@ aten = torch.ops.aten
 
 POINT = {
     aten.add.Tensor: "({0} + {1})", aten.sub.Tensor: "({0} - {1})", aten.mul.Tensor: "({0} * {1})",
-    aten.add.Scalar: "({0} + {1})", aten.sub.Scalar: "({0} - {1})", aten.mul.Scalar: "({0} * {1})",
-    aten.div.Scalar: "({0} / {1})", aten.div.Tensor: "({0} / {1})",
-    aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
+    aten.div.Tensor: "({0} / {1})", aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
     aten.sigmoid.default: "sigmoid_({0})", aten.tanh.default: "tanh_({0})", aten.exp.default: "exp_({0})",
     aten.expm1.default: "expm1_({0})", aten.log.default: "log_({0})", aten.log1p.default: "log1p_({0})",
     aten.sin.default: "sin_({0})", aten.cos.default: "cos_({0})", aten.tan.default: "std::tan({0})",
@@ -18,15 +17,14 @@ POINT = {
     aten.sinh.default: "std::sinh({0})", aten.cosh.default: "std::cosh({0})", aten.erf.default: "std::erf({0})",
     aten.atan2.default: "std::atan2({0}, {1})", aten.sqrt.default: "std::sqrt({0})",
     aten.rsqrt.default: "(S(1) / std::sqrt({0}))", aten.reciprocal.default: "(S(1) / {0})",
-    aten.sign.default: "S(({0} > 0) - ({0} < 0))", aten.sgn.default: "S(({0} > 0) - ({0} < 0))",
+    aten.sign.default: "S(({0} > 0) - ({0} < 0))",
     aten.relu.default: "({0} < 0 ? S(0) : {0})", aten.floor.default: "std::floor({0})",
     aten.ceil.default: "std::ceil({0})", aten.round.default: "std::nearbyint({0})",
     aten.trunc.default: "std::trunc({0})",
     aten.maximum.default: "({0} != {0} || {0} > {1} ? {0} : {1})",
     aten.minimum.default: "({0} != {0} || {0} < {1} ? {0} : {1})",
-    aten.remainder.Scalar: "({0} - {1} * std::floor({0} / {1}))",
-    aten.remainder.Tensor: "({0} - {1} * std::floor({0} / {1}))",
-    aten.fmod.Scalar: "std::fmod({0}, {1})", aten.fmod.Tensor: "std::fmod({0}, {1})",
+    aten.remainder.Scalar: "remainder_({0}, {1})", aten.remainder.Tensor: "remainder_({0}, {1})",
+    aten.fmod.Scalar: "fmod_({0}, {1})", aten.fmod.Tensor: "fmod_({0}, {1})",
     aten.pow.Tensor_Tensor: "std::pow({0}, {1})", aten.pow.Scalar: "std::pow({0}, {1})",
     aten.where.self: "({0} ? {1} : {2})",
     aten.logical_and.default: "(({0} != 0) & ({1} != 0))", aten.bitwise_and.Tensor: "({0} & {1})",
@@ -41,3 +39,10 @@ POINT = {
 """Element-wise operations and their C++."""
 
 REDUCTIONS: dict[Any, str] = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}
+
+
+def number(value: float) -> str:
+    """A number as C++."""
+    if math.isfinite(value):
+        return f"S({value!r})"
+    return "S(NAN)" if math.isnan(value) else f"S({'-' if value < 0 else ''}INFINITY)"

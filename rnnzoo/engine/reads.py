@@ -30,7 +30,8 @@ PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), range, to
 """What says everything when it is printed."""
 
 ITSELF = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.WrapperDescriptorType,
-          types.MethodDescriptorType, types.GetSetDescriptorType, np.ufunc, enum.Enum)  # fmt: skip
+          types.MethodDescriptorType, types.GetSetDescriptorType, np.ufunc, enum.Enum,
+          torch._ops.OperatorBase, torch._ops.OpOverloadPacket)  # fmt: skip
 """What is equal to nothing but itself."""
 
 CHANCE = {"random", "secrets", "time", "datetime", "os", "posix", "uuid", "numpy.random"}

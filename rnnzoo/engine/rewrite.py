@@ -78,10 +78,19 @@ def _reorder_products(parts: Parts) -> list[str]:
 
 
 def _reorder(parts: Parts, family: dict[Any, int]) -> None:
-    """Bring the terms of each sum (or product) into the order constants, inputs, states."""
+    """Bring the terms of each sum (or product) into the order constants, inputs, states.
+
+    Numbers stay where they are: who adds a large one and takes it off again wants what rounding does between.
+    """
 
     def inner(node: Any) -> bool:
-        return isinstance(node, fx.Node) and node.target in family and not node.kwargs and len(args_of(node)) == 2
+        return (
+            isinstance(node, fx.Node)
+            and node.target in family
+            and not node.kwargs
+            and len(args_of(node)) == 2
+            and all(isinstance(operand, fx.Node) for operand in args_of(node))
+        )
 
     def terms(node: fx.Node, sign: int) -> list[tuple[int, Any]]:
         found = []
@@ -96,18 +105,15 @@ def _reorder(parts: Parts, family: dict[Any, int]) -> None:
         if not inner(node) or (len(node.users) == 1 and inner(next(iter(node.users)))):
             continue
         found = terms(node, 1)
-        if len(found) < 3 or len({parts.depends(term) for _, term in found}) < 2:
+        again = len({term for _, term in found}) < len(found)
+        if again or len(found) < 3 or len({parts.depends(term) for _, term in found}) < 2:
             continue
         found.sort(key=lambda term: (parts.depends(term[1]), -term[0]))
         (sign, total), *others = found
         if sign < 0:
-            total = -total if not isinstance(total, fx.Node) else parts.call(NEG, total)
+            total = parts.call(NEG, total)
         for sign, term in others:
-            target = MUL if MUL in family else ADD if sign > 0 else SUB
-            if isinstance(total, fx.Node) or isinstance(term, fx.Node):
-                total = parts.call(target, total, term)
-            else:
-                total = {MUL: total * term, ADD: total + term, SUB: total - term}[target]
+            total = parts.call(MUL if MUL in family else ADD if sign > 0 else SUB, total, term)
         node.replace_all_uses_with(total, propagate_meta=False)
 
 
@@ -143,7 +149,7 @@ def _merge_input_products(parts: Parts) -> list[str]:
 
 def _zeros(parts: Parts, product: fx.Node) -> fx.Node:
     weight = args_of(product)[1]
-    return parts.call(aten.mul.Tensor, parts.call(aten.select.int, weight, 0, 0), 0)
+    return parts.call(aten.new_zeros.default, weight, [weight.meta["val"].shape[1]])
 
 
 def _merge_state_products(parts: Parts) -> list[str]:

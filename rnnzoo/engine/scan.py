@@ -119,6 +119,8 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
 
     def call(target: Any, x: Factor, y: Factor) -> Factor:
         if not (isinstance(x, fx.Node) or isinstance(y, fx.Node)):
+            if target in (MUL, DIV) and any(number and not 1e-6 < abs(number) < 1e6 for number in (x, y)):
+                raise NotAffine(f"{str(state.target).partition('_')[2]} is scaled so far that numbers may overflow")
             return {ADD: x + y, SUB: x - y, MUL: x * y, DIV: x / (y or 1)}[target]
         if (target is ADD and x == 0) or (target is MUL and x == 1):
             return y
@@ -138,16 +140,27 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node) ->
         (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
+            if _cancels(node.target, b, d):
+                raise NotAffine(f"a large term is added to {str(state.target).partition('_')[2]} and taken off again")
             pairs[node] = call(node.target, a, c), call(node.target, b, d)
         elif node.target is aten.neg.default:
             pairs[node] = call(MUL, a, -1.0), call(MUL, b, -1.0)
         elif node.target is MUL and a == 0:
             pairs[node] = call(MUL, c, b), call(MUL, d, b)
         elif c == 0:
+            if d == 0:
+                raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied by zero")
             pairs[node] = call(node.target, a, d), call(node.target, b, d)
         else:
             raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied or divided by itself")
     return pairs[result]
+
+
+def _cancels(target: Any, x: Factor, y: Factor) -> bool:
+    """Whether little is left of two terms, so that of what stood beside them rounding took a part."""
+    if isinstance(x, fx.Node) or isinstance(y, fx.Node):
+        return x is y and target is SUB
+    return abs(x + y if target is ADD else x - y) < 1e-3 * max(abs(x), abs(y))
 
 
 ADD, SUB, MUL, DIV = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor

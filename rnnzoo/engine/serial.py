@@ -22,18 +22,18 @@ from rnnzoo.engine.trace import effective, inputs, module, outputs, sample
 from rnnzoo.errors import UserError
 
 
-def refuses(cell: Cell) -> str | None:
+def refuses(cell: Cell, x: Tensor | None = None) -> str | None:
     """Cells whose step cannot be traced."""
     try:
-        plan(cell)
+        plan(cell, x)
     except UserError as error:
         return str(error)
     return None
 
 
-def lacks(cell: Cell) -> str | None:
+def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
     """Why the cell has no kernel, or None."""
-    made = plan(cell)
+    made = plan(cell, x)
     if made not in _lacks:
         try:
             write(made)

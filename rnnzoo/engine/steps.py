@@ -147,7 +147,7 @@ class Steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # Inductor's own, while it is imported
                 traced = make_fx(flat, tracing_mode="fake")(*tensors)
-                options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
+                options = {"triton.cudagraphs": tensors[0].is_cuda, "emulate_precision_casts": True}
                 compiled = torch._inductor.compile(traced, tensors, options=options)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
