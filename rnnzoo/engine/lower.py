@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import SymInt, fx
 
-from rnnzoo.engine.operations import POINT, REDUCTIONS, number
+from rnnzoo.engine.operations import POINT, POWERS, REDUCTIONS, number
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 
@@ -163,13 +163,7 @@ class Lowering:
                     expression = f"({expression} {sign} {{{k}}} ? {{{k}}} : {expression})"
         elif node.target is aten.pow.Tensor_Scalar:
             exponent = arguments.pop()
-            expression = {
-                2: "({0} * {0})",
-                3: "({0} * {0} * {0})",
-                0.5: "std::sqrt({0})",
-                1: "{0}",
-                -0.5: "(S(1) / std::sqrt({0}))",
-            }.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
+            expression = POWERS.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
         elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
@@ -233,8 +227,9 @@ class Lowering:
 
     def _folded(self, node: fx.Node) -> float:
         """An operation on numbers."""
+        target: Any = node.target
         numbers = fx.map_arg(args_of(node), lambda n: torch.tensor(self.values[n], dtype=n.meta["val"].dtype))
-        return float(node.target(*numbers))
+        return float(target(*numbers))
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]

@@ -38,6 +38,11 @@ POINT = {
 }  # fmt: skip
 """Element-wise operations and their C++."""
 
+POWERS = {
+    0.5: "std::sqrt({0})", 1: "{0}", 2: "({0} * {0})", 3: "({0} * {0} * {0})", -0.5: "(S(1) / std::sqrt({0}))",
+}  # fmt: skip
+"""By exponent, where it is a number."""
+
 REDUCTIONS: dict[Any, str] = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}
 
 

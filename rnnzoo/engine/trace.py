@@ -37,7 +37,8 @@ class Tracer:
     """Traces functions of tensors whose leading dimension, the rows, stays open."""
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self.shapes = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
 
     def rows(self, *shape: int, like: Tensor) -> Tensor:
         """A tensor [N, *shape] of unknown N."""
@@ -65,7 +66,7 @@ class Tracer:
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
-        if any(value.is_number for value in self.mode.shape_env.replacements.values()):
+        if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it depends on the number of rows")
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
             if node.meta["val"].shape == args_of(node)[0].meta["val"].shape:  # x[:, ...] slices the rows too
