@@ -32,6 +32,7 @@ from rnnzoo.engine.trace import (
     is_size,
     module,
     outputs,
+    reason,
 )
 from rnnzoo.errors import UserError
 
@@ -74,8 +75,8 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     if made not in _solutions:
         try:
             _solutions[made] = solve(made)
-        except NotAffine as error:
-            _solutions[made] = str(error)
+        except Exception as error:  # mostly NotAffine
+            _solutions[made] = reason(error)
     found = _solutions[made]
     if isinstance(found, str):
         raise UserError(f"{made.name} is not affine in its state: {found}")

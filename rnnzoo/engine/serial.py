@@ -18,7 +18,7 @@ from rnnzoo.engine.emit import write
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs, sample
+from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
 from rnnzoo.errors import UserError
 
 
@@ -39,9 +39,11 @@ def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
             write(made)
             _lacks[made] = None
         except Unsupported as error:
-            _lacks[made] = f"{error} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
-        except UserError as error:
-            _lacks[made] = str(error)
+            _lacks[made] = (
+                f"{made.name}: {error} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
+            )
+        except Exception as error:
+            _lacks[made] = f"{made.name}: no kernel can be written for it: {reason(error)}"
     return _lacks[made]
 
 
@@ -98,7 +100,14 @@ def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     if own is None:
         own = _programs[made] = {}
     if half not in own:
-        own[half] = Program(made, half)
+        try:
+            own[half] = Program(made, half)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{made.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
+            ) from error
     return own[half]
 
 

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rnnzoo.engine.emit import parameters
 from rnnzoo.engine.plan import Plan
-from rnnzoo.engine.trace import inputs, module, outputs
+from rnnzoo.engine.trace import inputs, module, outputs, reason
 from rnnzoo.errors import UserError
 
 CHUNK = 8
@@ -150,8 +150,7 @@ class Steps:
                 options = {"triton.cudagraphs": tensors[0].is_cuda, "emulate_precision_casts": True}
                 compiled = torch._inductor.compile(traced, tensors, options=options)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{name}: its plan cannot be compiled: {reason}; use engine=reference") from error
+            raise UserError(f"{name}: its plan cannot be compiled: {reason(error)}; use engine=reference") from error
         return lambda *tensors: compiled(*(tensor.detach().contiguous() for tensor in tensors))
 
     def _forward(
