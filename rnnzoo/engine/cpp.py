@@ -115,7 +115,18 @@ def _free(memory: Any) -> None:
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [None if t is None else t.data_ptr() for t in tensors]
+    # `data_ptr` would take a copy of what is shared with the output, see `writable`
+    return [None if t is None else _address(t) for t in tensors]
+
+
+def _address(tensor: Tensor) -> int:
+    start: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
+    return start + int(tensor.storage_offset()) * tensor.itemsize
+
+
+def writable(tensor: Tensor) -> Tensor:
+    """The same numbers for others to write to: they are copied by who writes first, so mostly never."""
+    return tensor._lazy_clone() if tensor.device.type == "cpu" else tensor.clone()
 
 
 def _call(

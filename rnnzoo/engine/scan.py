@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
+from rnnzoo.engine.cpp import writable
 from rnnzoo.engine.linear_scan import linear_scan
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.trace import (
@@ -211,7 +212,8 @@ def run(
         else:  # what is only computed is not held past a sequence's end
             last = stacks[name][lengths - 1, rows]
             final.append(torch.where(lengths.reshape(B, *[1] * (last.dim() - 1)) > 0, last, initial[name]))
-    output = cell.readout(x[..., : cell.input_size], *(stacks[name] for name in made.states))
+    # what the backward pass reads must not be written to
+    output = cell.readout(x[..., : cell.input_size], *(writable(stacks[name].contiguous()) for name in made.states))
     if running is not None:
         output = output.masked_fill(~running.reshape(T, B, *[1] * (output.dim() - 2)), 0)
     return output, tuple(final)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.cpp import Kernel, empty
+from rnnzoo.engine.cpp import Kernel, empty, writable
 from rnnzoo.engine.emit import write
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
@@ -135,6 +135,8 @@ def run(
     ends = None if lengths is None else lengths.contiguous()
     results = _Loop.apply(made, wanted, saving, x.shape[:2], ends, *inside)
     stacks, final = results[:wanted], results[wanted:]
+    if saving:
+        stacks = tuple(map(writable, stacks))
     output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
     if lengths is not None:
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths
