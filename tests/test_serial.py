@@ -20,7 +20,7 @@ from varied import CHANGES, VARIED, pruned
 
 from rnnzoo import Bias, Cell, InputWeight, Recurrent, RecurrentWeight, Scalar, UserError
 from rnnzoo import engine as engines
-from rnnzoo.engine import cpp, serial, steps
+from rnnzoo.engine import cpp, library, serial, steps
 from rnnzoo.engine import plan as plans
 
 I, H = 3, 5  # noqa: E741  I is the input size everywhere in this project
@@ -60,11 +60,11 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a new process would not know."""
-    monkeypatch.setattr(cpp, "_libraries", {})
+    monkeypatch.setattr(library, "_libraries", {})
     monkeypatch.setattr(serial, "_programs", {})
     for known in ("_failed", "_told"):
         monkeypatch.setattr(engines, known, type(getattr(engines, known))())
-    cpp._version.cache_clear()
+    library._version.cache_clear()
 
 
 def make(cell: Any, engine: str = "serial", dtype: torch.dtype = torch.float64, **options: Any) -> Recurrent:

@@ -22,11 +22,8 @@ from rnnzoo.engine.trace import aten, inputs, outputs
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {  # of what is no number, the greatest and the least are none
-    "sum": "{0} += {1};",
-    "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
-    "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
-}
+COMBINE = {"sum": "{0} += {1};", "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});"}
+CLAUSE = {"sum": "+", "max": "largest", "min": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -300,17 +297,10 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
             continue
         (target,) = operation.stores
         if inner in operation.reduced:
-            total, none = f"total{names[key]}", f"none{names[key]}"
+            total = f"total{names[key]}"
             before.append(f"S {total} = {START[operation.kind]};")
-            clauses += f" reduction({'+' if operation.kind == 'sum' else operation.kind}:{total})"
-            if operation.kind == "sum":
-                body.append(f"{total} += {operands[0]};")
-            else:  # vectors are combined by instructions that lose what is no number
-                before.append(f"bool {none} = false;")
-                clauses += f" reduction(|:{none})"
-                body.append(f"{none} |= {operands[0]} != {operands[0]};")
-                body.append(COMBINE[operation.kind].format(total, operands[0]))
-                after.append(f"{total} = {none} ? S(NAN) : {total};")
+            clauses += f" reduction({CLAUSE[operation.kind]}:{total})"
+            body.append(COMBINE[operation.kind].format(total, operands[0]))
             after.append(COMBINE[operation.kind].format(target.at(index), total))
         else:
             stores.append(COMBINE[operation.kind].format(target.at(index), operands[0]))

@@ -146,6 +146,12 @@ INLINE S remainder_(S a, S b) {
   return left != 0 && (b < 0) != (left < 0) ? left + b : left;
 }
 
+// Of what is no number, the greatest and the least are none; OpenMP's own lose it, and begin at a finite number.
+INLINE S largest_(S a, S b) { return a != a || b <= a ? a : b; }
+INLINE S smallest_(S a, S b) { return a != a || b >= a ? a : b; }
+#pragma omp declare reduction(largest : S : omp_out = largest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
+#pragma omp declare reduction(smallest : S : omp_out = smallest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
+
 INLINE double log_(double x) { return std::log(x); }
 INLINE double log1p_(double x) { return std::log1p(x); }
 INLINE double sin_(double x) { return std::sin(x); }
