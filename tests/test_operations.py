@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rnnzoo import Bias, Cell, InputWeight, Recurrent, RecurrentWeight, State
 from rnnzoo.engine import scan, serial
-from rnnzoo.engine.operations import POINT, REDUCTIONS
+from rnnzoo.engine.operations import CHECKED, POINT, REDUCTIONS
 from rnnzoo.engine.plan import plan
 from rnnzoo.engine.trace import aten
 
@@ -247,7 +247,7 @@ def test_gradients_are_those_of_torch(operation, dtype):
 
 
 def test_every_operation_with_a_form_is_in_the_table():
-    assert {*POINT, *REDUCTIONS} <= {*UNARY, *BINARY, *REDUCED}
+    assert {*POINT, *CHECKED, *REDUCTIONS} <= {*UNARY, *BINARY, *REDUCED}
     found = {node.target for node in plan(Every(1, 1)).recur.nodes}
     named = {key for key in {**UNARY, **BINARY} if not isinstance(key, str)}
     # these are written with others, and come up in gradients only

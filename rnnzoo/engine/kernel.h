@@ -98,57 +98,35 @@ INLINE float log1p_(float x) {
   return u > 3e38f || u <= 0.f ? log_(u) : y;
 }
 
-// The bits of 2 / pi, 32 of them from every eighth on.
-alignas(64) constexpr uint32_t TWO_OVER_PI[24] = {
-    0xa2, 0xa2f9, 0xa2f983, 0xa2f9836e, 0xf9836e4e, 0x836e4e44, 0x6e4e4415, 0x4e441529, 0x441529fc, 0x1529fc27,
-    0x29fc2757, 0xfc2757d1, 0x2757d1f5, 0x57d1f534, 0xd1f534dd, 0xf534ddc0, 0x34ddc0db, 0xddc0db62, 0xc0db6295,
-    0xdb629599, 0x6295993c, 0x95993c43, 0x993c4390, 0x3c439041};
-
-// x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero. Beyond 1e4, n and r are the bits of
-// x 2 / pi before and behind the point, of which those that count are multiplied (Payne and Hanek).
+// x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero; good for |x| up to 1e5.
 INLINE float wave(float x, int shift) {
   float n = std::floor(x * 0.636619772f + 0.5f);
-  float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f;
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t* near = TWO_OVER_PI + ((bits >> 26) & 15);
-  uint32_t mantissa = ((bits & 0xffffff) | 0x800000) << ((bits >> 23) & 7);
-  uint64_t turns = static_cast<uint64_t>(mantissa * near[0]) << 32;
-  turns += (static_cast<uint64_t>(mantissa) * near[8] >> 32) + static_cast<uint64_t>(mantissa) * near[4];
-  uint32_t whole = static_cast<uint32_t>((turns + (1ull << 61)) >> 62);
-  turns -= static_cast<uint64_t>(whole) << 62;
-  float rest = static_cast<int32_t>(turns >> 32) * (1.57079632679f / (1 << 30));
-  bool far = std::abs(x) > 1e4f, negative = x < 0.f;
-  int quarter = static_cast<int>(far ? 0.f : n);
-  quarter = far ? (negative ? -static_cast<int>(whole) : static_cast<int>(whole)) : quarter;
-  r = far ? (negative ? -rest : rest) : r;
-  float z = r * r;
+  float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f, z = r * r;
   float sine = r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
   float cosine = 1.f + z * (-0.5f + z * (1.f / 24 + z * (-1.f / 720 + z / 40320)));
-  quarter += shift;
+  int quarter = static_cast<int>(n) + shift;
   float y = quarter & 1 ? cosine : sine;
-  y = quarter & 2 ? -y : y;
-  return std::abs(x) <= 3.4028235e38f ? y : NAN;
+  return quarter & 2 ? -y : y;
 }
+INLINE bool far(float x) { return std::abs(x) > 1e5f; }
+INLINE bool far(double x) { return false; }
 INLINE float sin_(float x) { return wave(x, 0); }
 INLINE float cos_(float x) { return wave(x, 1); }
 
 // What is left of a in units of b, with the sign of a (fmod) or of b (remainder). The quotient of numbers that are not
 // too far apart is right to one, and what is left by it exact.
 INLINE S fmod_(S a, S b) {
-  S whole = std::trunc(a / b), size = std::abs(b), left = std::fma(-whole, b, a);
-  left = a < 0 ? (left > 0 ? left - size : left <= -size ? left + size : left)
-               : (left < 0 ? left + size : left >= size ? left - size : left);
-  return std::abs(whole) < S(1 << 22) && size < S(INFINITY) ? std::copysign(left, a) : std::fmod(a, b);
+  S size = std::abs(b), left = std::fma(-std::trunc(a / b), b, a), low = left + size, high = left - size;
+  S up = left < 0 ? low : left >= size ? high : left, down = left > 0 ? high : left <= -size ? low : left;
+  return std::copysign(a < 0 ? down : up, a);
 }
-INLINE S remainder_(S a, S b) {
-  S left = fmod_(a, b);
-  return left != 0 && (b < 0) != (left < 0) ? left + b : left;
-}
+INLINE S signed_(S left, S b) { return left != 0 && (b < 0) != (left < 0) ? left + b : left; }
+INLINE S remainder_(S a, S b) { return signed_(fmod_(a, b), b); }
+INLINE bool apart(S a, S b) { return !(std::abs(a / b) < S(1 << 22)) || !(std::abs(b) < S(INFINITY)); }
 
-// Of what is no number, the greatest and the least are none; OpenMP's own lose it, and begin at a finite number.
-INLINE S largest_(S a, S b) { return a != a || b <= a ? a : b; }
-INLINE S smallest_(S a, S b) { return a != a || b >= a ? a : b; }
+// OpenMP's own may begin at a finite number.
+INLINE S largest_(S a, S b) { return b > a ? b : a; }
+INLINE S smallest_(S a, S b) { return b < a ? b : a; }
 #pragma omp declare reduction(largest : S : omp_out = largest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
 #pragma omp declare reduction(smallest : S : omp_out = smallest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
 

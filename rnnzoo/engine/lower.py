@@ -11,14 +11,14 @@ Shapes here leave out the rows: a state [B, H] is (H,).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import SymInt, fx
 
-from rnnzoo.engine.operations import POINT, POWERS, REDUCTIONS, number
+from rnnzoo.engine.operations import CHECKED, FILLED, POINT, POWERS, REDUCTIONS, number
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 
@@ -28,15 +28,6 @@ class Unsupported(Exception):
 
 class _Scattered(Exception):
     """Memory that cannot be seen in another shape without a copy."""
-
-
-FILLED: dict[Any, Callable[[fx.Node], float]] = {
-    aten.full_like.default: lambda node: float(args_of(node)[1]),
-    aten.zeros_like.default: lambda node: 0.0,
-    aten.new_zeros.default: lambda node: 0.0,
-    aten.ones_like.default: lambda node: 1.0,
-}
-"""Operations on tensors of which only the shape counts, and the number that they give."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ Value: TypeAlias = "Place | fx.Node | float"
 
 @dataclass
 class Operation:
-    """Something to be computed: `kind` is point, product, sum, max or min."""
+    """Something to be computed: `kind` is point, checked, product, sum, max or min."""
 
     kind: str
     shape: tuple[int, ...]
@@ -78,6 +69,7 @@ class Operation:
     stage: int = 0
     stores: list[Place] = field(default_factory=list)
     reduced: tuple[int, ...] = ()
+    checks: tuple[str, ...] = ()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -140,7 +132,9 @@ class Lowering:
             return self._constant(node)
         if node.target in FILLED:
             return FILLED[node.target](node)
-        if node.target in POINT and all(isinstance(self.values[n], float) for n in operands):
+        if (node.target in POINT or node.target in CHECKED) and all(
+            isinstance(self.values[n], float) for n in operands
+        ):
             return self._folded(node)
         if not has_rows(node):
             raise Unsupported(f"{node.target} of weights inside the step")
@@ -150,6 +144,8 @@ class Lowering:
             return self._product(node)
         if node.target in REDUCTIONS:
             return self._reduce(node)
+        if node.target in CHECKED:
+            return self._check(node)
         return self._point(node)
 
     def _point(self, node: fx.Node) -> Value:
@@ -173,6 +169,17 @@ class Lowering:
         stores = list(self._wanted.get(node, ()))
         self.operations[node] = Operation(f"point {boolean}", shape_of(node), operands, expression, stores=stores)
         return node
+
+    def _check(self, node: fx.Node) -> Value:
+        """An operation that is looked at once more, for which its operands and its result must be in memory."""
+        shape = shape_of(node)
+        operands: list[Value] = []
+        for argument in args_of(node):
+            operand = self._operand(argument, shape, _behind(node))
+            operands.append(_expanded(self._memory(operand), shape) if isinstance(operand, fx.Node) else operand)
+        place = self._scratch(shape)
+        self.operations[node] = Operation("checked", shape, operands, checks=CHECKED[node.target], stores=[place])
+        return place
 
     def _operand(self, argument: Any, shape: tuple[int, ...], behind: int) -> Value:
         """An operand of an element-wise operation of this shape, with so many dimensions from the rows on."""
