@@ -25,7 +25,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.plan import ADD, MUL, SUB, Plan, plan
+from rnnzoo.engine.hooks import hooks
+from rnnzoo.engine.plan import Plan, plan
+from rnnzoo.engine.rewrite import ADD, MUL, SUB
 from rnnzoo.engine.trace import effective, inputs, module, sample
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.recurrent import Recurrent
@@ -62,8 +64,9 @@ def export(model: nn.Module, form: str, metadata: Mapping[str, str] | None = Non
     if not cells:
         raise UserError(f"{form}: {type(model).__name__} has no recurrent layer")
     name = type(cells[0]).__name__
-    if any(cell._forward_pre_hooks or cell._forward_hooks for cell in cells):
-        raise UserError(f"{form}: {name} has forward hooks, as pruning leaves them; use torch.nn.utils.prune.remove")
+    found = next(filter(None, (hooks(cell, backward=False) for cell in cells)), None)
+    if found is not None:
+        raise UserError(f"{form}: {name} has {found}; remove them, those of pruning by torch.nn.utils.prune.remove")
 
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     layers = [part for part in model.modules() if isinstance(part, Recurrent)]

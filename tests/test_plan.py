@@ -435,7 +435,7 @@ def test_the_input_is_projected_at_once_with_its_biases(name):
 
 def test_a_plan_is_the_same_under_autocast(monkeypatch):
     def types() -> list[torch.dtype]:
-        monkeypatch.setattr(plans, "_plans", {})
+        monkeypatch.setattr(plans, "_kept", [])
         return [n.meta["val"].dtype for n in made("gru").recur.nodes if n.op != "output"]
 
     expected = types()

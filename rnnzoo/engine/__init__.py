@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import native, plan, reference, scan, serial
+from rnnzoo.engine.hooks import hooks
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
@@ -56,14 +57,18 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     if steps < (PAYS_BACK_NATIVE if exact else PAYS_BACK):
         before = "native" if exact else "reference"
         return before, f"compiling pays back after {PAYS_BACK_NATIVE if exact else PAYS_BACK:,} time steps"
-    reason = _failed.get(author(cell)) or serial.refuses(cell)
+    reason = _refused(cell, device)
     if reason is not None:
         return "native" if exact else "reference", reason
-    if device == "cpu" and (missing := serial.lacks(cell)) is not None:
-        return "reference", missing
     if device != "cpu" and scan.refuses(cell) is None:
         return "scan", "affine in the state, so all time steps at once"
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
+
+
+def _refused(cell: Cell, device: str) -> str | None:
+    """Why the cell is not compiled, or None."""
+    reason = _failed.get(author(cell)) or serial.refuses(cell)
+    return serial.lacks(cell) if reason is None and device == "cpu" else reason
 
 
 def kind(cell: Cell) -> str:
@@ -78,6 +83,7 @@ def kind(cell: Cell) -> str:
 
 
 _failed: weakref.WeakKeyDictionary[type[Cell], str] = weakref.WeakKeyDictionary()
+_told: weakref.WeakKeyDictionary[type[Cell], set[str]] = weakref.WeakKeyDictionary()
 
 
 def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
@@ -85,14 +91,16 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
 
     Raises `UserError` when an engine that was asked for cannot.
     """
-    hooks = "forward hooks, as pruning leaves them" if cell._forward_pre_hooks or cell._forward_hooks else None
+    hooked = hooks(cell)
     special = _special(x)
     if name == "auto":
-        chosen = "reference" if special or hooks else choose(cell, steps, x.device.type)[0]
+        chosen = "reference" if special or hooked else choose(cell, steps, x.device.type)[0]
+        if chosen == "reference" and steps >= PAYS_BACK and not (special or hooked):
+            _tell(cell, _refused(cell, x.device.type))
     else:
         chosen = name
-        if (special and name in ("serial", "scan")) or (hooks and name != "reference"):
-            raise UserError(f"engine={name} cannot run under {special or hooks}; use engine=reference")
+        if (special and name in ("serial", "scan")) or (hooked and name != "reference"):
+            raise UserError(f"engine={name} cannot run under {special or hooked}; use engine=reference")
     if x.shape[1] == 0:  # no sequence, so nothing that an engine would have to be made ready for
         return "reference"
     if chosen in ("serial", "scan"):
@@ -102,9 +110,19 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
             if name != "auto":
                 raise
             _failed[author(cell)] = str(error)
-            warnings.warn(f"{error} (engine=auto goes on without)", stacklevel=2)
+            _tell(cell, str(error))
             chosen = choose(cell, steps, x.device.type)[0]
     return chosen
+
+
+def _tell(cell: Cell, reason: str | None) -> None:
+    """Warn once that a long run goes on without being compiled."""
+    told = _told.setdefault(author(cell), set())
+    if reason is not None and reason not in told:
+        told.add(reason)
+        name, text = author(cell).__name__, reason.removesuffix("; use engine=reference")
+        text = text if text.startswith(name) else f"{name}: {text}"
+        warnings.warn(f"{text} (engine=auto goes on without compiling)", stacklevel=3)
 
 
 def _special(x: Tensor) -> str | None:

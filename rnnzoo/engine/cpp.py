@@ -1,7 +1,6 @@
 """Plans as C++ kernels: the whole loop over time in one call, each thread with its own rows of the batch.
 
-Any number of time steps, rows and ragged lengths runs through the same kernel. Kernels are compiled once and kept on
-disk, in `kernels` under `$RNNZOO_CACHE` (default `~/.cache/rnnzoo`); `$CXX` names the compiler (default `g++`).
+Any number of time steps, rows and ragged lengths runs through the same kernel; `library.py` compiles and keeps them.
 
 Shapes: T time steps, B batch; every tensor is [T, B, ...] but states at one time, [B, ...], and shared tensors.
 """
@@ -9,33 +8,17 @@ Shapes: T time steps, B batch; every tensor is [T, B, ...] but states at one tim
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnzoo.engine.emit import parameters, write
+from rnnzoo.engine.library import load
 from rnnzoo.engine.plan import Plan
-from rnnzoo.errors import UserError
-
-FLAGS = (
-    "-std=c++14",  # in later ones <cmath> alone takes a tenth of a second
-    "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared",
-    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-    "-fno-thread-jumps",  # of loops over vectors it only makes work: it follows each case of a condition to the end
-)  # fmt: skip
 
 BLOCK = 64
 """Of so many time steps, the states of `Repeated` lie side by side."""
@@ -52,7 +35,7 @@ class Kernel:
         self.homes, self.reused = source.homes, source.reused
         self.given, self.results = parameters(plan)
         self._products = sum(node.op == "call_function" for node in plan.recur.nodes)
-        self._library = _load(source.text, plan.name, half)
+        self._library = load(source.text, plan.name, half)
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
@@ -115,7 +98,18 @@ def _free(memory: Any) -> None:
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [None if t is None else t.data_ptr() for t in tensors]
+    # `data_ptr` would take a copy of what is shared with the output, see `writable`
+    return [None if t is None else _address(t) for t in tensors]
+
+
+def _address(tensor: Tensor) -> int:
+    start: int = torch._C._data_address(tensor)  # type: ignore[attr-defined]
+    return start + int(tensor.storage_offset()) * tensor.itemsize
+
+
+def writable(tensor: Tensor) -> Tensor:
+    """The same numbers for others to write to: they are copied by who writes first, so mostly never."""
+    return tensor._lazy_clone() if tensor.device.type == "cpu" else tensor.clone()
 
 
 def _call(
@@ -146,59 +140,3 @@ def empty(like: Tensor, *shape: int) -> Tensor:
 
 
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-
-_libraries: dict[str, ctypes.CDLL] = {}
-
-
-def _load(source: str, name: str, half: bool) -> ctypes.CDLL:
-    """Compile, unless that was done before, and load."""
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    library = Path(torch.__file__).parent / "lib"
-    flags = [*FLAGS, *([f"-L{library}", "-ltorch_cpu"] if half else [])]
-    machine = f"{_version(name, *compiler)} {platform.machine()} {_processor()} {[*compiler, *flags]}"
-    key = hashlib.sha256(f"{machine}\n{source}".encode()).hexdigest()[:24]
-    if key not in _libraries:
-        folder = Path(os.environ.get("RNNZOO_CACHE") or Path.home() / ".cache" / "rnnzoo") / "kernels"
-        path = folder / f"{name}-{key}.so"
-        if not path.is_file():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _compile([*compiler, *flags], source, path, name)
-            except OSError as error:
-                raise UserError(f"{name}: its kernel cannot be kept: {error}; set RNNZOO_CACHE to a folder") from error
-        _libraries[key] = ctypes.CDLL(str(path))
-    return _libraries[key]
-
-
-def _compile(command: list[str], source: str, path: Path, name: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        text = Path(scratch) / f"{name}.cpp"
-        text.write_text(source)
-        built = Path(scratch) / "kernel.so"
-        done = subprocess.run(
-            [command[0], str(text), "-o", str(built), *command[1:]], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
-            raise UserError(f"{name}: {command[0]} cannot compile its kernel: {line}; use engine=reference")
-        built.replace(path)  # at once, so that another process never loads half a file
-
-
-@cache
-def _version(name: str, *compiler: str) -> str:
-    if shutil.which(compiler[0]) is None:
-        raise UserError(f"{name}: engine=serial needs a C++ compiler, and there is no {compiler[0]}; set CXX")
-    done = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{name}: {' '.join(compiler)} does not work, so engine=serial cannot compile; set CXX")
-    return done.stdout.partition("\n")[0]
-
-
-@cache
-def _processor() -> str:
-    """What the machine's processor can do: kernels in a shared home folder must not reach a lesser one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -40,6 +40,12 @@ def structure() -> dict[Any, Any]:
         aten.native_layer_norm.default: _layer_norm,
         aten.addcmul.default: lambda x, a, b, value=1: x + value * (a * b),
         aten.addcdiv.default: lambda x, a, b, value=1: x + value * (a / b),
+        # with numbers, too, these are operations on tensors, which alone keep the number of rows open
+        aten.add.Scalar: lambda x, y, alpha=1: x + alpha * y,
+        aten.sub.Scalar: lambda x, y, alpha=1: x - alpha * y,
+        aten.mul.Scalar: lambda x, y: x * y,
+        aten.div.Scalar: lambda x, y: x / y,
+        aten.sgn.default: lambda x: NotImplemented if x.is_complex() else torch.sign(x),
         aten.lerp.Tensor: lambda a, b, w: a + w * (b - a),
         aten.lerp.Scalar: lambda a, b, w: a + w * (b - a),
         aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
@@ -65,7 +71,20 @@ def everything() -> dict[Any, Any]:
         "log_sigmoid_forward", "log_sigmoid_backward",
     )  # fmt: skip
     table |= get_decompositions([getattr(aten, name) for name in names])
-    return table | structure()
+    return table | structure() | {aten.div.Tensor_mode: _divide}
+
+
+def _divide(x: Tensor, y: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+    """Division rounded as torch does it: downwards by way of what is left, because the quotient itself is rounded."""
+    if rounding_mode != "floor":
+        return x / y if rounding_mode is None else torch.trunc(x / y)
+    y = torch.as_tensor(y, dtype=x.dtype, device=x.device)
+    left = torch.fmod(x, y)
+    whole = (x - left) / y
+    whole = torch.where((left != 0) & ((y < 0) != (left < 0)), whole - 1, whole)
+    floor = torch.floor(whole)
+    floor = torch.where(whole - floor > 0.5, floor + 1, floor)
+    return torch.where(y == 0, x / y, torch.where(whole == 0, 0 * (x / y), floor))
 
 
 def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
@@ -91,7 +110,7 @@ def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
 def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
     for k in range(len(pad) // 2):
         dim = x.dim() - 1 - k
-        column = x.narrow(dim, 0, 1) * 0 + value
+        column = torch.full_like(x.narrow(dim, 0, 1), value)
         ends = [[column] * count for count in pad[2 * k : 2 * k + 2]]
         x = torch.cat([*ends[0], x, *ends[1]], dim) if ends[0] or ends[1] else x
     return x

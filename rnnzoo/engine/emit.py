@@ -15,13 +15,20 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, shape_of
+from rnnzoo.engine.operations import number
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {"sum": "{0} += {1};", "max": "{0} = {1} > {0} ? {1} : {0};", "min": "{0} = {1} < {0} ? {1} : {0};"}
+COMBINE = {"sum": "{0} += {1};", "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});"}
+GATHER = COMBINE | {  # of what is no number, the greatest and the least are none
+    "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
+    "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
+}
+"""The same in memory, where no loop waits for it."""
+CLAUSE = {"sum": "+", "max": "largest", "min": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -278,14 +285,15 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
     before: list[str] = []
     after: list[str] = []
     clauses = ""
+    along = f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{"
 
     def read(operand: Value) -> str:
         if isinstance(operand, Place):
-            number = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
-            return loads.setdefault(number, f"m{len(loads)}")
+            element = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
+            return loads.setdefault(element, f"m{len(loads)}")
         if isinstance(operand, fx.Node):
             return names[operand]
-        return f"S({operand!r})" if math.isfinite(operand) else f"S({'-' if operand < 0 else ''}INFINITY)"
+        return number(operand)
 
     for key, operation in group.items():
         operands = [read(operand) for operand in operation.operands]
@@ -294,14 +302,29 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
             stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
             continue
         (target,) = operation.stores
+        if operation.kind == "checked":
+            fast, missed, exact = (text.format(*operands) for text in operation.checks)
+            some = f"some{names[key]}"
+            before.append(f"int {some} = 0;")
+            clauses += f" reduction(|:{some})"
+            body += [f"S {names[key]} = {fast};", f"{some} |= {missed};"]
+            stores.append(f"{target.at(index)} = {names[key]};")
+            again = [f"auto {name} = {source};" for source, name in loads.items() if name in operands]
+            after += [f"if ({some}) {along}", *again, f"if ({missed}) {target.at(index)} = {exact};", "}"]
+            continue
         if inner in operation.reduced:
             total = f"total{names[key]}"
             before.append(f"S {total} = {START[operation.kind]};")
-            clauses += f" reduction({'+' if operation.kind == 'sum' else operation.kind}:{total})"
+            clauses += f" reduction({CLAUSE[operation.kind]}:{total})"
             body.append(COMBINE[operation.kind].format(total, operands[0]))
-            after.append(COMBINE[operation.kind].format(target.at(index), total))
+            if operation.kind != "sum":
+                before.append(f"int none{total} = 0;")
+                clauses += f" reduction(|:none{total})"
+                body.append(f"none{total} |= {operands[0]} != {operands[0]};")
+                after.append(f"{total} = none{total} ? S(NAN) : {total};")
+            after.append(GATHER[operation.kind].format(target.at(index), total))
         else:
-            stores.append(COMBINE[operation.kind].format(target.at(index), operands[0]))
+            stores.append(GATHER[operation.kind].format(target.at(index), operands[0]))
     lines = ["for (int64_t r = 0; r < rows; ++r) {"]
     places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
     for place in {p.base: p for p in places}.values():
@@ -314,7 +337,7 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
     for k in range(inner):
         lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
     lines += [*before, f"#pragma omp simd{clauses}"]
-    lines.append(f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{")
+    lines.append(along)
     lines += [f"auto {name} = {source};" for source, name in loads.items()]
     lines += [*body, *stores, "}"]
     return [*lines, *after, "}" * inner, "}"]

@@ -66,8 +66,9 @@ INLINE float expm1_(float x) {
   return x > 80.f ? exp_(x) : y;
 }
 INLINE float sigmoid_(float x) {
-  Parts e = exponential(within(-x, -87.f, 87.f));  // beyond, it is 1 or as good as 0
-  return 1.f / (1.f + 2.f * (e.half + e.half * e.p));
+  Parts e = exponential(within(-x, -87.f, 87.3f));
+  float y = 1.f / (1.f + 2.f * (e.half + e.half * e.p));
+  return x < -87.3f ? 0.f : y;
 }
 INLINE float tanh_(float x) {
   Parts e = exponential(within(2.f * x, -40.f, 40.f));
@@ -77,16 +78,18 @@ INLINE float tanh_(float x) {
 
 // x = 2^n m with m around 1, and log m = 2 artanh((m - 1) / (m + 1)) by its series.
 INLINE float log_(float x) {
+  bool small = x < 1.1754944e-38f;  // what is too small to be normal is made larger
+  float scaled = small ? x * 8388608.f : x;
   uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  std::memcpy(&bits, &scaled, 4);
   int32_t n = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;  // 0x3f3504f3 is sqrt(1 / 2)
   bits -= static_cast<uint32_t>(n) << 23;
   float m;
   std::memcpy(&m, &bits, 4);
-  float s = (m - 1.f) / (m + 1.f), z = s * s;
+  float s = (m - 1.f) / (m + 1.f), z = s * s, e = small ? n - 23 : n;
   float y = 2.f * s + s * z * (2.f / 3 + z * (2.f / 5 + z * (2.f / 7 + z * (2.f / 9 + z * 2.f / 11))));
-  y = n * 0.693145752f + (y + n * 1.42860677e-6f);
-  y = x < 1.1754944e-38f ? -INFINITY : y;  // numbers too small to be normal count as zero
+  y = e * 0.693145752f + (y + e * 1.42860677e-6f);
+  y = x == 0.f ? -INFINITY : y;
   return x < 0.f ? NAN : x > 3.4028235e38f ? INFINITY : x != x ? x : y;
 }
 INLINE float log1p_(float x) {
@@ -105,8 +108,27 @@ INLINE float wave(float x, int shift) {
   float y = quarter & 1 ? cosine : sine;
   return quarter & 2 ? -y : y;
 }
+INLINE bool far(float x) { return std::abs(x) > 1e5f; }
+INLINE bool far(double x) { return false; }
 INLINE float sin_(float x) { return wave(x, 0); }
 INLINE float cos_(float x) { return wave(x, 1); }
+
+// What is left of a in units of b, with the sign of a (fmod) or of b (remainder). The quotient of numbers that are not
+// too far apart is right to one, and what is left by it exact.
+INLINE S fmod_(S a, S b) {
+  S size = std::abs(b), left = std::fma(-std::trunc(a / b), b, a), low = left + size, high = left - size;
+  S up = left < 0 ? low : left >= size ? high : left, down = left > 0 ? high : left <= -size ? low : left;
+  return std::copysign(a < 0 ? down : up, a);
+}
+INLINE S signed_(S left, S b) { return left != 0 && (b < 0) != (left < 0) ? left + b : left; }
+INLINE S remainder_(S a, S b) { return signed_(fmod_(a, b), b); }
+INLINE bool apart(S a, S b) { return !(std::abs(a / b) < S(1 << 22)) || !(std::abs(b) < S(INFINITY)); }
+
+// OpenMP's own may begin at a finite number.
+INLINE S largest_(S a, S b) { return b > a ? b : a; }
+INLINE S smallest_(S a, S b) { return b < a ? b : a; }
+#pragma omp declare reduction(largest : S : omp_out = largest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
+#pragma omp declare reduction(smallest : S : omp_out = smallest_(omp_out, omp_in)) initializer(omp_priv = omp_orig)
 
 INLINE double log_(double x) { return std::log(x); }
 INLINE double log1p_(double x) { return std::log1p(x); }

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import SymInt, fx
 
-from rnnzoo.engine.operations import POINT, REDUCTIONS
+from rnnzoo.engine.operations import CHECKED, FILLED, POINT, POWERS, REDUCTIONS, number
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 
@@ -60,7 +60,7 @@ Value: TypeAlias = "Place | fx.Node | float"
 
 @dataclass
 class Operation:
-    """Something to be computed: `kind` is point, product, sum, max or min."""
+    """Something to be computed: `kind` is point, checked, product, sum, max or min."""
 
     kind: str
     shape: tuple[int, ...]
@@ -69,6 +69,7 @@ class Operation:
     stage: int = 0
     stores: list[Place] = field(default_factory=list)
     reduced: tuple[int, ...] = ()
+    checks: tuple[str, ...] = ()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -92,6 +93,8 @@ class Lowering:
         self.values: dict[fx.Node, Value] = {}
         self.packs: dict[str, tuple[Place, int, int]] = {}
         self.scratches: dict[str, Place] = {}
+        floating = (n.meta["val"].dtype for n in inputs(graph) if n.meta["val"].is_floating_point())
+        self._dtype = next(floating, None)  # None where a graph takes nothing
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
         wanted = [(n, place) for n, place in zip(outputs(graph), results) if n is not None and place is not None]
         self._wanted: dict[fx.Node, list[Place]] = {}
@@ -107,6 +110,19 @@ class Lowering:
         self._schedule()
 
     def _value(self, node: fx.Node) -> Value:
+        value, dtype = self._found(node), node.meta["val"].dtype
+        if self._dtype in (None, dtype) or not (dtype.is_floating_point or dtype.is_complex):
+            return value
+        if isinstance(value, float):
+            return torch.tensor(value, dtype=dtype).item()
+        moved = node in self._given or node.target in VIEWS or node.target is aten.cat.default
+        if dtype != torch.float32 or not (moved or value is node):
+            raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
+        if not moved:
+            self.operations[node].expression = f"S(float({self.operations[node].expression}))"
+        return value
+
+    def _found(self, node: fx.Node) -> Value:
         if node in self._given:
             return self._given[node]
         if node.target in VIEWS:
@@ -114,6 +130,12 @@ class Lowering:
         operands = [n for n in node.all_input_nodes if not is_size(n)]
         if not operands:
             return self._constant(node)
+        if node.target in FILLED:
+            return FILLED[node.target](node)
+        if (node.target in POINT or node.target in CHECKED) and all(
+            isinstance(self.values[n], float) for n in operands
+        ):
+            return self._folded(node)
         if not has_rows(node):
             raise Unsupported(f"{node.target} of weights inside the step")
         if node.target is aten.cat.default:
@@ -122,6 +144,8 @@ class Lowering:
             return self._product(node)
         if node.target in REDUCTIONS:
             return self._reduce(node)
+        if node.target in CHECKED:
+            return self._check(node)
         return self._point(node)
 
     def _point(self, node: fx.Node) -> Value:
@@ -135,13 +159,7 @@ class Lowering:
                     expression = f"({expression} {sign} {{{k}}} ? {{{k}}} : {expression})"
         elif node.target is aten.pow.Tensor_Scalar:
             exponent = arguments.pop()
-            expression = {2: "({0} * {0})", 3: "({0} * {0} * {0})", 0.5: "std::sqrt({0})", 1: "{0}"}.get(
-                exponent, f"std::pow({{0}}, S({exponent}))"
-            )
-        elif node.target is aten.full_like.default:
-            return float(arguments[1])
-        elif node.target in (aten.zeros_like.default, aten.new_zeros.default, aten.ones_like.default):
-            return float(node.target is aten.ones_like.default)
+            expression = POWERS.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
         elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
@@ -151,6 +169,17 @@ class Lowering:
         stores = list(self._wanted.get(node, ()))
         self.operations[node] = Operation(f"point {boolean}", shape_of(node), operands, expression, stores=stores)
         return node
+
+    def _check(self, node: fx.Node) -> Value:
+        """An operation that is looked at once more, for which its operands and its result must be in memory."""
+        shape = shape_of(node)
+        operands: list[Value] = []
+        for argument in args_of(node):
+            operand = self._operand(argument, shape, _behind(node))
+            operands.append(_expanded(self._memory(operand), shape) if isinstance(operand, fx.Node) else operand)
+        place = self._scratch(shape)
+        self.operations[node] = Operation("checked", shape, operands, checks=CHECKED[node.target], stores=[place])
+        return place
 
     def _operand(self, argument: Any, shape: tuple[int, ...], behind: int) -> Value:
         """An operand of an element-wise operation of this shape, with so many dimensions from the rows on."""
@@ -202,6 +231,12 @@ class Lowering:
         if node.target is not aten.scalar_tensor.default:
             raise Unsupported(f"{node.target}")
         return float(args_of(node)[0])
+
+    def _folded(self, node: fx.Node) -> float:
+        """An operation on numbers."""
+        target: Any = node.target
+        numbers = fx.map_arg(args_of(node), lambda n: torch.tensor(self.values[n], dtype=n.meta["val"].dtype))
+        return float(target(*numbers))
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]

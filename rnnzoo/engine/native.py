@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from rnnzoo.cell import Cell
+from rnnzoo.engine.hooks import renew
+from rnnzoo.errors import UserError
 from rnnzoo.registry import get
 
 GATES: dict[str, tuple[tuple[str, str, str, str | None], ...]] = {
@@ -45,6 +47,7 @@ def to_torch(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cell's parameters in torch's layout: weight_ih [G·H, I], weight_hh [G·H, H], bias_ih, bias_hh [G·H]."""
     name = kind(cell)
     assert name is not None
+    renew(cell)
     # getattr, not named_parameters: tied, pruned and parametrized weights are what step sees
     none = torch.zeros_like(getattr(cell, GATES[name][0][2]))
     weight_ih = torch.cat([getattr(cell, W).T for W, _, _, _ in GATES[name]])
@@ -56,9 +59,14 @@ def to_torch(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def from_torch(cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> None:
-    """Copy parameters in torch's layout into the cell; the inverse of `to_torch`."""
+    """Copy parameters in torch's layout into the cell; the inverse of `to_torch`.
+
+    Raises `UserError` where a parameter is computed from other tensors.
+    """
     name = kind(cell)
     assert name is not None
+    for key in (key for gate in GATES[name] for key in gate if key and key not in cell._parameters):
+        raise UserError(f"{key} is pruned or parametrized and so computed from other tensors; make it plain first")
     blocks = (tensor.chunk(len(GATES[name])) for tensor in (weight_ih, weight_hh, bias_ih, bias_hh))
     for (W, U, b, c), w_ih, w_hh, b_ih, b_hh in zip(GATES[name], *blocks):
         getattr(cell, W).copy_(w_ih.T)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
+from rnnzoo.engine.cpp import writable
 from rnnzoo.engine.linear_scan import linear_scan
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.trace import (
@@ -35,6 +36,7 @@ from rnnzoo.engine.trace import (
     is_size,
     module,
     outputs,
+    reason,
 )
 from rnnzoo.errors import UserError
 
@@ -79,8 +81,8 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     if made not in _solutions:
         try:
             _solutions[made] = solve(made)
-        except NotAffine as error:
-            _solutions[made] = str(error)
+        except Exception as error:  # mostly NotAffine
+            _solutions[made] = reason(error)
     found = _solutions[made]
     if isinstance(found, str):
         raise UserError(f"{made.name} is not affine in its state: {found}")
@@ -140,6 +142,8 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, na
 
     def call(target: Any, x: Factor, y: Factor) -> Factor:
         if not (isinstance(x, fx.Node) or isinstance(y, fx.Node)):
+            if target in (MUL, DIV) and any(number and not 1e-6 < abs(number) < 1e6 for number in (x, y)):
+                raise NotAffine(f"{str(state.target).partition('_')[2]} is scaled so far that numbers may overflow")
             return {ADD: x + y, SUB: x - y, MUL: x * y, DIV: x / (y or 1)}[target]
         if (target is ADD and x == 0) or (target is MUL and x == 1):
             return y
@@ -159,16 +163,27 @@ def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, na
         (a, b), *others = (pair(operand) for operand in args_of(node))
         c, d = others[0] if others else (0.0, 0.0)
         if node.target in (ADD, SUB):
+            if _cancels(node.target, b, d):
+                raise NotAffine(f"a large term is added to {str(state.target).partition('_')[2]} and taken off again")
             pairs[node] = call(node.target, a, c), call(node.target, b, d)
         elif node.target is aten.neg.default:
             pairs[node] = call(MUL, a, -1.0), call(MUL, b, -1.0)
         elif node.target is MUL and a == 0:
             pairs[node] = call(MUL, c, b), call(MUL, d, b)
         elif c == 0:
+            if d == 0:
+                raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied by zero")
             pairs[node] = call(node.target, a, d), call(node.target, b, d)
         else:
             raise NotAffine(f"{name} is multiplied or divided by itself")
     return pairs[result]
+
+
+def _cancels(target: Any, x: Factor, y: Factor) -> bool:
+    """Whether little is left of two terms, so that of what stood beside them rounding took a part."""
+    if isinstance(x, fx.Node) or isinstance(y, fx.Node):
+        return x is y and target is SUB
+    return abs(x + y if target is ADD else x - y) < 1e-3 * max(abs(x), abs(y))
 
 
 ADD, SUB, MUL, DIV = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor
@@ -223,7 +238,8 @@ def run(
         else:  # what is only computed is not held past a sequence's end
             last = stacks[name][lengths - 1, rows]
             final.append(torch.where(lengths.reshape(B, *[1] * (last.dim() - 1)) > 0, last, initial[name]))
-    output = cell.readout(x[..., : cell.input_size], *(stacks[name] for name in made.states))
+    # what the backward pass reads must not be written to
+    output = cell.readout(x[..., : cell.input_size], *(writable(stacks[name].contiguous()) for name in made.states))
     if running is not None:
         output = output.masked_fill(~running.reshape(T, B, *[1] * (output.dim() - 2)), 0)
     return output, tuple(final)

@@ -6,42 +6,44 @@ Shapes: T time steps, B batch, I input size, H hidden size.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.cpp import Kernel, empty
+from rnnzoo.engine.cpp import Kernel, empty, writable
 from rnnzoo.engine.emit import write
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs, sample
+from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
 from rnnzoo.errors import UserError
 
 
-def refuses(cell: Cell) -> str | None:
+def refuses(cell: Cell, x: Tensor | None = None) -> str | None:
     """Cells whose step cannot be traced."""
     try:
-        plan(cell)
+        plan(cell, x)
     except UserError as error:
         return str(error)
     return None
 
 
-def lacks(cell: Cell) -> str | None:
+def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
     """Why the cell has no kernel, or None."""
-    made = plan(cell)
+    made = plan(cell, x)
     if made not in _lacks:
         try:
             write(made)
             _lacks[made] = None
         except Unsupported as error:
-            _lacks[made] = f"{error} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
-        except UserError as error:
-            _lacks[made] = str(error)
+            _lacks[made] = (
+                f"{made.name}: {error} has no C++ form, and Inductor compiles for a minute; engine=serial takes it"
+            )
+        except Exception as error:
+            _lacks[made] = f"{made.name}: no kernel can be written for it: {reason(error)}"
     return _lacks[made]
 
 
@@ -64,10 +66,11 @@ def loop(plan: Plan, half: bool = False) -> Kernel | Steps:
 
 
 class Program:
-    """A plan with its compiled loop."""
+    """A plan with its compiled loop. It does not keep the plan, which keeps it."""
 
     def __init__(self, plan: Plan, half: bool) -> None:
-        self.plan = plan
+        self.name, self.states = plan.name, plan.states
+        self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
@@ -86,16 +89,26 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape[1:])
 
 
-_programs: dict[tuple[int, bool], Program] = {}
+_programs: MutableMapping[Plan, dict[bool, Program]] = weakref.WeakKeyDictionary()
 
 
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell, x)
-    key = (id(made), _precision(sample(cell, x).device.type) == torch.bfloat16)
-    if key not in _programs:
-        _programs[key] = Program(made, key[1])
-    return _programs[key]
+    half = _precision(sample(cell, x).device.type) == torch.bfloat16
+    own = _programs.get(made)
+    if own is None:
+        own = _programs[made] = {}
+    if half not in own:
+        try:
+            own[half] = Program(made, half)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{made.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
+            ) from error
+    return own[half]
 
 
 def _precision(device: str) -> torch.dtype | None:
@@ -122,6 +135,8 @@ def run(
     ends = None if lengths is None else lengths.contiguous()
     results = _Loop.apply(made, wanted, saving, x.shape[:2], ends, *inside)
     stacks, final = results[:wanted], results[wanted:]
+    if saving:
+        stacks = tuple(map(writable, stacks))
     output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
     if lengths is not None:
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths
@@ -142,8 +157,7 @@ class _Loop(torch.autograd.Function):
         lengths: Tensor | None,
         *tensors: Tensor,
     ) -> Any:
-        states, homes = len(made.plan.states), made.loop.homes
-        count = len(outputs(made.plan.project))
+        states, homes, count = len(made.states), made.loop.homes, len(made.leaves)
         leaves = [t.contiguous() for t in tensors[:count]]
         initial = tensors[count : count + states]
         shared = [t.contiguous() for t in tensors[count + states :]]
@@ -170,10 +184,10 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        made, wanted, names = ctx.made, ctx.wanted, ctx.made.plan.states
+        made, wanted, names = ctx.made, ctx.wanted, ctx.made.states
         if torch.is_grad_enabled():
-            raise UserError(f"{made.plan.name}: engine=serial has no second derivatives; use engine=reference")
-        count = len(outputs(made.plan.project))
+            raise UserError(f"{made.name}: engine=serial has no second derivatives; use engine=reference")
+        count = len(made.leaves)
         tensors = ctx.saved_tensors  # once: under a checkpoint each look computes them again
         leaves, rest = tensors[:count], tensors[count:]
         stacks, rest = rest[: len(names)], rest[len(names) :]
@@ -189,9 +203,9 @@ class _Loop(torch.autograd.Function):
         for name, stack in zip(names, stacks):
             known[f"d_{name}"] = empty(stack, *stack.shape[1:])
         again = torch._C._autograd._get_current_graph_task_keep_graph()
-        for k, node in enumerate(outputs(made.plan.project)):
+        for k, shape in enumerate(made.leaves):
             reuse = made.loop.reused[k] and not again
-            known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *_shape(node))
+            known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *shape)
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):

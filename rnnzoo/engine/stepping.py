@@ -15,6 +15,7 @@ from rnnzoo import engine as engines
 from rnnzoo.cell import Cell
 from rnnzoo.engine import serial
 from rnnzoo.engine.cpp import Kernel, Repeated
+from rnnzoo.engine.hooks import hooks
 from rnnzoo.engine.plan import plan
 from rnnzoo.engine.trace import effective, inputs, module
 from rnnzoo.errors import UserError
@@ -26,7 +27,7 @@ PAYS_BACK = 100_000
 class Frozen:
     """A cell's step with the weights that it has now.
 
-    A cell whose step cannot be traced runs as it is written.
+    A cell whose step cannot be traced, or that has hooks, runs as it is written.
 
     Args:
         cell: in evaluation mode.
@@ -38,8 +39,10 @@ class Frozen:
         self.cell, self.known = cell, known
         self.kernel: Repeated | None = None
         try:
-            made = plan(cell)
+            made = None if hooks(cell) else plan(cell)
         except UserError:
+            made = None
+        if made is None:
             self.project = None
             return
         with torch.no_grad():

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rnnzoo.engine.emit import parameters
 from rnnzoo.engine.plan import Plan
-from rnnzoo.engine.trace import inputs, module, outputs
+from rnnzoo.engine.trace import inputs, module, outputs, reason
 from rnnzoo.errors import UserError
 
 CHUNK = 8
@@ -37,7 +37,10 @@ class Steps:
     """
 
     def __init__(self, plan: Plan, compiled: bool = True) -> None:
-        self.plan = plan
+        # not the plan, which keeps what is made of it
+        self.name, self.states, self.derived, self.recur, self.project = (
+            plan.name, plan.states, plan.derived, plan.recur, plan.project
+        )  # fmt: skip
         self.compiled = compiled
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
@@ -51,9 +54,9 @@ class Steps:
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
     ) -> None:
         """See `cpp.Kernel.forward`."""
-        names = [str(node.target) for node in inputs(self.plan.recur)]
+        names = [str(node.target) for node in inputs(self.recur)]
         known = dict(zip(names, tensors))
-        stacks = [known[name] for name in self.plan.states]
+        stacks = [known[name] for name in self.states]
         sequences = [known[name] for name in names if name.startswith("leaf")]
         shared = [known[name] for name in names if name.startswith("shared")]
         states = [stack[0] for stack in stacks]
@@ -72,9 +75,9 @@ class Steps:
     def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
         """See `cpp.Kernel.backward`."""
         known = dict(zip((*self.given, *self.results), tensors))
-        states = self.plan.states
+        states = self.states
         shared = [known[n] for n in self.given if n.startswith("shared")]
-        names = [str(n.target) for n in inputs(self.plan.derived.back)]
+        names = [str(n.target) for n in inputs(self.derived.back)]
         carry = []
         for s in states:
             end, like = known[f"end_{s}"], known[f"d_{s}"]
@@ -123,11 +126,11 @@ class Steps:
         if key not in self._functions:
             self._functions[key] = self._compile(function, self._graphs[name], K, rows, states, shared, running)
         found = self._functions[key](*rows, *states, *shared, *running)
-        by_time = len(self.plan.states) if name == "back" else 0
+        by_time = len(self.states) if name == "back" else 0
         return [x[:B] if k < by_time else x[:, :B] for k, x in enumerate(found)]
 
     def _compile(self, function: Callable[..., Any], graph: Any, K: int, *groups: list[Tensor]) -> Callable[..., Any]:
-        name = self.plan.name
+        name = self.name
         if len({size for *_, size, _ in self._functions} | {self._largest}) > COMPILES:
             raise UserError(f"{name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference")
         sizes = [len(group) for group in groups]
@@ -144,11 +147,10 @@ class Steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # Inductor's own, while it is imported
                 traced = make_fx(flat, tracing_mode="fake")(*tensors)
-                options = {"triton.cudagraphs": True} if tensors[0].is_cuda else {}
+                options = {"triton.cudagraphs": tensors[0].is_cuda, "emulate_precision_casts": True}
                 compiled = torch._inductor.compile(traced, tensors, options=options)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{name}: its plan cannot be compiled: {reason}; use engine=reference") from error
+            raise UserError(f"{name}: its plan cannot be compiled: {reason(error)}; use engine=reference") from error
         return lambda *tensors: compiled(*(tensor.detach().contiguous() for tensor in tensors))
 
     def _forward(
@@ -168,7 +170,7 @@ class Steps:
         self, graph: Any, K: int, rows: list[Tensor], carry: list[Tensor], shared: list[Tensor], running: list[Tensor]
     ) -> list[Tensor]:
         """K steps backwards: the gradients of the states before them, then those of leaves and kept, [K, B, ...]."""
-        states = self.plan.states
+        states = self.states
         outs = rows[len(rows) - len(states) :]
         found: list[list[Tensor]] = []
         for k in reversed(range(K)):
@@ -178,7 +180,7 @@ class Steps:
                 some = [_where(running[0][k], g, torch.zeros_like(g)) for g in grads]
             steps, tensors = iter(rows), iter(shared)
             arguments = []
-            for node in inputs(self.plan.derived.back):
+            for node in inputs(self.derived.back):
                 name = str(node.target)
                 if name.startswith("d_new_"):
                     arguments.append(some[states.index(name[6:])])
@@ -195,8 +197,8 @@ class Steps:
     def _shapes(self, like: Tensor) -> list[Tensor]:
         """Tensors shaped as the leaves' gradients and what is kept; a leaf that gets no gradient gets zeros."""
         nodes = [
-            *outputs(self.plan.project),
-            *outputs(self.plan.derived.back)[len(self.plan.states) + len(self.reused) :],
+            *outputs(self.project),
+            *outputs(self.derived.back)[len(self.states) + len(self.reused) :],
         ]
         return [like.new_zeros(()).expand(len(like), *node.meta["val"].shape[1:]) for node in nodes]
 

@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.overrides import TorchFunctionMode
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
+from rnnzoo.engine.reads import Reads
+from rnnzoo.engine.strict import Strict, agree
 from rnnzoo.errors import UserError
 
 aten = torch.ops.aten
@@ -35,7 +36,8 @@ class Tracer:
     """Traces functions of tensors whose leading dimension, the rows, stays open."""
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self.shapes = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
 
     def rows(self, *shape: int, like: Tensor) -> Tensor:
         """A tensor [N, *shape] of unknown N."""
@@ -63,6 +65,8 @@ class Tracer:
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+        if any(value.is_number for value in self.shapes.replacements.values()):
+            raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
         for node in graph.find_nodes(op="call_function", target=aten.select.int):
             node.args = (*args_of(node)[:2], *_from_the_front(node))
         for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
@@ -87,38 +91,32 @@ def _from_the_front(node: fx.Node) -> list[Any]:
     return [max(size + k, 0) if isinstance(k, int) and k < 0 else k for k in positions[:2]]
 
 
-class _Strict(TorchFunctionMode):
-    """Refuses what a graph of numbers cannot say."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("detach", "detach_", "_set_grad_enabled"):
-            raise UserError("it stops gradients")
-        return func(*args, **(kwargs or {}))
-
-
-def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tuple[str, ...]]:
+def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[fx.Graph, tuple[str, ...]]:
     """The graph of (x [N, I], states, weights) -> new states, and the names of the weights.
 
-    `like` has the dtype and the device of all.
+    `like` has the dtype and the device of all; `reads` is told what else the step reads.
 
     Raises `UserError` when the step cannot be traced.
     """
     weights = effective(cell)
-    x = torch.empty(3, cell.features, dtype=like.dtype, device=like.device)
-    states = [tracer.rows(*s.shape[1:], like=s) for s in cell.initial_state(x)]
 
     def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        with _Strict():
-            return _bare(cell, dict(zip(weights, tensors)))(x, *states)
+        with Strict():
+            return bare(cell, dict(zip(weights, tensors)), reads).forward(x, *states)
 
     try:
-        fakes = [tracer.fixed(w) for w in weights.values()]
-        graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
-        if tracer.mode.shape_env and tracer.mode.shape_env.replacements:
-            raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
+        reads.begin()
+        with torch.inference_mode(False), torch.enable_grad():  # the plan is there for all modes
+            x = torch.empty(3, cell.features, dtype=like.dtype, device=like.device)
+            start = bare(cell, {}, reads).initial_state(x)
+            states = [tracer.rows(*s.shape[1:], like=s) for s in start]
+            fakes = [tracer.fixed(w) for w in weights.values()]
+            graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
+        reads.check()
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{author(cell).__name__}.step cannot be traced: {reason}; use engine=reference") from error
+        raise UserError(
+            f"{author(cell).__name__}.step cannot be traced: {reason(error)}; use engine=reference"
+        ) from error
     strange = [
         n for n in graph.nodes if n.op == "get_attr" or (n.op == "call_function" and not is_size(n) and not _plain(n))
     ]
@@ -139,13 +137,49 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor) -> tuple[fx.Graph, tupl
                 f"{author(cell).__name__}.step returns a state of shape {list(node.meta['val'].shape)} "
                 f"where {list(state.shape)} came in"
             )
+    _try(cell, graph, list(start), weights, reads)
     return graph, tuple(weights)
+
+
+def _try(cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, Tensor], reads: Reads) -> None:
+    """Run step and graph once, on chance numbers: what tracing does not see shows in numbers or gradients."""
+    count = len(states)
+
+    def step(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return bare(cell, dict(zip(weights, others[count:])), reads).forward(x, *others[:count])
+
+    with torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
+        generator = torch.Generator(states[0].device).manual_seed(0)
+        given = [
+            torch.randn(shape, generator=generator, dtype=states[0].dtype, device=states[0].device)
+            for shape in [(5, cell.features), *((5, *s.shape[1:]) for s in states)]  # not as many rows as in tracing
+        ]
+        try:
+            traced = module(graph)
+            agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), [*given, *weights.values()])
+        except Exception as error:
+            raise UserError(
+                f"{author(cell).__name__}.step cannot be tried: {reason(error)}; use engine=reference"
+            ) from error
+    if not agreed:
+        raise UserError(
+            f"{author(cell).__name__}.step cannot be traced: what was traced gives other numbers or gradients; "
+            "use engine=reference"
+        )
 
 
 def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
     """A tensor of the dtype and device that the cell computes in; x tells if the cell has no numbers of its own."""
+    for tensor in cell._parameters.values():  # what `parameters` begins with, a good deal later
+        if tensor is not None and tensor.is_floating_point():
+            return tensor
     numbers = (t for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point() or t.is_complex())
     return next(numbers, torch.empty(0) if x is None else x)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _plain(node: fx.Node) -> bool:
@@ -164,12 +198,55 @@ def effective(cell: Cell) -> dict[str, Tensor]:
     return {name: getattr(cell, name) for name in names} | dict(cell.named_buffers(recurse=False))
 
 
-def _bare(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
-    """The cell's equations on other tensors, without hooks and parametrizations."""
-    bare = object.__new__(author(cell))
-    vars(bare).update({k: v for k, v in vars(cell).items() if k not in tensors})
-    vars(bare).update(_parameters=tensors, _buffers={}, _forward_pre_hooks={}, _forward_hooks={})
-    return bare
+def kind_of(cell: Cell) -> type[Cell]:
+    """The cell's class, without the subclass that a parametrization puts in its place."""
+    kind = type(cell)
+    return kind.__mro__[1] if "parametrizations" in cell._modules else kind
+
+
+def bare(cell: Cell, tensors: dict[str, Tensor], reads: Reads) -> Cell:
+    """The cell's equations on other tensors, if any are given, without hooks and parametrizations.
+
+    What it is asked for is told to `reads`.
+    """
+    kind = kind_of(cell)
+    quiet = frozenset(tensors) | {"_parameters", "_buffers"}
+    made: Any = object.__new__(type(kind.__name__, (_Recording, kind), {"_reads": reads, "_quiet": quiet}))
+    own = object.__getattribute__(made, "__dict__")
+    own.update({k: v for k, v in vars(cell).items() if k not in tensors})
+    if tensors:
+        own.update(_parameters=tensors, _buffers={})
+    return made
+
+
+class _Recording:
+    """Stands before a cell's class: tells what is read of the cell, and refuses to be written to."""
+
+    _reads: Reads
+    _quiet: frozenset[str]
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
+    _modules: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        """Nothing: what a cell's class does for its subclasses is done."""
+
+    def __getattribute__(self, name: str) -> Any:
+        made: Any = type(self)
+        if name == "__dict__":
+            raise UserError("it reads self.__dict__, and so attributes that are not known beforehand")
+        if not name.startswith("__") and name not in made._quiet:
+            made._reads.attribute(name)
+        return super().__getattribute__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        for group in (self._parameters, self._buffers, self._modules):
+            if name in group:
+                return group[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(f"it sets self.{name}")
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
