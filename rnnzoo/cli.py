@@ -188,7 +188,9 @@ def _list(pattern: str, family: str | None, kind: str | None, fidelity: bool) ->
     entries = [e for e in entries if kind is None or engine.kind(e.cell(*SIZES)).startswith(kind)]
     if not entries:
         raise UserError(f"no cell among them is {kind}; leave --kind out to see them")
-    checked = ("oracle", "compared with", "authors' code read") if fidelity else ("states", "what it is")
+    checked = (
+        ("oracle", "compared with", "authors' code read", "paper's text seen") if fidelity else ("states", "what it is")
+    )
     table = Table("cell", "family", *checked, "source")
     for entry in entries:
         shown = _fidelity(entry) if fidelity else (" ".join(entry.cell.state_names), _first_line(entry.cell))
@@ -200,10 +202,11 @@ def _list(pattern: str, family: str | None, kind: str | None, fidelity: bool) ->
     console.print(f"{len(entries)} cells", highlight=False)
 
 
-def _fidelity(entry: registry.Entry) -> tuple[str, str, str]:
-    """Where the equations stand once more, the package it was run beside, and the authors' code that was read."""
+def _fidelity(entry: registry.Entry) -> tuple[str, str, str, str]:
+    """Where the equations stand once more, the package it was run beside, and what was read."""
     own = entry.module.startswith("rnnzoo.cells.")
-    return (f"tests/oracles/{entry.family}.py" if own else "–", entry.package or "–", entry.code or "–")
+    package = entry.package + ("" if entry.independent else ", from the same secondary source")
+    return (f"tests/oracles/{entry.family}.py" if own else "–", package or "–", entry.code or "–", entry.seen or "–")
 
 
 def _show(card: Card, form: str | None, png: Path | None) -> None:
@@ -249,8 +252,8 @@ def _summarise(card: Card) -> None:
     for key, shape in zip(entry.cell.state_names, cell.state_shapes()):
         lines.append(f"state {key}: {' × '.join(map(str, ('B', *shape)))}")
     lines.append(f"output: {_output(entry.cell)}, {cell.output_size} features")
-    oracle, package, code = _fidelity(entry)
-    lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}")
+    oracle, package, code, seen = _fidelity(entry)
+    lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}; paper's text seen {seen}")
     lines += [f"cannot take {reason}" for reason in _refused(entry.cell, card.input_size, card.hidden_size)]
     lines += ["", f"kind: {engine.kind(cell)}", *_costs(card)]
     for key, module in engine.ENGINES.items():

@@ -115,12 +115,14 @@ class SCRN(Cell):
 @register(
     "clockwork",
     source="Koutník et al. 2014, arXiv:1402.3511",
-    code="github.com/IDSIA/brainstorm, brainstorm/layers/clockwork_layer.py",
+    code="github.com/IDSIA/brainstorm at 8f1fc88, brainstorm/layers/clockwork_layer.py",
 )
 class ClockworkRNN(Cell):
     """Module g of the units moves only at every 2^g-th step and hears itself and the slower modules.
 
     The units are dealt out to the modules as evenly as can be, the fastest first.
+
+    Differs: biases, as in the authors' code, which leaves the periods to its user and every unit hearing all others.
     """
 
     groups: int = 8
@@ -191,13 +193,14 @@ class ShufflingRNN(Cell):
 @register(
     "orthogonal",
     source="Lezcano-Casado & Martínez-Rubio 2019, arXiv:1901.08428",
-    code="github.com/lezcano/expRNN, orthogonal.py and initialization.py",
+    code="github.com/lezcano/expRNN at 830ec83, orthogonal.py and initialization.py",
 )
 class OrthogonalRNN(Cell):
     """The recurrent matrix stays orthogonal: it is the exponential of a skew-symmetric one (expRNN).
 
     Only what lies above A's diagonal is used. It starts as turns by random angles in planes of two units: `initial`
-    names how the angles are drawn, `henaff` being the default of the authors' code. modReLU follows.
+    names how they are drawn: `henaff` in the authors' copying and TIMIT tasks, `cayley` on MNIST. modReLU follows.
+    Differs: what the exponential is taken from stays the identity; in their code's default mode, dtriv, it moves along.
     """
 
     initial: Literal["henaff", "cayley"] = "henaff"

@@ -7,7 +7,7 @@ from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, Stat
 from rnnzoo.registry import register
 
 XLSTM = "Beck et al. 2024, arXiv:2405.04517, section"
-XLSTM_CODE = "github.com/NX-AI/xlstm, xlstm/blocks"
+XLSTM_CODE = "github.com/NX-AI/xlstm at 032a6fb, xlstm/blocks"
 
 
 @register("slstm", source=f"{XLSTM} 2.2", code=f"{XLSTM_CODE}/slstm/src/vanilla/slstm.py")
@@ -45,7 +45,8 @@ class MLSTM(Cell):
     """xLSTM's matrix memory C of values v under keys k, read by queries q; the output feeds nothing back.
 
     Differs: one head. f is a sigmoid and the denominator at least exp(-m), 1 before stabilising, as in the authors'
-    code; the gates' weights start at 0 and f's bias at 3, as there, but the gates see x, as in the paper.
+    code; the gates' weights start at 0 and f's bias at 3, as there (i's at N(0, 0.1²)), but the gates see x and o is a
+    sigmoid of x, as in the paper; there they see q, k and v after a convolution, and a norm follows.
     """
 
     W_q, W_k, W_v, W_o = (InputWeight() for _ in range(4))
@@ -138,13 +139,16 @@ class _Rhythm(Cell):
 
 
 @register(
-    "phased_lstm", source="Neil et al. 2016, arXiv:1610.09513", code="github.com/dannyneil/public_plstm, plstm.py"
+    "phased_lstm",
+    source="Neil et al. 2016, arXiv:1610.09513",
+    code="github.com/dannyneil/public_plstm at 1bf2627, plstm.py and freq_task.py",
 )
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, where the paper has time stamps; τ is learned as its logarithm; r_on is not learned, by
-    default in the authors' code, which also draws these initial periods, and has the leak alpha in training only.
+    Differs: t counts steps, where the paper has time stamps; τ is learned as its logarithm. In the authors' layer too,
+    r_on is not learned by default and the leak alpha is there in training only; their freq_task.py draws such periods.
+    The layer has t + s for t - s, and starts f's bias at 2.
     """
 
     W_i, U_i, b_i, w_i = *gate(role="input"), Diagonal()

@@ -175,6 +175,7 @@ class STAR(Cell):
     "sgrn",
     source="Zu & Wei 2020, IET Generation, Transmission & Distribution 15(4), doi:10.1049/gtd2.12056",
     package="torchrecurrent.SGRNCell",
+    seen="none",
 )
 class SGRN(Cell):
     """Simple gated recurrent network: one gate, and the input's product is both seen by it and let in by it."""

@@ -262,7 +262,12 @@ class LightRU(Cell):
         return (1 - f) * h + f * c
 
 
-@register("miru1", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU1", package="torchrecurrent.MiRU1Cell")
+@register(
+    "miru1",
+    source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU1",
+    package="torchrecurrent.MiRU1Cell",
+    seen="none",
+)
 class MiRU1(Cell):
     """Minion recurrent unit with a reset gate: the update gate is a fixed number, λ in the paper."""
 
@@ -276,7 +281,12 @@ class MiRU1(Cell):
         return self.update_coefficient * h + (1 - self.update_coefficient) * c
 
 
-@register("miru2", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU2", package="torchrecurrent.MiRU2Cell")
+@register(
+    "miru2",
+    source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU2",
+    package="torchrecurrent.MiRU2Cell",
+    seen="none",
+)
 class MiRU2(Cell):
     """Minion recurrent unit: fixed numbers in the places of the update and the reset gate, λ and θ in the paper."""
 

@@ -121,7 +121,12 @@ class ProjectedLSTM(Cell):
         return m @ self.W_rm, c
 
 
-@register("lstm_residual", source="Kim, El-Khamy, Lee 2017, arXiv:1701.03360", package="torchrecurrent.ResLSTMCell")
+@register(
+    "lstm_residual",
+    source="Kim, El-Khamy, Lee 2017, arXiv:1701.03360",
+    package="torchrecurrent.ResLSTMCell",
+    seen="none",
+)
 class ResidualLSTM(Cell):
     """A peephole LSTM whose input reaches the output beside the memory, through the same output gate.
 
@@ -152,6 +157,7 @@ class ResidualLSTM(Cell):
     "lstm_wmc",
     source="Landi, Baraldi, Cornia, Cucchiara 2021, arXiv:2109.00020",
     package="torchrecurrent.WMCLSTMCell",
+    seen="none",
 )
 class WorkingMemoryLSTM(Cell):
     """Working memory connections: the gates also see a bounded projection of the memory, o that of the new one.
@@ -179,6 +185,7 @@ class WorkingMemoryLSTM(Cell):
     "lstm_memory_control",
     source="Ben-Ari & Shwartz-Ziv 2017, Sequence modeling using a memory controller extension for LSTM, NIPS workshop",
     package="torchrecurrent.MCLSTMCell",
+    seen="none",
 )
 class MemoryControlLSTM(Cell):
     """Two gated readings of one memory: h goes out and never comes back, v alone feeds all gates.
