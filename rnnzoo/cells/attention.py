@@ -3,10 +3,11 @@
 import math
 
 import torch
-from torch import Tensor, cos, exp, rsqrt, sigmoid, sin
-from torch.nn.functional import layer_norm, logsigmoid, rms_norm, silu
+from torch import Tensor, cos, exp, relu, rsqrt, sigmoid, sin
+from torch.nn.functional import layer_norm, logsigmoid, rms_norm, silu, softplus
 
 from rnnzoo.cell import Bias, Cell, InputWeight, RecurrentWeight, State, Weight
+from rnnzoo.cells.ssm import soft_steps
 from rnnzoo.registry import register
 
 
@@ -117,3 +118,106 @@ class DeltaNet(Cell):
         q = silu(x @ self.W_q + self.b_q)
         q = q * rsqrt((q * q).sum(-1, keepdim=True) + 1e-6) / math.sqrt(self.hidden_size)
         return rms_norm((S @ q.unsqueeze(-1)).squeeze(-1), (self.hidden_size,), self.gain, eps=1e-5) @ self.W_o
+
+
+class _GatedDelta(Cell):
+    """Parameters of the gated delta rule; the decay starts as Mamba-2's does."""
+
+    S = State("hidden", "hidden")
+    W_q, W_k, W_v, W_g, W_o = InputWeight(), InputWeight(), InputWeight(), InputWeight(), RecurrentWeight()
+    b_q, b_k, b_v = Bias(), Bias(), Bias()
+    W_beta, W_alpha = Weight("input", 1), Weight("input", 1)
+    log_A, b_alpha = Weight(1, init=lambda tensor: tensor.uniform_(1e-3, 16).log_()), Bias(1, init=soft_steps)
+    gain = Weight("hidden", init=1.0)
+
+
+@register(
+    "gated_delta_net",
+    source="Yang, Kautz, Hatamizadeh 2025, arXiv:2412.06464, the gated delta rule",
+    code="github.com/fla-org/flash-linear-attention at bc3b101, fla/layers/gated_deltanet.py and ops/gated_delta_rule",
+    seen="none",
+)
+class GatedDeltaNet(_GatedDelta):
+    """Delta rule, one head, with a memory that also decays as a whole, by α, as Mamba-2's does.
+
+    Differs: biases of q, k and v instead of short convolutions, as in DeltaNet.
+    """
+
+    def step(self, x: Tensor, S: Tensor) -> Tensor:
+        k, v = silu(x @ self.W_k + self.b_k), silu(x @ self.W_v + self.b_v)
+        k = k * rsqrt((k * k).sum(-1, keepdim=True) + 1e-6)
+        beta = sigmoid(x @ self.W_beta)
+        alpha = exp(-exp(self.log_A) * softplus(x @ self.W_alpha + self.b_alpha))
+        old = (S * k[:, None, :]).sum(-1)
+        return alpha[:, :, None] * S + (beta * (v - alpha * old))[:, :, None] * k[:, None, :]
+
+    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
+        (S,) = state
+        q = silu(x @ self.W_q + self.b_q)
+        q = q * rsqrt((q * q).sum(-1, keepdim=True) + 1e-6) / math.sqrt(self.hidden_size)
+        o = rms_norm((S @ q.unsqueeze(-1)).squeeze(-1), (self.hidden_size,), self.gain, eps=1e-5)
+        return (o * silu(x @ self.W_g)) @ self.W_o
+
+
+def phi(a: Tensor) -> Tensor:
+    """The feature map of linear attention, elu(a) + 1: positive."""
+    return relu(a) + exp(a.clamp(max=0))
+
+
+@register(
+    "linear_attention",
+    source="Katharopoulos et al. 2020, arXiv:2006.16236, section 3.4",
+    code="github.com/idiap/fast-transformers at 2ad36b9, fast_transformers/recurrent/attention/self_attention/",
+    seen="none",
+)
+class LinearAttention(Cell):
+    """Attention without softmax, one head: S sums up values under keys, z the keys alone, which normalises.
+
+    Differs: the residual and the feed-forward layer around it are left out.
+    """
+
+    S = State("hidden", "hidden")
+    W_Q, W_K, W_V, W_O = InputWeight(), InputWeight(), InputWeight(), RecurrentWeight()
+    b_Q, b_K, b_V, b_O = Bias(), Bias(), Bias(), Bias()
+
+    def step(self, x: Tensor, S: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = phi(x @ self.W_K + self.b_K), x @ self.W_V + self.b_V
+        return S + k[:, :, None] * v[:, None, :], z + k
+
+    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
+        S, z = state
+        q = phi(x @ self.W_Q + self.b_Q)
+        y = (q.unsqueeze(-2) @ S).squeeze(-2) / ((q * z).sum(-1, keepdim=True) + 1e-6)
+        return y @ self.W_O + self.b_O
+
+
+@register(
+    "hgrn2",
+    source="Qin et al. 2024, arXiv:2404.07904",
+    code="github.com/Doraemonzzz/hgru2-pytorch at caf92f0, hgru2_pytorch/modules/hgru2_1d.py",
+    seen="none",
+)
+class HGRN2(Cell):
+    """HGRN, one head, its state expanded to a matrix: what a row does not keep, 1 - f, is the key that writes to it.
+
+    Differs: γ = sigmoid(Gamma) is each layer's own and starts at 1/2; the paper's is summed up over the layers, from 0
+    in the first, so that it grows with depth. V passes through SiLU and the output is normalised, as in the authors'
+    code.
+    """
+
+    S = State("hidden", "hidden")
+    W_f, b_f, Gamma = InputWeight(), Bias(role="forget"), Weight("hidden", init=0.0)
+    W_i, b_i, W_o, b_o = InputWeight(), Bias(), InputWeight(), Bias()
+    scale, shift = Weight("hidden", init=1.0), Bias()
+    W_y, b_y = RecurrentWeight(), Bias()
+
+    def step(self, x: Tensor, S: Tensor) -> Tensor:
+        i, gamma = silu(x @ self.W_i + self.b_i), sigmoid(self.Gamma)
+        f = gamma + (1 - gamma) * sigmoid(x @ self.W_f + self.b_f)
+        return f[:, :, None] * S + (1 - f)[:, :, None] * i[:, None, :]
+
+    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
+        (S,) = state
+        o = sigmoid(x @ self.W_o + self.b_o)
+        y = layer_norm((o.unsqueeze(-2) @ S).squeeze(-2), (self.hidden_size,), self.scale, self.shift)
+        return y @ self.W_y + self.b_y
