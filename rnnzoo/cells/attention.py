@@ -166,7 +166,7 @@ def phi(a: Tensor) -> Tensor:
 
 @register(
     "linear_attention",
-    source="Katharopoulos et al. 2020, arXiv:2006.16236, section 3.4",
+    source="Katharopoulos et al. 2020, arXiv:2006.16236, the recurrent form",
     code="github.com/idiap/fast-transformers at 2ad36b9, fast_transformers/recurrent/attention/self_attention/",
     seen="none",
 )

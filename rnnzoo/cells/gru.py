@@ -3,10 +3,10 @@
 from functools import partial
 
 import torch
-from torch import Tensor, nn, relu, sigmoid, tanh
+from torch import Tensor, exp, nn, relu, sigmoid, tanh
 from torch.nn.functional import layer_norm
 
-from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, Weight, gate
+from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, State, Weight, gate
 from rnnzoo.registry import register
 
 
@@ -297,3 +297,62 @@ class MiRU2(Cell):
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         c = tanh(x @ self.W_h + (self.reset_coefficient * h) @ self.U_h + self.b_h)
         return self.update_coefficient * h + (1 - self.update_coefficient) * c
+
+
+class _GRUD(Cell):
+    """What GRU-D reads of its input, fixed matrices that pick values X, masks M and the time gap G, and its decays.
+
+    The first half of the I features, D of them, are values, the last feature is the gap, between them are masks.
+    """
+
+    values = property(lambda self: max(1, self.input_size // 2))
+    last, overdue = State("values"), State("values")
+    X, M = (
+        Weight("input", "values", init="pick_values", trainable=False),
+        Weight("input", "values", init="pick_masks", trainable=False),
+    )
+    G = Weight("input", 1, init="pick_gap", trainable=False)
+    always = Weight("values", init="unmasked", trainable=False)
+    w_x, b_x = Weight("values", init=0.1), Weight("values", init=0.1)
+    W_gamma, b_gamma = Weight("values", "hidden"), Bias(init=0.1)
+
+    def pick_values(self, tensor: Tensor) -> None:
+        tensor.zero_()[: self.values] = torch.eye(self.values)
+
+    def pick_masks(self, tensor: Tensor) -> None:
+        rows = tensor.zero_()[self.values : -1]
+        rows.copy_(torch.eye(*rows.shape))
+
+    def pick_gap(self, tensor: Tensor) -> None:
+        tensor.zero_()[-1] = self.input_size > 1
+
+    def unmasked(self, tensor: Tensor) -> None:
+        tensor.copy_(1 - self.M.sum(0))
+
+
+@register(
+    "gru_d",
+    source="Che et al. 2018, arXiv:1606.01865, Scientific Reports 8:6085, GRU-D",
+    code="github.com/PeterChe1990/GRU-D at 861fc49, nn_utils/grud_layers.py",
+    seen="none",
+)
+class GRUD(_GRUD):
+    """A GRU for series with gaps: x is [values, masks (1: seen), time since the step before]; what is unseen decays.
+
+    `last` is each value last seen, `overdue` the time for which it is missing. For D values I is 2 D + 1; with I even
+    the last value has no mask and is always seen. Differs: an unseen value decays to 0, the mean of standardised data.
+    The code decays the state that enters the gates alone, and feeds 1 - m for m. Decays start at 0.1, not 0.
+    """
+
+    W_r, U_r, V_r, b_r = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias()
+    W_z, U_z, V_z, b_z = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias(role="update")
+    W, U, V, b = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias()
+
+    def step(self, x: Tensor, h: Tensor, last: Tensor, overdue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, m, delta = x @ self.X, x @ self.M + self.always, x @ self.G + overdue
+        x_hat = m * value + (1 - m) * exp(-relu(self.w_x * delta + self.b_x)) * last
+        h = exp(-relu(delta @ self.W_gamma + self.b_gamma)) * h
+        r = sigmoid(x_hat @ self.W_r + h @ self.U_r + m @ self.V_r + self.b_r)
+        z = sigmoid(x_hat @ self.W_z + h @ self.U_z + m @ self.V_z + self.b_z)
+        c = tanh(x_hat @ self.W + (r * h) @ self.U + m @ self.V + self.b)
+        return (1 - z) * h + z * c, m * value + (1 - m) * last, (1 - m) * delta

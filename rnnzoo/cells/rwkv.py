@@ -35,7 +35,7 @@ class _RWKV4(Cell):
 
 @register(
     "rwkv4",
-    source="Peng et al. 2023, arXiv:2305.13048, time mixing, in the stable form of the appendix",
+    source="Peng et al. 2023, arXiv:2305.13048, time mixing, in its stable form",
     code=f"{RWKV}RWKV-v4/src/model_run.py and model.py",
     seen="none",
 )

@@ -60,7 +60,7 @@ class _Selective(Cell):
 
 @register(
     "mamba",
-    source="Gu & Dao 2023, arXiv:2312.00752, algorithm 2 (S6)",
+    source="Gu & Dao 2023, arXiv:2312.00752, the selective model (S6)",
     code=f"{MAMBA}/mamba_simple.py, step",
     seen="none",
 )
