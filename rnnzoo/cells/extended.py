@@ -1,9 +1,9 @@
 """Long short-term memory with memories, gates and clocks of another kind."""
 
-from torch import Tensor, exp, floor, linspace, maximum, relu, sigmoid, tanh, where
+from torch import Tensor, cat, exp, floor, linspace, maximum, relu, sigmoid, tanh, where
 from torch.nn.functional import logsigmoid
 
-from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, gate
+from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
 from rnnzoo.registry import register
 
 XLSTM = "Beck et al. 2024, arXiv:2405.04517, section"
@@ -166,3 +166,62 @@ class PhasedLSTM(_Rhythm):
         phi, leak = cycles - floor(cycles), self.alpha if self.training else 0.0
         k = where(phi < self.r_on / 2, 2 * phi / self.r_on, where(phi < self.r_on, 2 - 2 * phi / self.r_on, leak * phi))
         return k * new_h + (1 - k) * h, k * new_c + (1 - k) * c, clock + 1
+
+
+def _drawn(*dims: str | int) -> Weight:
+    return Weight(*dims, init="drawn")
+
+
+class _NRU(Cell):
+    """Parameters of the non-saturating unit; its memory has side² / heads numbers, directions are products of rows and
+    columns."""
+
+    heads: int = 4
+    side: int = 16
+    rows, memory = property(lambda self: self.side // self.heads), property(lambda self: self.side * self.rows)
+    m = State("memory")
+    W_x, W_h, W_m, b = InputWeight(init="drawn"), RecurrentWeight(init="drawn"), _drawn("memory", "hidden"), Bias()
+    A_h, A_m, a = _drawn("heads", "hidden", 1), _drawn("heads", "memory", 1), Bias("heads", 1)
+    B_h, B_m, b_beta = _drawn("heads", "hidden", 1), _drawn("heads", "memory", 1), Bias("heads", 1)
+    P_h, P_m, b_p = _drawn("heads", "hidden", "rows"), _drawn("heads", "memory", "rows"), Bias("heads", "rows")
+    R_h, R_m, b_r = _drawn("heads", "hidden", "rows"), _drawn("heads", "memory", "rows"), Bias("heads", "rows")
+    Q_h, Q_m, b_q = _drawn("hidden", "side"), _drawn("memory", "side"), Bias("side")
+    S_h, S_m, b_s = _drawn("hidden", "side"), _drawn("memory", "side"), Bias("side")
+
+    def drawn(self, tensor: Tensor) -> None:
+        """Uniform as torch starts a layer that sees state and memory."""
+        bound = (self.hidden_size + self.memory) ** -0.5
+        tensor.uniform_(-bound, bound)
+
+
+def direction(left: Tensor, right: Tensor) -> Tensor:
+    """All products of left with right, one after the other, of 5-norm 1."""
+    v = cat([left[:, j : j + 1] * right for j in range(left.shape[1])], -1)
+    return v / ((v.abs() ** 5).sum(-1, keepdim=True) + 1e-30) ** 0.2
+
+
+@register(
+    "nru",
+    source="Chandar et al. 2019, arXiv:1902.06704",
+    code="github.com/apsarath/NRU at b9972dc, nru_project/NRU.py",
+    seen="none",
+)
+class NRU(_NRU):
+    """Non-saturating unit: heads write to a flat memory m and erase from it along directions, nothing squashes it.
+
+    Differs: 1e-30 bounds the slope of the norm of directions; the optional ReLUs and layer norm are left out, as the
+    authors' configuration leaves them out.
+    """
+
+    def step(self, x: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        h = relu(x @ self.W_x + h @ self.W_h + m @ self.W_m + self.b)
+        q, s = h @ self.Q_h + m @ self.Q_m + self.b_q, h @ self.S_h + m @ self.S_m + self.b_s
+        change = 0 * m
+        for k in range(self.heads):
+            alpha, beta = (
+                h @ self.A_h[k] + m @ self.A_m[k] + self.a[k],
+                h @ self.B_h[k] + m @ self.B_m[k] + self.b_beta[k],
+            )
+            p, r = h @ self.P_h[k] + m @ self.P_m[k] + self.b_p[k], h @ self.R_h[k] + m @ self.R_m[k] + self.b_r[k]
+            change = change + alpha * direction(p, q) - beta * direction(r, s)
+        return h, m + change / self.heads

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, cos, exp, log, nn, sigmoid, sin
+from torch import Tensor, cos, exp, log, nn, sigmoid, sin, tanh
 from torch.nn.functional import gelu, rms_norm, silu, softplus
 
 from rnnzoo.cell import Bias, Cell, InputWeight, RecurrentWeight, State, Weight
@@ -262,3 +262,37 @@ class S5(_S5):
         re, im = state
         y = gelu(2 * (re @ self.C_re - im @ self.C_im) + x @ self.D)
         return y * sigmoid(y @ self.W_g + self.b_g)
+
+
+@register(
+    "hippo_legs",
+    source="Gu et al. 2020, arXiv:2008.07669, HiPPO-LegS in a gated network, forward Euler",
+    code="github.com/HazyResearch/hippo-code at 2011482, model/memory.py and model/op.py",
+    seen="none",
+)
+class HiPPOLegS(Cell):
+    """A memory c of one signal u's whole past, as coefficients of Legendre polynomials stretched over it.
+
+    Differs: the clock k starts at `order`, as if so many zeros had gone before: Euler's rule is then stable from the
+    first step on. The authors' code takes the bilinear rule, which needs a system solved at every step.
+    """
+
+    order: int = 16
+    e_x, e_h, e = Weight("input", 1), Weight("hidden", 1), Bias(1)
+    W_x, W_c, b = InputWeight(), Weight("order", "hidden"), Bias()
+    U_x, U_c, d = InputWeight(), Weight("order", "hidden"), Bias(role="update")
+    A, B = Weight("order", "order", init="decay", trainable=False), Weight(1, "order", init="entry", trainable=False)
+    c, k = State("order"), State(1)
+
+    def decay(self, tensor: Tensor) -> None:
+        r = torch.sqrt(2 * torch.arange(self.order) + 1.0)
+        tensor.copy_((torch.tril(torch.outer(r, r), -1) + torch.diag(torch.arange(self.order) + 1.0)).T)
+
+    def entry(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.sqrt(2 * torch.arange(self.order) + 1.0))
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u = x @ self.e_x + h @ self.e_h + self.e
+        c = c - (c @ self.A - u @ self.B) / (k + self.order)
+        g = sigmoid(x @ self.U_x + c @ self.U_c + self.d)
+        return (1 - g) * h + g * tanh(x @ self.W_x + c @ self.W_c + self.b), c, k + 1
