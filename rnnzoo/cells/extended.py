@@ -197,7 +197,7 @@ class _NRU(Cell):
 def direction(left: Tensor, right: Tensor) -> Tensor:
     """All products of left with right, one after the other, of 5-norm 1."""
     v = cat([left[:, j : j + 1] * right for j in range(left.shape[1])], -1)
-    return v / ((v.abs() ** 5).sum(-1, keepdim=True) + 1e-30) ** 0.2
+    return v / ((v**4 * v.abs()).sum(-1, keepdim=True) + 1e-30) ** 0.2
 
 
 @register(

@@ -52,7 +52,7 @@ class _Selective(Cell):
 
     @property
     def low(self) -> int:
-        return self.rank or math.ceil(self.hidden_size / 32)
+        return self.rank or math.ceil(self.hidden_size / 16)
 
     def keep_variance(self, tensor: Tensor) -> None:
         nn.init.uniform_(tensor, -(self.low**-0.5), self.low**-0.5)
@@ -67,8 +67,8 @@ class _Selective(Cell):
 class Mamba(_Selective):
     """Selective state space: the input decides how long a step Δ is, what is written (B) and what is read (C).
 
-    `rank=0` stands for a 32nd of H, as in the authors' code, where H is twice the model's width. The output is mixed
-    down to that width there, here to H.
+    `rank=0` stands for a 16th of H, of the model's width in the authors' code, which is half of H there. The output is
+    mixed down to that width there, here to H.
     """
 
     W_B, W_C = Weight("hidden", "order"), Weight("hidden", "order")
@@ -264,18 +264,8 @@ class S5(_S5):
         return y * sigmoid(y @ self.W_g + self.b_g)
 
 
-@register(
-    "hippo_legs",
-    source="Gu et al. 2020, arXiv:2008.07669, HiPPO-LegS in a gated network, forward Euler",
-    code="github.com/HazyResearch/hippo-code at 2011482, model/memory.py and model/op.py",
-    seen="none",
-)
-class HiPPOLegS(Cell):
-    """A memory c of one signal u's whole past, as coefficients of Legendre polynomials stretched over it.
-
-    Differs: the clock k starts at `order`, as if so many zeros had gone before: Euler's rule is then stable from the
-    first step on. The authors' code takes the bilinear rule, which needs a system solved at every step.
-    """
+class _LegS(Cell):
+    """Parameters of a gated network with a HiPPO-LegS memory, whose matrices are fixed."""
 
     order: int = 16
     e_x, e_h, e = Weight("input", 1), Weight("hidden", 1), Bias(1)
@@ -290,6 +280,20 @@ class HiPPOLegS(Cell):
 
     def entry(self, tensor: Tensor) -> None:
         tensor.copy_(torch.sqrt(2 * torch.arange(self.order) + 1.0))
+
+
+@register(
+    "hippo_legs",
+    source="Gu et al. 2020, arXiv:2008.07669, HiPPO-LegS in a gated network, forward Euler",
+    code="github.com/HazyResearch/hippo-code at 2011482, model/memory.py and model/op.py",
+    seen="none",
+)
+class HiPPOLegS(_LegS):
+    """A memory c of one signal u's whole past, as coefficients of Legendre polynomials stretched over it.
+
+    Differs: the clock k starts at `order`, as if so many zeros had gone before: Euler's rule is then stable from the
+    first step on. The authors' code takes the bilinear rule, which needs a system solved at every step.
+    """
 
     def step(self, x: Tensor, h: Tensor, c: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u = x @ self.e_x + h @ self.e_h + self.e
