@@ -35,26 +35,13 @@ def _gates(before: str = "input", width: str = "hidden") -> tuple[Weight, Weight
 
 def lstm(x: Tensor, h: Tensor, c: Tensor, W: Tensor, U: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """A step of a plain LSTM; W, U and b are stacks for i, f, g and o."""
-    i = sigmoid(x @ W[0] + h @ U[0] + b[0])
-    f = sigmoid(x @ W[1] + h @ U[1] + b[1])
-    g = tanh(x @ W[2] + h @ U[2] + b[2])
-    o = sigmoid(x @ W[3] + h @ U[3] + b[3])
-    c = f * c + i * g
-    return o * tanh(c), c
+    new = sigmoid(x @ W[0] + h @ U[0] + b[0]) * tanh(x @ W[2] + h @ U[2] + b[2])
+    c = sigmoid(x @ W[1] + h @ U[1] + b[1]) * c + new
+    return sigmoid(x @ W[3] + h @ U[3] + b[3]) * tanh(c), c
 
 
-@register(
-    "mogrifier_lstm",
-    source="Melis, Kočiský, Blunsom 2020, arXiv:1909.01792",
-    code="github.com/google-deepmind/lamb at 254a0b0, lamb/tiled_lstm.py",
-    seen="none",
-)
-class MogrifierLSTM(Cell):
-    """An LSTM before which input and state scale one another, in turn, by twice a sigmoid; `rounds` is at least 2.
-
-    Differs: the scales have biases, p and q, as in the authors' code; its projection and its tied gates are left out.
-    The forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2).
-    """
+class _Mogrifier(Cell):
+    """Parameters of a mogrifier: of the scales in odd and even rounds, and of the gates i, f, j and o."""
 
     rounds: int = 5
     odd = property(lambda self: (self.rounds + 1) // 2)
@@ -63,13 +50,32 @@ class MogrifierLSTM(Cell):
     R, r = Weight("even", "input", "hidden", init=glorot), Weight("even", "hidden", init=0.0)
     W, U, b = _gates()
 
+
+@register(
+    "mogrifier_lstm",
+    source="Melis, Kočiský, Blunsom 2020, arXiv:1909.01792",
+    code="github.com/google-deepmind/lamb at 254a0b0, lamb/tiled_lstm.py",
+    seen="none",
+)
+class MogrifierLSTM(_Mogrifier):
+    """An LSTM before which input and state scale one another, in turn, by twice a sigmoid; `rounds` is at least 2.
+
+    Differs: the scales have biases, p and q, as in the authors' code; its projection and its tied gates are left out.
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2).
+    """
+
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         for k in range(self.rounds):
             if k % 2 == 0:
                 x = 2 * sigmoid(h @ self.Q[k // 2] + self.q[k // 2]) * x
             else:
                 h = 2 * sigmoid(x @ self.R[k // 2] + self.r[k // 2]) * h
-        return lstm(x, h, c, self.W, self.U, self.b)
+        i = sigmoid(x @ self.W[0] + h @ self.U[0] + self.b[0])
+        f = sigmoid(x @ self.W[1] + h @ self.U[1] + self.b[1])
+        j = tanh(x @ self.W[2] + h @ self.U[2] + self.b[2])
+        o = sigmoid(x @ self.W[3] + h @ self.U[3] + self.b[3])
+        c = f * c + i * j
+        return o * tanh(c), c
 
 
 class _Ordered(Cell):
@@ -236,5 +242,6 @@ class HyperLSTM(_Hyper):
             d_x = (h_hat @ self.Z_x[k] + self.z_x[k]) @ self.D_x[k]
             d_h = (h_hat @ self.Z_h[k] + self.z_h[k]) @ self.D_h[k]
             a.append(d_x * (x @ self.W[k]) + d_h * (h @ self.U[k]) + h_hat @ self.Z_b[k] @ self.D_b[k] + self.b[k])
-        c = sigmoid(a[1]) * c + sigmoid(a[0]) * tanh(a[2])
-        return sigmoid(a[3]) * tanh(c), c, h_hat, c_hat
+        i, f, g, o = sigmoid(a[0]), sigmoid(a[1]), tanh(a[2]), sigmoid(a[3])
+        c = f * c + i * g
+        return o * tanh(c), c, h_hat, c_hat
