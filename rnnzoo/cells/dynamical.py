@@ -107,7 +107,7 @@ class Lipschitz(Cell):
     "cornn",
     source="Rusch & Mishra 2021, arXiv:2010.00951, eq. 3",
     package="torchrecurrent.coRNNCell",
-    code="github.com/tk-rusch/coRNN, sMNIST/network.py",
+    code="github.com/tk-rusch/coRNN at afd8174, sMNIST/network.py",
 )
 class CoRNN(Cell):
     """A network of coupled, driven and damped oscillators with positions y and velocities z.
@@ -137,7 +137,7 @@ class CoRNN(Cell):
     "unicornn",
     source="Rusch & Mishra 2021, arXiv:2103.05487, one layer",
     package="torchrecurrent.UnICORNNCell",
-    code="github.com/tk-rusch/unicornn, psMNIST/network.py",
+    code="github.com/tk-rusch/unicornn at 35b243d, psMNIST/network.py",
 )
 class UnICORNN(Cell):
     """Undamped oscillators, independent of one another within a layer, each with its own learned time step.
@@ -164,7 +164,7 @@ class UnICORNN(Cell):
 @register(
     "lem",
     source="Rusch et al. 2022, arXiv:2110.04744, the time-discrete form",
-    code="github.com/tk-rusch/LEM, src/sMNIST/network.py",
+    code="github.com/tk-rusch/LEM at 833da6b, src/sMNIST/network.py",
 )
 class LEM(Cell):
     """Long expressive memory: two states with gated time steps; the output y is driven by the new z."""
@@ -217,7 +217,7 @@ class TauGRU(Cell):
     "brc",
     source="Vecoven, Ernst, Drion 2021, arXiv:2006.05252, BRC",
     package="torchrecurrent.BRCell",
-    code="github.com/nvecoven/BRC, cells/cells.py",
+    code="github.com/nvecoven/BRC at 1b99539, cells/cells.py",
 )
 class BRC(Cell):
     """Bistable recurrent cell: every unit sees only itself, and holds one of two values where its gain a exceeds 1.
@@ -239,7 +239,7 @@ class BRC(Cell):
     "nbrc",
     source="Vecoven, Ernst, Drion 2021, arXiv:2006.05252, nBRC",
     package="torchrecurrent.NBRCell",
-    code="github.com/nvecoven/BRC, cells/cells.py",
+    code="github.com/nvecoven/BRC at 1b99539, cells/cells.py",
 )
 class NBRC(Cell):
     """Recurrently neuromodulated bistable cell: all units together decide each unit's gain and memory.

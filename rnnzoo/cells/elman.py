@@ -44,7 +44,7 @@ class IRNN(Cell):
     "indrnn",
     source="Li et al. 2018, arXiv:1803.04831, eq. 2",
     package="torchrecurrent.IndRNNCell",
-    code="github.com/Sunnydreamrain/IndRNN_pytorch, IndRNN_onlyrecurrent.py",
+    code="github.com/Sunnydreamrain/IndRNN_pytorch at 9b9cb4c, IndRNN_onlyrecurrent.py",
 )
 class IndRNN(Cell):
     """Each unit sees the input and only its own past.
@@ -81,22 +81,23 @@ class MultiplicativeIntegrationRNN(Cell):
         return tanh(self.α * Wx * Uh + self.β_1 * Uh + self.β_2 * Wx + self.b)
 
 
-@register("scrn", source="Mikolov et al. 2015, arXiv:1412.7753", code="github.com/facebookarchive/SCRNNs, mfactory.lua")
+@register(
+    "scrn",
+    source="Mikolov et al. 2015, arXiv:1412.7753",
+    code="github.com/facebookarchive/SCRNNs at 75582d4, mfactory.lua",
+)
 class SCRN(Cell):
     """A slow context s, a moving average of the inputs, stands beside a fast hidden state and feeds it.
 
     The paper's output is a function of U h + V s: here both are handed on, [h, s], and the next layer holds U and V.
-
     Differs: h sees the new context, as in the paper; in the authors' code it sees the old one.
     """
 
     context_size: int = 40
     alpha: float = 0.95
 
-    A = InputWeight()
-    R = RecurrentWeight()
-    B = Weight("input", "context_size")
-    P = Weight("context_size", "hidden")
+    A, R = InputWeight(), RecurrentWeight()
+    B, P = Weight("input", "context_size"), Weight("context_size", "hidden")
     s = State("context_size")
 
     def step(self, x: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +146,7 @@ class ClockworkRNN(Cell):
 @register(
     "rhn",
     source="Zilly et al. 2017, arXiv:1607.03474",
-    code="github.com/jzilly/RecurrentHighwayNetworks, rhn.py",
+    code="github.com/jzilly/RecurrentHighwayNetworks at 9ab03a3, rhn.py",
 )
 class RecurrentHighwayNetwork(Cell):
     """A highway network of some depth carries the state on; its gates are coupled, c = 1 - t, as the authors' are."""
@@ -171,7 +172,11 @@ class RecurrentHighwayNetwork(Cell):
         return s
 
 
-@register("shuffling", source="Rotman & Wolf 2021, arXiv:2007.07324", code="github.com/rotmanmi/SRNN, models/SRNN.py")
+@register(
+    "shuffling",
+    source="Rotman & Wolf 2021, arXiv:2007.07324",
+    code="github.com/rotmanmi/SRNN at 94b98f1, models/SRNN.py",
+)
 class ShufflingRNN(Cell):
     """The state is permuted by a fixed cycle, and a gated two-layer network of the input is added to it."""
 

@@ -75,7 +75,7 @@ class MLSTM(Cell):
 @register(
     "elstm",
     source="Irie et al. 2023, arXiv:2305.19044",
-    code="github.com/IDSIA/rtrl-elstm, reinforcement_learning/torchbeast/layer.py",
+    code="github.com/IDSIA/rtrl-elstm at b56cade, reinforcement_learning/torchbeast/layer.py",
 )
 class ELSTM(Cell):
     """LSTM whose memory recurs unit by unit, made for real-time recurrent learning; its output feeds nothing back.

@@ -85,7 +85,7 @@ class IntersectionRNN(Cell):
     "ran",
     source="Lee, Levy, Zettlemoyer 2017, arXiv:1705.07393",
     package="torchrecurrent.RANCell",
-    code="github.com/kentonl/ran, ran.py",
+    code="github.com/kentonl/ran at bcee2c8, ran.py",
 )
 class RAN(Cell):
     """Recurrent additive network: the memory c is a gated sum of linear inputs, the state h its tanh."""
@@ -130,7 +130,7 @@ class CFN(Cell):
     "atr",
     source="Zhang et al. 2018, arXiv:1810.12546",
     package="torchrecurrent.ATRCell",
-    code="github.com/bzhangGo/ATR, lm/tensorflow-lm/atr.py and lm/pytorch-lm/rnn/atr.py",
+    code="github.com/bzhangGo/ATR at 4283f69, lm/tensorflow-lm/atr.py and lm/pytorch-lm/rnn/atr.py",
 )
 class ATR(Cell):
     """Addition-subtraction twin gates: sum and difference of one product of x and one of h open the gates."""
@@ -150,7 +150,7 @@ class ATR(Cell):
     "star",
     source="Turkoglu et al. 2021, arXiv:1911.11033, fig. 3",
     package="torchrecurrent.STARCell",
-    code="github.com/0zgur0/STAckable-Recurrent-network, star.py",
+    code="github.com/0zgur0/STAckable-Recurrent-network at acc5523, star.py",
 )
 class STAR(Cell):
     """Stackable recurrent cell: one gate k mixes the old state with a function of x alone, tanh squashes the mixture.
@@ -198,7 +198,7 @@ def _hard_sigmoid(a: Tensor) -> Tensor:
     "sgu",
     source="Gao & Glowacka 2016, arXiv:1604.02910",
     package="torchrecurrent.SGUCell",
-    code="github.com/gaoyuankidult/einstein, einstein/layers/recurrent.py",
+    code="github.com/gaoyuankidult/einstein at 775f036, einstein/layers/recurrent.py",
 )
 class SGU(Cell):
     """Simple gated unit: x multiplies the state before its product, and that product multiplies the state again."""
@@ -218,7 +218,7 @@ class SGU(Cell):
     "dsgu",
     source="Gao & Glowacka 2016, arXiv:1604.02910",
     package="torchrecurrent.DSGUCell",
-    code="github.com/gaoyuankidult/einstein, einstein/layers/recurrent.py",
+    code="github.com/gaoyuankidult/einstein at 775f036, einstein/layers/recurrent.py",
 )
 class DSGU(Cell):
     """Deep simple gated unit: the gated state passes one more matrix and a sigmoid."""
@@ -239,7 +239,7 @@ class DSGU(Cell):
     "fast_rnn",
     source="Kusupati et al. 2018, arXiv:1901.02358, eq. 2",
     package="torchrecurrent.FastRNNCell",
-    code="github.com/microsoft/EdgeML, pytorch/edgeml_pytorch/graph/rnn.py",
+    code="github.com/microsoft/EdgeML at 81025fc, pytorch/edgeml_pytorch/graph/rnn.py",
 )
 class FastRNN(Cell):
     """A simple recurrent network with a residual: two learned numbers in (0, 1) weigh the new and the old state.
@@ -263,7 +263,7 @@ class FastRNN(Cell):
     "fast_grnn",
     source="Kusupati et al. 2018, arXiv:1901.02358, eq. 6-7",
     package="torchrecurrent.FastGRNNCell",
-    code="github.com/microsoft/EdgeML, pytorch/edgeml_pytorch/graph/rnn.py",
+    code="github.com/microsoft/EdgeML at 81025fc, pytorch/edgeml_pytorch/graph/rnn.py",
 )
 class FastGRNN(Cell):
     """FastRNN with a gate that shares W and U with the candidate; rank r > 0 makes them products A B^T, stacked [B, A].

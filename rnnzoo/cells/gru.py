@@ -220,7 +220,7 @@ class MUT3(Cell):
 @register(
     "ligru",
     source="Ravanelli et al. 2018, arXiv:1803.10225, section III",
-    code="github.com/speechbrain/speechbrain, speechbrain/nnet/RNN.py",
+    code="github.com/speechbrain/speechbrain at 9c826ef, speechbrain/nnet/RNN.py",
 )
 class LiGRU(Cell):
     """Light gated recurrent unit: no reset gate, a rectified candidate, normalised products with the input.

@@ -23,7 +23,7 @@ class _Window(Cell):
 @register(
     "qrnn",
     source="Bradbury et al. 2016, arXiv:1611.01576, section 2",
-    code="github.com/salesforce/pytorch-qrnn, torchqrnn/qrnn.py",
+    code="github.com/salesforce/pytorch-qrnn at 1634991, torchqrnn/qrnn.py",
 )
 class QRNN(_Window):
     """Quasi-recurrent: gates from a convolution over two inputs; all that recurs is an average over time.
@@ -50,7 +50,9 @@ def half(tensor: Tensor) -> None:
     whole(tensor, 0.5)
 
 
-@register("sru_parallel", source="Lei & Zhang 2017, arXiv:1709.02755v1", code="github.com/asappresearch/sru, sru/")
+@register(
+    "sru_parallel", source="Lei & Zhang 2017, arXiv:1709.02755v1", code="github.com/asappresearch/sru at 9ddc8da, sru/"
+)
 class ParallelSRU(Cell):
     """Simple recurrent unit as first published: its gates see only the input.
 
@@ -75,7 +77,11 @@ class ParallelSRU(Cell):
         return r * g + (1 - r) * alpha * (x @ self.X)
 
 
-@register("sru", source="Lei et al. 2018, arXiv:1709.02755, section 2", code="github.com/asappresearch/sru, sru/ops.py")
+@register(
+    "sru",
+    source="Lei et al. 2018, arXiv:1709.02755, section 2",
+    code="github.com/asappresearch/sru at 9ddc8da, sru/ops.py",
+)
 class SRU(Cell):
     """Simple recurrent unit: an average of inputs and a highway past it; both gates also see the old state.
 
@@ -237,7 +243,7 @@ class LRU(_LRU):
 @register(
     "rg_lru",
     source="De et al. 2024, arXiv:2402.19427, section 2.4",
-    code="github.com/google-deepmind/recurrentgemma, recurrentgemma/torch/layers.py",
+    code="github.com/google-deepmind/recurrentgemma at 2efa84d, recurrentgemma/torch/layers.py",
 )
 class RGLRU(Cell):
     """Real-gated linear recurrent unit: a leaky sum of gated inputs, whose leak is gated too.

@@ -212,7 +212,7 @@ class MemoryControlLSTM(Cell):
 @register(
     "lstm_multiplicative",
     source="Krause, Lu, Murray, Renals 2016, arXiv:1609.07959, eq. 18-22",
-    code="github.com/benkrause/mLSTM, chainer/mLSTMWN.py and train.py, matlab/mLSTMhutter.m",
+    code="github.com/benkrause/mLSTM at fe32a00, chainer/mLSTMWN.py and train.py, matlab/mLSTMhutter.m",
 )
 class MultiplicativeLSTM(Cell):
     """An LSTM that sees its output through a transition of its own for every input: m in the place of h.
@@ -242,7 +242,7 @@ class MultiplicativeLSTM(Cell):
 @register(
     "janet",
     source="van der Westhuizen & Lasenby 2018, arXiv:1804.04849",
-    code="github.com/JosvanderWesthuizen/janet, aux_code/rnn_cells.py",
+    code="github.com/JosvanderWesthuizen/janet at fa2f0a5, aux_code/rnn_cells.py",
 )
 class JANET(Cell):
     """An LSTM of one gate, f, whose memory is its output; β lets in more of the new than f gives up of the old.
