@@ -93,8 +93,7 @@ class Lipschitz(Cell):
 
     M_A = RecurrentWeight(init=lambda tensor: nn.init.normal_(tensor, std=0.1 / len(tensor)))
     M_W = RecurrentWeight(init=lambda tensor: nn.init.normal_(tensor, std=0.1 / len(tensor)))
-    U = InputWeight()
-    b = Bias()
+    U, b = InputWeight(), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         A = (1 - self.beta) * (self.M_A + self.M_A.T) + self.beta * (self.M_A - self.M_A.T)
@@ -149,9 +148,7 @@ class UnICORNN(Cell):
     dt: float = 1.0
     alpha: float = 1.0
 
-    V = InputWeight(init=_within(math.sqrt(6 / 65)))
-    w = Diagonal(init=nn.init.uniform_)
-    b = Bias()
+    V, w, b = InputWeight(init=_within(math.sqrt(6 / 65))), Diagonal(init=nn.init.uniform_), Bias()
     c = Weight("hidden", init=_between(-0.1, 0.1))
 
     def step(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,7 @@ class RNN(Cell):
 class IRNN(Cell):
     """A rectified network whose recurrent matrix starts as the identity, so that it first sums up its inputs."""
 
-    W = InputWeight(init=partial(nn.init.normal_, std=0.001))
-    U = RecurrentWeight(init=nn.init.eye_)
-    b = Bias()
+    W, U, b = InputWeight(init=partial(nn.init.normal_, std=0.001)), RecurrentWeight(init=nn.init.eye_), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         return relu(x @ self.W + h @ self.U + self.b)
@@ -55,9 +53,7 @@ class IndRNN(Cell):
 
     nonlinearity: Literal["relu", "tanh"] = "relu"
 
-    W = InputWeight()
-    u = Diagonal(init=nn.init.uniform_)
-    b = Bias()
+    W, u, b = InputWeight(), Diagonal(init=nn.init.uniform_), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         a = x @ self.W + self.u * h + self.b
@@ -68,12 +64,8 @@ class IndRNN(Cell):
 class MultiplicativeIntegrationRNN(Cell):
     """Input and state meet in a product as well as in a sum, in shares that are learned for each unit."""
 
-    W = InputWeight()
-    U = RecurrentWeight()
-    α = Diagonal(init=1.0)
-    β_1 = Diagonal(init=1.0)
-    β_2 = Diagonal(init=1.0)
-    b = Bias()
+    W, U, α = InputWeight(), RecurrentWeight(), Diagonal(init=1.0)
+    β_1, β_2, b = Diagonal(init=1.0), Diagonal(init=1.0), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         Wx = x @ self.W
@@ -153,12 +145,10 @@ class RecurrentHighwayNetwork(Cell):
 
     depth: int = 4
 
-    W_H = InputWeight()
-    W_T = InputWeight()
+    W_H, W_T = InputWeight(), InputWeight()
     R_H = Weight("depth", "hidden", "hidden", init="orthogonal")
     R_T = Weight("depth", "hidden", "hidden", init="orthogonal")
-    b_H = Bias("depth", "hidden")
-    b_T = Bias("depth", "hidden", init=-2.0, role="update")
+    b_H, b_T = Bias("depth", "hidden"), Bias("depth", "hidden", init=-2.0, role="update")
 
     def orthogonal(self, tensor: Tensor) -> None:
         for matrix in tensor:
@@ -182,12 +172,9 @@ class ShufflingRNN(Cell):
 
     hyper_size: int = 64
 
-    W_1 = Weight("input", "hyper_size")
-    b_1 = Weight("hyper_size")
-    W_2 = Weight("hyper_size", "hidden")
-    b_2 = Bias()
-    W_s = InputWeight()
-    b_s = Bias(role="input")
+    W_1, b_1 = Weight("input", "hyper_size"), Weight("hyper_size")
+    W_2, b_2 = Weight("hyper_size", "hidden"), Bias()
+    W_s, b_s = InputWeight(), Bias(role="input")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         f = relu(x @ self.W_1 + self.b_1) @ self.W_2 + self.b_2
@@ -211,8 +198,7 @@ class OrthogonalRNN(Cell):
     initial: Literal["henaff", "cayley"] = "henaff"
 
     T = InputWeight(init=partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
-    A = RecurrentWeight(init="angles")
-    b = Bias(init=partial(nn.init.uniform_, a=-0.01, b=0.01))
+    A, b = RecurrentWeight(init="angles"), Bias(init=partial(nn.init.uniform_, a=-0.01, b=0.01))
 
     def angles(self, tensor: Tensor) -> None:
         φ = tensor.zero_().diagonal(1)[::2]
@@ -267,9 +253,7 @@ class FastWeights(Cell):
     rate: float = 0.5
     inner_steps: int = 1
 
-    C = InputWeight(init="uniform")
-    W = RecurrentWeight(init="small_identity")
-    gain = Diagonal(init=1.0)
+    C, W, gain = InputWeight(init="uniform"), RecurrentWeight(init="small_identity"), Diagonal(init=1.0)
     bias = Bias()
     A = State("hidden", "hidden")
 

@@ -20,11 +20,8 @@ class SLSTM(Cell):
 
     W_z, R_z, b_z = InputWeight(), RecurrentWeight(init=0.0), Bias()
     W_i, R_i, b_i = InputWeight(), RecurrentWeight(init=0.0), Bias(role="input")
-    W_f, R_f, b_f = (
-        InputWeight(),
-        RecurrentWeight(init=0.0),
-        Bias(init=lambda b: b.copy_(linspace(3, 6, len(b))), role="forget"),
-    )
+    W_f, R_f = InputWeight(), RecurrentWeight(init=0.0)
+    b_f = Bias(init=lambda b: b.copy_(linspace(3, 6, len(b))), role="forget")
     W_o, R_o, b_o = InputWeight(), RecurrentWeight(init=0.0), Bias()
 
     def step(self, x: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, ...]:
@@ -218,10 +215,9 @@ class NRU(_NRU):
         q, s = h @ self.Q_h + m @ self.Q_m + self.b_q, h @ self.S_h + m @ self.S_m + self.b_s
         change = 0 * m
         for k in range(self.heads):
-            alpha, beta = (
-                h @ self.A_h[k] + m @ self.A_m[k] + self.a[k],
-                h @ self.B_h[k] + m @ self.B_m[k] + self.b_beta[k],
-            )
-            p, r = h @ self.P_h[k] + m @ self.P_m[k] + self.b_p[k], h @ self.R_h[k] + m @ self.R_m[k] + self.b_r[k]
+            alpha = h @ self.A_h[k] + m @ self.A_m[k] + self.a[k]
+            beta = h @ self.B_h[k] + m @ self.B_m[k] + self.b_beta[k]
+            p = h @ self.P_h[k] + m @ self.P_m[k] + self.b_p[k]
+            r = h @ self.R_h[k] + m @ self.R_m[k] + self.b_r[k]
             change = change + alpha * direction(p, q) - beta * direction(r, s)
         return h, m + change / self.heads

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from torch import Tensor, clamp, relu, sigmoid, tanh
+from torch import Tensor, clamp, exp, maximum, relu, sigmoid, tanh, where
 from torch.nn.functional import softplus
 
 from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, Scalar, Weight, gate
@@ -16,11 +16,8 @@ class MinimalRNN(Cell):
     Differs: the paper leaves the map from x to z open; here it is its own choice, one tanh layer.
     """
 
-    W_x = InputWeight()
-    b_z = Bias()
-    U_h = RecurrentWeight()
-    U_z = Weight("hidden", "hidden")
-    b_u = Bias(role="forget")
+    W_x, b_z = InputWeight(), Bias()
+    U_h, U_z, b_u = RecurrentWeight(), Weight("hidden", "hidden"), Bias(role="forget")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         z = tanh(x @ self.W_x + self.b_z)
@@ -135,8 +132,7 @@ class CFN(Cell):
 class ATR(Cell):
     """Addition-subtraction twin gates: sum and difference of one product of x and one of h open the gates."""
 
-    W = InputWeight()
-    U = RecurrentWeight()
+    W, U = InputWeight(), RecurrentWeight()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         p = x @ self.W
@@ -161,8 +157,7 @@ class STAR(Cell):
 
     beta: float = 0.0
 
-    W_z = InputWeight()
-    b_z = Bias()
+    W_z, b_z = InputWeight(), Bias()
     W_k, U_k, b_k = gate(bias=-1.0, role="update")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -250,8 +245,7 @@ class FastRNN(Cell):
     nonlinearity: Literal["tanh", "relu", "sigmoid"] = "tanh"
 
     W, U, b = gate()
-    alpha = Scalar(init=-3.0)
-    beta = Scalar(init=3.0)
+    alpha, beta = Scalar(init=-3.0), Scalar(init=3.0)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         phi = {"tanh": tanh, "relu": relu, "sigmoid": sigmoid}[self.nonlinearity]
@@ -288,3 +282,29 @@ class FastGRNN(Cell):
         z = sigmoid(Wx + Uh + self.b_z)
         candidate = tanh(Wx + Uh + self.b_h)
         return (sigmoid(self.zeta) * (1 - z) + sigmoid(self.nu)) * candidate + z * h
+
+
+@register(
+    "rwa",
+    source="Ostmeyer & Cowell 2017, arXiv:1703.01253",
+    code="github.com/jostmey/rwa at 33d3546, adding_problem_100/rwa_model/train.py",
+    seen="none",
+)
+class RWA(Cell):
+    """Recurrent weighted average of all that was seen, weighted by exp(a); n and d are its sums, divided by exp(p).
+
+    Differs: the exponent p is the largest a so far, in the code their sum above 0: the same average, never 0/0. The
+    initial state is zero unless the layer learns it; the code's matrices start √3 times as wide.
+    """
+
+    W_u, b_u = InputWeight(), Bias()
+    W_g, U_g, b_g = gate()
+    W_a, U_a, b_a = gate()
+
+    def step(self, x: Tensor, h: Tensor, n: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+        z = (x @ self.W_u + self.b_u) * tanh(x @ self.W_g + h @ self.U_g + self.b_g)
+        a = x @ self.W_a + h @ self.U_a + self.b_a
+        top = where(d == 0, a, maximum(p, a))
+        keep, weight = exp((p - top).clamp(max=0)), exp(a - top)
+        n, d = keep * n + weight * z, keep * d + weight
+        return tanh(n / d), n, d, top

@@ -11,9 +11,7 @@ from rnnzoo.registry import register
 
 
 @register(
-    "gru",
-    source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN",
-    package="torch.nn.GRUCell",
+    "gru", source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN", package="torch.nn.GRUCell"
 )
 class GRU(Cell):
     """One state, an update gate z that keeps or replaces it, a reset gate r after the product.
@@ -58,10 +56,8 @@ class ResetBeforeGRU(Cell):
 class GRU1(Cell):
     """A gated recurrent unit whose gates see the state and a bias, not the input."""
 
-    U_z = RecurrentWeight()
-    b_z = Bias(role="update")
-    U_r = RecurrentWeight()
-    b_r = Bias()
+    U_z, b_z = RecurrentWeight(), Bias(role="update")
+    U_r, b_r = RecurrentWeight(), Bias()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -75,8 +71,7 @@ class GRU1(Cell):
 class GRU2(Cell):
     """A gated recurrent unit whose gates see the state alone."""
 
-    U_z = RecurrentWeight()
-    U_r = RecurrentWeight()
+    U_z, U_r = RecurrentWeight(), RecurrentWeight()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -90,8 +85,7 @@ class GRU2(Cell):
 class GRU3(Cell):
     """A gated recurrent unit whose gates are learned constants, one for each unit."""
 
-    b_z = Bias(role="update")
-    b_r = Bias()
+    b_z, b_r = Bias(role="update"), Bias()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -118,8 +112,7 @@ class MGU(Cell):
 class MGU1(Cell):
     """A minimal gated unit whose gate sees the state and a bias, not the input."""
 
-    U_f = RecurrentWeight()
-    b_f = Bias(role="update")
+    U_f, b_f = RecurrentWeight(), Bias(role="update")
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -164,12 +157,9 @@ class MUT1(Cell):
     Differs: the raw input is folded or padded to the hidden size where the two sizes differ.
     """
 
-    W_xz = InputWeight()
-    b_z = Bias(role="update")
+    W_xz, b_z = InputWeight(), Bias(role="update")
     W_xr, W_hr, b_r = gate()
-    raw = RawInput()
-    W_hh = RecurrentWeight()
-    b_h = Bias()
+    raw, W_hh, b_h = RawInput(), RecurrentWeight(), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         z = sigmoid(x @ self.W_xz + self.b_z)
@@ -188,9 +178,7 @@ class MUT2(Cell):
     """
 
     W_xz, W_hz, b_z = gate(role="update")
-    raw = RawInput()
-    W_hr = RecurrentWeight()
-    b_r = Bias()
+    raw, W_hr, b_r = RawInput(), RecurrentWeight(), Bias()
     W_xh, W_hh, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -232,10 +220,8 @@ class LiGRU(Cell):
 
     W_h, U_h, b_h = gate(bias=partial(nn.init.normal_, std=0.3))
     W_z, U_z, b_z = gate(bias=partial(nn.init.normal_, std=0.3))
-    gamma_h = Weight("hidden", init=1.0)
-    gamma_z = Weight("hidden", init=1.0)
-    beta_h = Bias()
-    beta_z = Bias(role="forget")
+    gamma_h, gamma_z = Weight("hidden", init=1.0), Weight("hidden", init=1.0)
+    beta_h, beta_z = Bias(), Bias(role="forget")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         w = torch.cat([x @ self.W_h + self.b_h, x @ self.W_z + self.b_z], -1)
@@ -297,6 +283,30 @@ class MiRU2(Cell):
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         c = tanh(x @ self.W_h + (self.reset_coefficient * h) @ self.U_h + self.b_h)
         return self.update_coefficient * h + (1 - self.update_coefficient) * c
+
+
+@register(
+    "mtgru",
+    source="Kim, Singh, Lee 2016, arXiv:1607.00718",
+    code="github.com/dennissm/mtgru at 21cdb58, MTGRU.py",
+    seen="none",
+)
+class MTGRU(Cell):
+    """Multiple timescale GRU: all of a GRU's change is slowed down by a factor τ; layers of a stack differ in it.
+
+    Differs: tau slows down as its name says, by 1 / tau; the code's tau is that share itself.
+    """
+
+    tau: float = 1.25
+    W_r, U_r, b_r = gate()
+    W_z, U_z, b_z = gate(role="forget")
+    W_u, U_u, b_u = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        r = sigmoid(x @ self.W_r + h @ self.U_r + self.b_r)
+        z = sigmoid(x @ self.W_z + h @ self.U_z + self.b_z)
+        u = tanh(x @ self.W_u + (r * h) @ self.U_u + self.b_u)
+        return (1 - 1 / self.tau) * h + (z * h + (1 - z) * u) / self.tau
 
 
 class _GRUD(Cell):

@@ -47,9 +47,7 @@ class PeepholeLSTM(Cell):
     W_i, R_i, b_i = gate(role="input")
     W_f, R_f, b_f = gate(bias=1.0, role="forget")
     W_o, R_o, b_o = gate()
-    p_i = Diagonal()
-    p_f = Diagonal()
-    p_o = Diagonal()
+    p_i, p_f, p_o = Diagonal(), Diagonal(), Diagonal()
 
     def step(self, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         z = tanh(x @ self.W_z + y @ self.R_z + self.b_z)

@@ -80,8 +80,7 @@ class DendriticPLRNN(_PLRNN):
     """
 
     bases: int = 20
-    alpha = Weight("bases", init="offset")
-    theta = Weight("hidden", "bases", init=nn.init.normal_)
+    alpha, theta = Weight("bases", init="offset"), Weight("hidden", "bases", init=nn.init.normal_)
 
     def step(self, x: Tensor, z: Tensor) -> Tensor:
         W = self.W.triu(1) + self.W.tril(-1)

@@ -1,6 +1,7 @@
 """RWKV: linear attention whose keys and values see a mixture of this and the previous input."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, exp, maximum, nn, rsqrt, sigmoid, tanh, where
@@ -12,19 +13,23 @@ from rnnzoo.registry import register
 RWKV = "github.com/BlinkDL/RWKV-LM at 524481d, "
 
 
+def rising(power: float) -> Callable[[Tensor], object]:
+    """From 0 to 1 over the features, to this power."""
+    return lambda tensor: tensor.copy_((torch.arange(len(tensor)) / len(tensor)) ** power)
+
+
+def falling(power: float) -> Callable[[Tensor], object]:
+    return lambda tensor: tensor.copy_(1 - (torch.arange(len(tensor)) / len(tensor)) ** power)
+
+
 class _RWKV4(Cell):
     """Parameters of RWKV-4, with the values that its authors start the first layer from."""
 
     prev = State("input")
-    mu_r, mu_k, mu_v = Weight("input", init="root"), Weight("input", init="ramp"), Weight("input", init="ramp")
+    mu_r, mu_k = Weight("input", init=rising(0.5)), Weight("input", init=rising(1))
+    mu_v = Weight("input", init=rising(1))
     W_r, W_k, W_v, W_o = InputWeight(), InputWeight(), InputWeight(), RecurrentWeight()
     log_w, u = Weight("hidden", init="speeds"), Weight("hidden", init="bonus")
-
-    def ramp(self, tensor: Tensor) -> None:
-        tensor.copy_(torch.arange(len(tensor)) / len(tensor))
-
-    def root(self, tensor: Tensor) -> None:
-        tensor.copy_((torch.arange(len(tensor)) / len(tensor)).sqrt())
 
     def speeds(self, tensor: Tensor) -> None:
         tensor.copy_(8 * torch.linspace(0, 1, len(tensor)) ** 0.7 - 5)
@@ -63,15 +68,6 @@ class RWKV4(_RWKV4):
 class _Start(Cell):
     """The values that the authors start the first layer of RWKV-7 from; z runs from -1 to 1 over the head."""
 
-    def early(self, tensor: Tensor) -> None:
-        tensor.copy_(1 - (torch.arange(len(tensor)) / len(tensor)) ** 0.2)
-
-    def middle(self, tensor: Tensor) -> None:
-        tensor.copy_(1 - (torch.arange(len(tensor)) / len(tensor)) ** 0.7)
-
-    def late(self, tensor: Tensor) -> None:
-        tensor.copy_(1 - (torch.arange(len(tensor)) / len(tensor)) ** 0.9)
-
     def speeds(self, tensor: Tensor) -> None:
         z = torch.linspace(-1, 1, len(tensor))
         tensor.copy_(6 * (z + 1) / 2 - 5.5 + 2.5 * z * z.abs())
@@ -92,9 +88,9 @@ class _RWKV7(_Start):
 
     rank: int = 32
     S, prev = State("hidden", "hidden"), State("input")
-    mu_r, mu_g = Weight("input", init="early"), Weight("input", init="early")
-    mu_k, mu_v = Weight("input", init="middle"), Weight("input", init="middle")
-    mu_w, mu_a = Weight("input", init="late"), Weight("input", init="late")
+    mu_r, mu_g = Weight("input", init=falling(0.2)), Weight("input", init=falling(0.2))
+    mu_k, mu_v = Weight("input", init=falling(0.7)), Weight("input", init=falling(0.7))
+    mu_w, mu_a = Weight("input", init=falling(0.9)), Weight("input", init=falling(0.9))
     W_r, W_k, W_v, W_o = InputWeight(), InputWeight(), InputWeight(), RecurrentWeight()
     w_0, w_1, w_2 = Weight("hidden", init="speeds"), Weight("input", "rank"), Weight("rank", "hidden", init="small")
     a_0, a_1, a_2 = Weight("hidden", init="rates"), Weight("input", "rank"), Weight("rank", "hidden", init="small")
