@@ -19,7 +19,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from rnnzoo.errors import UserError, nearest
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rnnzoo.cell import Cell
 
 C = TypeVar("C", bound="type[Cell]")
+Seen: TypeAlias = Literal["", "all", "part", "none"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Entry:
     """A registered cell: its name, its class, the publication it follows, and what it was compared with.
 
     `package` names an installable implementation whose numbers it equals, `code` the authors' code that was read.
+    `seen` says what of the paper's own text was read; "" where nobody noted it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Entry:
     source: str
     package: str = ""
     code: str = ""
+    seen: Seen = ""
 
     @property
     def module(self) -> str:
@@ -51,15 +54,25 @@ class Entry:
         """The last part of the module's name."""
         return self.module.rpartition(".")[2]
 
+    @property
+    def independent(self) -> bool:
+        """Whether the package is evidence of its own.
+
+        With neither text nor code at hand the cell follows what others wrote of the paper, most often that package's
+        author; that the two agree then says nothing of the paper.
+        """
+        return self.seen != "none" or bool(self.code)
+
 
 _entries: dict[str, Entry] = {}
 _loaded: dict[str, ModuleType] = {}
 
 
-def register(name: str, source: str = "", package: str = "", code: str = "") -> Callable[[C], C]:
+def register(name: str, source: str = "", package: str = "", code: str = "", seen: Seen = "") -> Callable[[C], C]:
     """Class decorator that makes a `Cell` known as `name`; `source` cites paper and equations.
 
     `package` names what it was compared with by running both, `code` the authors' code it was compared with by reading.
+    `seen` says what of the paper's text was read.
 
     Raises `UserError` when the name is taken or cannot be used on a command line, or the class is not a Cell.
     """
@@ -75,7 +88,7 @@ def register(name: str, source: str = "", package: str = "", code: str = "") -> 
         redefined = known and cell.__module__ == known.module == "__main__" and cell.__name__ == known.cell.__name__
         if known and not redefined:
             raise UserError(f"cell {name!r} is already registered by {known.module}; choose another name")
-        _entries[name] = Entry(name, cell, source, package, code)
+        _entries[name] = Entry(name, cell, source, package, code, seen)
         return cell
 
     return decorate

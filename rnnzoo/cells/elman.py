@@ -32,9 +32,7 @@ class RNN(Cell):
 class IRNN(Cell):
     """A rectified network whose recurrent matrix starts as the identity, so that it first sums up its inputs."""
 
-    W = InputWeight(init=partial(nn.init.normal_, std=0.001))
-    U = RecurrentWeight(init=nn.init.eye_)
-    b = Bias()
+    W, U, b = InputWeight(init=partial(nn.init.normal_, std=0.001)), RecurrentWeight(init=nn.init.eye_), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         return relu(x @ self.W + h @ self.U + self.b)
@@ -44,7 +42,7 @@ class IRNN(Cell):
     "indrnn",
     source="Li et al. 2018, arXiv:1803.04831, eq. 2",
     package="torchrecurrent.IndRNNCell",
-    code="github.com/Sunnydreamrain/IndRNN_pytorch, IndRNN_onlyrecurrent.py",
+    code="github.com/Sunnydreamrain/IndRNN_pytorch at 9b9cb4c, IndRNN_onlyrecurrent.py",
 )
 class IndRNN(Cell):
     """Each unit sees the input and only its own past.
@@ -55,9 +53,7 @@ class IndRNN(Cell):
 
     nonlinearity: Literal["relu", "tanh"] = "relu"
 
-    W = InputWeight()
-    u = Diagonal(init=nn.init.uniform_)
-    b = Bias()
+    W, u, b = InputWeight(), Diagonal(init=nn.init.uniform_), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         a = x @ self.W + self.u * h + self.b
@@ -68,12 +64,8 @@ class IndRNN(Cell):
 class MultiplicativeIntegrationRNN(Cell):
     """Input and state meet in a product as well as in a sum, in shares that are learned for each unit."""
 
-    W = InputWeight()
-    U = RecurrentWeight()
-    α = Diagonal(init=1.0)
-    β_1 = Diagonal(init=1.0)
-    β_2 = Diagonal(init=1.0)
-    b = Bias()
+    W, U, α = InputWeight(), RecurrentWeight(), Diagonal(init=1.0)
+    β_1, β_2, b = Diagonal(init=1.0), Diagonal(init=1.0), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         Wx = x @ self.W
@@ -81,22 +73,23 @@ class MultiplicativeIntegrationRNN(Cell):
         return tanh(self.α * Wx * Uh + self.β_1 * Uh + self.β_2 * Wx + self.b)
 
 
-@register("scrn", source="Mikolov et al. 2015, arXiv:1412.7753", code="github.com/facebookarchive/SCRNNs, mfactory.lua")
+@register(
+    "scrn",
+    source="Mikolov et al. 2015, arXiv:1412.7753",
+    code="github.com/facebookarchive/SCRNNs at 75582d4, mfactory.lua",
+)
 class SCRN(Cell):
     """A slow context s, a moving average of the inputs, stands beside a fast hidden state and feeds it.
 
     The paper's output is a function of U h + V s: here both are handed on, [h, s], and the next layer holds U and V.
-
     Differs: h sees the new context, as in the paper; in the authors' code it sees the old one.
     """
 
     context_size: int = 40
     alpha: float = 0.95
 
-    A = InputWeight()
-    R = RecurrentWeight()
-    B = Weight("input", "context_size")
-    P = Weight("context_size", "hidden")
+    A, R = InputWeight(), RecurrentWeight()
+    B, P = Weight("input", "context_size"), Weight("context_size", "hidden")
     s = State("context_size")
 
     def step(self, x: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,12 +108,14 @@ class SCRN(Cell):
 @register(
     "clockwork",
     source="Koutník et al. 2014, arXiv:1402.3511",
-    code="github.com/IDSIA/brainstorm, brainstorm/layers/clockwork_layer.py",
+    code="github.com/IDSIA/brainstorm at 8f1fc88, brainstorm/layers/clockwork_layer.py",
 )
 class ClockworkRNN(Cell):
     """Module g of the units moves only at every 2^g-th step and hears itself and the slower modules.
 
     The units are dealt out to the modules as evenly as can be, the fastest first.
+
+    Differs: biases, as in the authors' code, which leaves the periods to its user and every unit hearing all others.
     """
 
     groups: int = 8
@@ -143,19 +138,17 @@ class ClockworkRNN(Cell):
 @register(
     "rhn",
     source="Zilly et al. 2017, arXiv:1607.03474",
-    code="github.com/jzilly/RecurrentHighwayNetworks, rhn.py",
+    code="github.com/jzilly/RecurrentHighwayNetworks at 9ab03a3, rhn.py",
 )
 class RecurrentHighwayNetwork(Cell):
     """A highway network of some depth carries the state on; its gates are coupled, c = 1 - t, as the authors' are."""
 
     depth: int = 4
 
-    W_H = InputWeight()
-    W_T = InputWeight()
+    W_H, W_T = InputWeight(), InputWeight()
     R_H = Weight("depth", "hidden", "hidden", init="orthogonal")
     R_T = Weight("depth", "hidden", "hidden", init="orthogonal")
-    b_H = Bias("depth", "hidden")
-    b_T = Bias("depth", "hidden", init=-2.0, role="update")
+    b_H, b_T = Bias("depth", "hidden"), Bias("depth", "hidden", init=-2.0, role="update")
 
     def orthogonal(self, tensor: Tensor) -> None:
         for matrix in tensor:
@@ -169,18 +162,19 @@ class RecurrentHighwayNetwork(Cell):
         return s
 
 
-@register("shuffling", source="Rotman & Wolf 2021, arXiv:2007.07324", code="github.com/rotmanmi/SRNN, models/SRNN.py")
+@register(
+    "shuffling",
+    source="Rotman & Wolf 2021, arXiv:2007.07324",
+    code="github.com/rotmanmi/SRNN at 94b98f1, models/SRNN.py",
+)
 class ShufflingRNN(Cell):
     """The state is permuted by a fixed cycle, and a gated two-layer network of the input is added to it."""
 
     hyper_size: int = 64
 
-    W_1 = Weight("input", "hyper_size")
-    b_1 = Weight("hyper_size")
-    W_2 = Weight("hyper_size", "hidden")
-    b_2 = Bias()
-    W_s = InputWeight()
-    b_s = Bias(role="input")
+    W_1, b_1 = Weight("input", "hyper_size"), Weight("hyper_size")
+    W_2, b_2 = Weight("hyper_size", "hidden"), Bias()
+    W_s, b_s = InputWeight(), Bias(role="input")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         f = relu(x @ self.W_1 + self.b_1) @ self.W_2 + self.b_2
@@ -191,20 +185,20 @@ class ShufflingRNN(Cell):
 @register(
     "orthogonal",
     source="Lezcano-Casado & Martínez-Rubio 2019, arXiv:1901.08428",
-    code="github.com/lezcano/expRNN, orthogonal.py and initialization.py",
+    code="github.com/lezcano/expRNN at 830ec83, orthogonal.py and initialization.py",
 )
 class OrthogonalRNN(Cell):
     """The recurrent matrix stays orthogonal: it is the exponential of a skew-symmetric one (expRNN).
 
     Only what lies above A's diagonal is used. It starts as turns by random angles in planes of two units: `initial`
-    names how the angles are drawn, `henaff` being the default of the authors' code. modReLU follows.
+    names how they are drawn: `henaff` in the authors' copying and TIMIT tasks, `cayley` on MNIST. modReLU follows.
+    Differs: what the exponential is taken from stays the identity; in their code's default mode, dtriv, it moves along.
     """
 
     initial: Literal["henaff", "cayley"] = "henaff"
 
     T = InputWeight(init=partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
-    A = RecurrentWeight(init="angles")
-    b = Bias(init=partial(nn.init.uniform_, a=-0.01, b=0.01))
+    A, b = RecurrentWeight(init="angles"), Bias(init=partial(nn.init.uniform_, a=-0.01, b=0.01))
 
     def angles(self, tensor: Tensor) -> None:
         φ = tensor.zero_().diagonal(1)[::2]
@@ -259,9 +253,7 @@ class FastWeights(Cell):
     rate: float = 0.5
     inner_steps: int = 1
 
-    C = InputWeight(init="uniform")
-    W = RecurrentWeight(init="small_identity")
-    gain = Diagonal(init=1.0)
+    C, W, gain = InputWeight(init="uniform"), RecurrentWeight(init="small_identity"), Diagonal(init=1.0)
     bias = Bias()
     A = State("hidden", "hidden")
 

@@ -1,13 +1,13 @@
 """Long short-term memory with memories, gates and clocks of another kind."""
 
-from torch import Tensor, exp, floor, linspace, maximum, relu, sigmoid, tanh, where
+from torch import Tensor, cat, exp, floor, linspace, maximum, relu, sigmoid, tanh, where
 from torch.nn.functional import logsigmoid
 
-from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, gate
+from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
 from rnnzoo.registry import register
 
 XLSTM = "Beck et al. 2024, arXiv:2405.04517, section"
-XLSTM_CODE = "github.com/NX-AI/xlstm, xlstm/blocks"
+XLSTM_CODE = "github.com/NX-AI/xlstm at 032a6fb, xlstm/blocks"
 
 
 @register("slstm", source=f"{XLSTM} 2.2", code=f"{XLSTM_CODE}/slstm/src/vanilla/slstm.py")
@@ -20,11 +20,8 @@ class SLSTM(Cell):
 
     W_z, R_z, b_z = InputWeight(), RecurrentWeight(init=0.0), Bias()
     W_i, R_i, b_i = InputWeight(), RecurrentWeight(init=0.0), Bias(role="input")
-    W_f, R_f, b_f = (
-        InputWeight(),
-        RecurrentWeight(init=0.0),
-        Bias(init=lambda b: b.copy_(linspace(3, 6, len(b))), role="forget"),
-    )
+    W_f, R_f = InputWeight(), RecurrentWeight(init=0.0)
+    b_f = Bias(init=lambda b: b.copy_(linspace(3, 6, len(b))), role="forget")
     W_o, R_o, b_o = InputWeight(), RecurrentWeight(init=0.0), Bias()
 
     def step(self, x: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> tuple[Tensor, ...]:
@@ -45,7 +42,8 @@ class MLSTM(Cell):
     """xLSTM's matrix memory C of values v under keys k, read by queries q; the output feeds nothing back.
 
     Differs: one head. f is a sigmoid and the denominator at least exp(-m), 1 before stabilising, as in the authors'
-    code; the gates' weights start at 0 and f's bias at 3, as there, but the gates see x, as in the paper.
+    code; the gates' weights start at 0 and f's bias at 3, as there (i's at N(0, 0.1²)), but the gates see x and o is a
+    sigmoid of x, as in the paper; there they see q, k and v after a convolution, and a norm follows.
     """
 
     W_q, W_k, W_v, W_o = (InputWeight() for _ in range(4))
@@ -74,7 +72,7 @@ class MLSTM(Cell):
 @register(
     "elstm",
     source="Irie et al. 2023, arXiv:2305.19044",
-    code="github.com/IDSIA/rtrl-elstm, reinforcement_learning/torchbeast/layer.py",
+    code="github.com/IDSIA/rtrl-elstm at b56cade, reinforcement_learning/torchbeast/layer.py",
 )
 class ELSTM(Cell):
     """LSTM whose memory recurs unit by unit, made for real-time recurrent learning; its output feeds nothing back.
@@ -138,13 +136,16 @@ class _Rhythm(Cell):
 
 
 @register(
-    "phased_lstm", source="Neil et al. 2016, arXiv:1610.09513", code="github.com/dannyneil/public_plstm, plstm.py"
+    "phased_lstm",
+    source="Neil et al. 2016, arXiv:1610.09513",
+    code="github.com/dannyneil/public_plstm at 1bf2627, plstm.py and freq_task.py",
 )
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, where the paper has time stamps; τ is learned as its logarithm; r_on is not learned, by
-    default in the authors' code, which also draws these initial periods, and has the leak alpha in training only.
+    Differs: t counts steps, where the paper has time stamps; τ is learned as its logarithm. In the authors' layer too,
+    r_on is not learned by default and the leak alpha is there in training only; their freq_task.py draws such periods.
+    The layer has t + s for t - s, and starts f's bias at 2.
     """
 
     W_i, U_i, b_i, w_i = *gate(role="input"), Diagonal()
@@ -162,3 +163,61 @@ class PhasedLSTM(_Rhythm):
         phi, leak = cycles - floor(cycles), self.alpha if self.training else 0.0
         k = where(phi < self.r_on / 2, 2 * phi / self.r_on, where(phi < self.r_on, 2 - 2 * phi / self.r_on, leak * phi))
         return k * new_h + (1 - k) * h, k * new_c + (1 - k) * c, clock + 1
+
+
+def _drawn(*dims: str | int) -> Weight:
+    return Weight(*dims, init="drawn")
+
+
+class _NRU(Cell):
+    """Parameters of the non-saturating unit; its memory has side² / heads numbers, directions are products of rows and
+    columns."""
+
+    heads: int = 4
+    side: int = 16
+    rows, memory = property(lambda self: self.side // self.heads), property(lambda self: self.side * self.rows)
+    m = State("memory")
+    W_x, W_h, W_m, b = InputWeight(init="drawn"), RecurrentWeight(init="drawn"), _drawn("memory", "hidden"), Bias()
+    A_h, A_m, a = _drawn("heads", "hidden", 1), _drawn("heads", "memory", 1), Bias("heads", 1)
+    B_h, B_m, b_beta = _drawn("heads", "hidden", 1), _drawn("heads", "memory", 1), Bias("heads", 1)
+    P_h, P_m, b_p = _drawn("heads", "hidden", "rows"), _drawn("heads", "memory", "rows"), Bias("heads", "rows")
+    R_h, R_m, b_r = _drawn("heads", "hidden", "rows"), _drawn("heads", "memory", "rows"), Bias("heads", "rows")
+    Q_h, Q_m, b_q = _drawn("hidden", "side"), _drawn("memory", "side"), Bias("side")
+    S_h, S_m, b_s = _drawn("hidden", "side"), _drawn("memory", "side"), Bias("side")
+
+    def drawn(self, tensor: Tensor) -> None:
+        """Uniform as torch starts a layer that sees state and memory."""
+        bound = (self.hidden_size + self.memory) ** -0.5
+        tensor.uniform_(-bound, bound)
+
+
+def direction(left: Tensor, right: Tensor) -> Tensor:
+    """All products of left with right, one after the other, of 5-norm 1."""
+    v = cat([left[:, j : j + 1] * right for j in range(left.shape[1])], -1)
+    return v / ((v**4 * v.abs()).sum(-1, keepdim=True) + 1e-30) ** 0.2
+
+
+@register(
+    "nru",
+    source="Chandar et al. 2019, arXiv:1902.06704",
+    code="github.com/apsarath/NRU at b9972dc, nru_project/NRU.py",
+    seen="none",
+)
+class NRU(_NRU):
+    """Non-saturating unit: heads write to a flat memory m and erase from it along directions, nothing squashes it.
+
+    Differs: 1e-30 bounds the slope of the norm of directions; the optional ReLUs and layer norm are left out, as the
+    authors' configuration leaves them out.
+    """
+
+    def step(self, x: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        h = relu(x @ self.W_x + h @ self.W_h + m @ self.W_m + self.b)
+        q, s = h @ self.Q_h + m @ self.Q_m + self.b_q, h @ self.S_h + m @ self.S_m + self.b_s
+        change = 0 * m
+        for k in range(self.heads):
+            alpha = h @ self.A_h[k] + m @ self.A_m[k] + self.a[k]
+            beta = h @ self.B_h[k] + m @ self.B_m[k] + self.b_beta[k]
+            p = h @ self.P_h[k] + m @ self.P_m[k] + self.b_p[k]
+            r = h @ self.R_h[k] + m @ self.R_m[k] + self.b_r[k]
+            change = change + alpha * direction(p, q) - beta * direction(r, s)
+        return h, m + change / self.heads

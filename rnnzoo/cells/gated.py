@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from torch import Tensor, clamp, relu, sigmoid, tanh
+from torch import Tensor, clamp, exp, maximum, relu, sigmoid, tanh, where
 from torch.nn.functional import softplus
 
 from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, Scalar, Weight, gate
@@ -16,11 +16,8 @@ class MinimalRNN(Cell):
     Differs: the paper leaves the map from x to z open; here it is its own choice, one tanh layer.
     """
 
-    W_x = InputWeight()
-    b_z = Bias()
-    U_h = RecurrentWeight()
-    U_z = Weight("hidden", "hidden")
-    b_u = Bias(role="forget")
+    W_x, b_z = InputWeight(), Bias()
+    U_h, U_z, b_u = RecurrentWeight(), Weight("hidden", "hidden"), Bias(role="forget")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         z = tanh(x @ self.W_x + self.b_z)
@@ -85,7 +82,7 @@ class IntersectionRNN(Cell):
     "ran",
     source="Lee, Levy, Zettlemoyer 2017, arXiv:1705.07393",
     package="torchrecurrent.RANCell",
-    code="github.com/kentonl/ran, ran.py",
+    code="github.com/kentonl/ran at bcee2c8, ran.py",
 )
 class RAN(Cell):
     """Recurrent additive network: the memory c is a gated sum of linear inputs, the state h its tanh."""
@@ -130,13 +127,12 @@ class CFN(Cell):
     "atr",
     source="Zhang et al. 2018, arXiv:1810.12546",
     package="torchrecurrent.ATRCell",
-    code="github.com/bzhangGo/ATR, lm/tensorflow-lm/atr.py and lm/pytorch-lm/rnn/atr.py",
+    code="github.com/bzhangGo/ATR at 4283f69, lm/tensorflow-lm/atr.py and lm/pytorch-lm/rnn/atr.py",
 )
 class ATR(Cell):
     """Addition-subtraction twin gates: sum and difference of one product of x and one of h open the gates."""
 
-    W = InputWeight()
-    U = RecurrentWeight()
+    W, U = InputWeight(), RecurrentWeight()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         p = x @ self.W
@@ -150,7 +146,7 @@ class ATR(Cell):
     "star",
     source="Turkoglu et al. 2021, arXiv:1911.11033, fig. 3",
     package="torchrecurrent.STARCell",
-    code="github.com/0zgur0/STAckable-Recurrent-network, star.py",
+    code="github.com/0zgur0/STAckable-Recurrent-network at acc5523, star.py",
 )
 class STAR(Cell):
     """Stackable recurrent cell: one gate k mixes the old state with a function of x alone, tanh squashes the mixture.
@@ -161,8 +157,7 @@ class STAR(Cell):
 
     beta: float = 0.0
 
-    W_z = InputWeight()
-    b_z = Bias()
+    W_z, b_z = InputWeight(), Bias()
     W_k, U_k, b_k = gate(bias=-1.0, role="update")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -175,6 +170,7 @@ class STAR(Cell):
     "sgrn",
     source="Zu & Wei 2020, IET Generation, Transmission & Distribution 15(4), doi:10.1049/gtd2.12056",
     package="torchrecurrent.SGRNCell",
+    seen="none",
 )
 class SGRN(Cell):
     """Simple gated recurrent network: one gate, and the input's product is both seen by it and let in by it."""
@@ -197,7 +193,7 @@ def _hard_sigmoid(a: Tensor) -> Tensor:
     "sgu",
     source="Gao & Glowacka 2016, arXiv:1604.02910",
     package="torchrecurrent.SGUCell",
-    code="github.com/gaoyuankidult/einstein, einstein/layers/recurrent.py",
+    code="github.com/gaoyuankidult/einstein at 775f036, einstein/layers/recurrent.py",
 )
 class SGU(Cell):
     """Simple gated unit: x multiplies the state before its product, and that product multiplies the state again."""
@@ -217,7 +213,7 @@ class SGU(Cell):
     "dsgu",
     source="Gao & Glowacka 2016, arXiv:1604.02910",
     package="torchrecurrent.DSGUCell",
-    code="github.com/gaoyuankidult/einstein, einstein/layers/recurrent.py",
+    code="github.com/gaoyuankidult/einstein at 775f036, einstein/layers/recurrent.py",
 )
 class DSGU(Cell):
     """Deep simple gated unit: the gated state passes one more matrix and a sigmoid."""
@@ -238,7 +234,7 @@ class DSGU(Cell):
     "fast_rnn",
     source="Kusupati et al. 2018, arXiv:1901.02358, eq. 2",
     package="torchrecurrent.FastRNNCell",
-    code="github.com/microsoft/EdgeML, pytorch/edgeml_pytorch/graph/rnn.py",
+    code="github.com/microsoft/EdgeML at 81025fc, pytorch/edgeml_pytorch/graph/rnn.py",
 )
 class FastRNN(Cell):
     """A simple recurrent network with a residual: two learned numbers in (0, 1) weigh the new and the old state.
@@ -249,8 +245,7 @@ class FastRNN(Cell):
     nonlinearity: Literal["tanh", "relu", "sigmoid"] = "tanh"
 
     W, U, b = gate()
-    alpha = Scalar(init=-3.0)
-    beta = Scalar(init=3.0)
+    alpha, beta = Scalar(init=-3.0), Scalar(init=3.0)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         phi = {"tanh": tanh, "relu": relu, "sigmoid": sigmoid}[self.nonlinearity]
@@ -262,7 +257,7 @@ class FastRNN(Cell):
     "fast_grnn",
     source="Kusupati et al. 2018, arXiv:1901.02358, eq. 6-7",
     package="torchrecurrent.FastGRNNCell",
-    code="github.com/microsoft/EdgeML, pytorch/edgeml_pytorch/graph/rnn.py",
+    code="github.com/microsoft/EdgeML at 81025fc, pytorch/edgeml_pytorch/graph/rnn.py",
 )
 class FastGRNN(Cell):
     """FastRNN with a gate that shares W and U with the candidate; rank r > 0 makes them products A B^T, stacked [B, A].
@@ -287,3 +282,29 @@ class FastGRNN(Cell):
         z = sigmoid(Wx + Uh + self.b_z)
         candidate = tanh(Wx + Uh + self.b_h)
         return (sigmoid(self.zeta) * (1 - z) + sigmoid(self.nu)) * candidate + z * h
+
+
+@register(
+    "rwa",
+    source="Ostmeyer & Cowell 2017, arXiv:1703.01253",
+    code="github.com/jostmey/rwa at 33d3546, adding_problem_100/rwa_model/train.py",
+    seen="none",
+)
+class RWA(Cell):
+    """Recurrent weighted average of all that was seen, weighted by exp(a); n and d are its sums, divided by exp(p).
+
+    Differs: the exponent p is the largest a so far, in the code their sum above 0: the same average, never 0/0. The
+    initial state is zero unless the layer learns it; the code's matrices start √3 times as wide.
+    """
+
+    W_u, b_u = InputWeight(), Bias()
+    W_g, U_g, b_g = gate()
+    W_a, U_a, b_a = gate()
+
+    def step(self, x: Tensor, h: Tensor, n: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+        z = (x @ self.W_u + self.b_u) * tanh(x @ self.W_g + h @ self.U_g + self.b_g)
+        a = x @ self.W_a + h @ self.U_a + self.b_a
+        top = where(d == 0, a, maximum(p, a))
+        keep, weight = exp((p - top).clamp(max=0)), exp(a - top)
+        n, d = keep * n + weight * z, keep * d + weight
+        return tanh(n / d), n, d, top

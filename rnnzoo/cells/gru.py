@@ -3,17 +3,15 @@
 from functools import partial
 
 import torch
-from torch import Tensor, nn, relu, sigmoid, tanh
+from torch import Tensor, exp, nn, relu, sigmoid, tanh
 from torch.nn.functional import layer_norm
 
-from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, Weight, gate
+from rnnzoo.cell import Bias, Cell, InputWeight, RawInput, RecurrentWeight, State, Weight, gate
 from rnnzoo.registry import register
 
 
 @register(
-    "gru",
-    source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN",
-    package="torch.nn.GRUCell",
+    "gru", source="Cho et al. 2014, arXiv:1406.1078v1, section 2.3, with biases as in cuDNN", package="torch.nn.GRUCell"
 )
 class GRU(Cell):
     """One state, an update gate z that keeps or replaces it, a reset gate r after the product.
@@ -58,10 +56,8 @@ class ResetBeforeGRU(Cell):
 class GRU1(Cell):
     """A gated recurrent unit whose gates see the state and a bias, not the input."""
 
-    U_z = RecurrentWeight()
-    b_z = Bias(role="update")
-    U_r = RecurrentWeight()
-    b_r = Bias()
+    U_z, b_z = RecurrentWeight(), Bias(role="update")
+    U_r, b_r = RecurrentWeight(), Bias()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -75,8 +71,7 @@ class GRU1(Cell):
 class GRU2(Cell):
     """A gated recurrent unit whose gates see the state alone."""
 
-    U_z = RecurrentWeight()
-    U_r = RecurrentWeight()
+    U_z, U_r = RecurrentWeight(), RecurrentWeight()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -90,8 +85,7 @@ class GRU2(Cell):
 class GRU3(Cell):
     """A gated recurrent unit whose gates are learned constants, one for each unit."""
 
-    b_z = Bias(role="update")
-    b_r = Bias()
+    b_z, b_r = Bias(role="update"), Bias()
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -118,8 +112,7 @@ class MGU(Cell):
 class MGU1(Cell):
     """A minimal gated unit whose gate sees the state and a bias, not the input."""
 
-    U_f = RecurrentWeight()
-    b_f = Bias(role="update")
+    U_f, b_f = RecurrentWeight(), Bias(role="update")
     W_h, U_h, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -164,12 +157,9 @@ class MUT1(Cell):
     Differs: the raw input is folded or padded to the hidden size where the two sizes differ.
     """
 
-    W_xz = InputWeight()
-    b_z = Bias(role="update")
+    W_xz, b_z = InputWeight(), Bias(role="update")
     W_xr, W_hr, b_r = gate()
-    raw = RawInput()
-    W_hh = RecurrentWeight()
-    b_h = Bias()
+    raw, W_hh, b_h = RawInput(), RecurrentWeight(), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         z = sigmoid(x @ self.W_xz + self.b_z)
@@ -188,9 +178,7 @@ class MUT2(Cell):
     """
 
     W_xz, W_hz, b_z = gate(role="update")
-    raw = RawInput()
-    W_hr = RecurrentWeight()
-    b_r = Bias()
+    raw, W_hr, b_r = RawInput(), RecurrentWeight(), Bias()
     W_xh, W_hh, b_h = gate()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
@@ -220,7 +208,7 @@ class MUT3(Cell):
 @register(
     "ligru",
     source="Ravanelli et al. 2018, arXiv:1803.10225, section III",
-    code="github.com/speechbrain/speechbrain, speechbrain/nnet/RNN.py",
+    code="github.com/speechbrain/speechbrain at 9c826ef, speechbrain/nnet/RNN.py",
 )
 class LiGRU(Cell):
     """Light gated recurrent unit: no reset gate, a rectified candidate, normalised products with the input.
@@ -232,10 +220,8 @@ class LiGRU(Cell):
 
     W_h, U_h, b_h = gate(bias=partial(nn.init.normal_, std=0.3))
     W_z, U_z, b_z = gate(bias=partial(nn.init.normal_, std=0.3))
-    gamma_h = Weight("hidden", init=1.0)
-    gamma_z = Weight("hidden", init=1.0)
-    beta_h = Bias()
-    beta_z = Bias(role="forget")
+    gamma_h, gamma_z = Weight("hidden", init=1.0), Weight("hidden", init=1.0)
+    beta_h, beta_z = Bias(), Bias(role="forget")
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         w = torch.cat([x @ self.W_h + self.b_h, x @ self.W_z + self.b_z], -1)
@@ -262,7 +248,12 @@ class LightRU(Cell):
         return (1 - f) * h + f * c
 
 
-@register("miru1", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU1", package="torchrecurrent.MiRU1Cell")
+@register(
+    "miru1",
+    source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU1",
+    package="torchrecurrent.MiRU1Cell",
+    seen="none",
+)
 class MiRU1(Cell):
     """Minion recurrent unit with a reset gate: the update gate is a fixed number, λ in the paper."""
 
@@ -276,7 +267,12 @@ class MiRU1(Cell):
         return self.update_coefficient * h + (1 - self.update_coefficient) * c
 
 
-@register("miru2", source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU2", package="torchrecurrent.MiRU2Cell")
+@register(
+    "miru2",
+    source="Zyarah & Kudithipudi 2025, arXiv:2503.06175, MiRU2",
+    package="torchrecurrent.MiRU2Cell",
+    seen="none",
+)
 class MiRU2(Cell):
     """Minion recurrent unit: fixed numbers in the places of the update and the reset gate, λ and θ in the paper."""
 
@@ -287,3 +283,86 @@ class MiRU2(Cell):
     def step(self, x: Tensor, h: Tensor) -> Tensor:
         c = tanh(x @ self.W_h + (self.reset_coefficient * h) @ self.U_h + self.b_h)
         return self.update_coefficient * h + (1 - self.update_coefficient) * c
+
+
+@register(
+    "mtgru",
+    source="Kim, Singh, Lee 2016, arXiv:1607.00718",
+    code="github.com/dennissm/mtgru at 21cdb58, MTGRU.py",
+    seen="none",
+)
+class MTGRU(Cell):
+    """Multiple timescale GRU: all of a GRU's change is slowed down by a factor τ; layers of a stack differ in it.
+
+    Differs: tau slows down as its name says, by 1 / tau; the code's tau is that share itself.
+    """
+
+    tau: float = 1.25
+    W_r, U_r, b_r = gate()
+    W_z, U_z, b_z = gate(role="forget")
+    W_u, U_u, b_u = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        r = sigmoid(x @ self.W_r + h @ self.U_r + self.b_r)
+        z = sigmoid(x @ self.W_z + h @ self.U_z + self.b_z)
+        u = tanh(x @ self.W_u + (r * h) @ self.U_u + self.b_u)
+        return (1 - 1 / self.tau) * h + (z * h + (1 - z) * u) / self.tau
+
+
+class _GRUD(Cell):
+    """What GRU-D reads of its input, fixed matrices that pick values X, masks M and the time gap G, and its decays.
+
+    The first half of the I features, D of them, are values, the last feature is the gap, between them are masks.
+    """
+
+    values = property(lambda self: max(1, self.input_size // 2))
+    last, overdue = State("values"), State("values")
+    X, M = (
+        Weight("input", "values", init="pick_values", trainable=False),
+        Weight("input", "values", init="pick_masks", trainable=False),
+    )
+    G = Weight("input", 1, init="pick_gap", trainable=False)
+    always = Weight("values", init="unmasked", trainable=False)
+    w_x, b_x = Weight("values", init=0.1), Weight("values", init=0.1)
+    W_gamma, b_gamma = Weight("values", "hidden"), Bias(init=0.1)
+
+    def pick_values(self, tensor: Tensor) -> None:
+        tensor.zero_()[: self.values] = torch.eye(self.values)
+
+    def pick_masks(self, tensor: Tensor) -> None:
+        rows = tensor.zero_()[self.values : -1]
+        rows.copy_(torch.eye(*rows.shape))
+
+    def pick_gap(self, tensor: Tensor) -> None:
+        tensor.zero_()[-1] = self.input_size > 1
+
+    def unmasked(self, tensor: Tensor) -> None:
+        tensor.copy_(1 - self.M.sum(0))
+
+
+@register(
+    "gru_d",
+    source="Che et al. 2018, arXiv:1606.01865, Scientific Reports 8:6085, GRU-D",
+    code="github.com/PeterChe1990/GRU-D at 861fc49, nn_utils/grud_layers.py",
+    seen="none",
+)
+class GRUD(_GRUD):
+    """A GRU for series with gaps: x is [values, masks (1: seen), time since the step before]; what is unseen decays.
+
+    `last` is each value last seen, `overdue` the time for which it is missing. For D values I is 2 D + 1; with I even
+    the last value has no mask and is always seen. Differs: an unseen value decays to 0, the mean of standardised data.
+    The code decays the state that enters the gates alone, and feeds 1 - m for m. Decays start at 0.1, not 0.
+    """
+
+    W_r, U_r, V_r, b_r = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias()
+    W_z, U_z, V_z, b_z = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias(role="update")
+    W, U, V, b = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias()
+
+    def step(self, x: Tensor, h: Tensor, last: Tensor, overdue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, m, delta = x @ self.X, x @ self.M + self.always, x @ self.G + overdue
+        x_hat = m * value + (1 - m) * exp(-relu(self.w_x * delta + self.b_x)) * last
+        h = exp(-relu(delta @ self.W_gamma + self.b_gamma)) * h
+        r = sigmoid(x_hat @ self.W_r + h @ self.U_r + m @ self.V_r + self.b_r)
+        z = sigmoid(x_hat @ self.W_z + h @ self.U_z + m @ self.V_z + self.b_z)
+        c = tanh(x_hat @ self.W + (r * h) @ self.U + m @ self.V + self.b)
+        return (1 - z) * h + z * c, m * value + (1 - m) * last, (1 - m) * delta

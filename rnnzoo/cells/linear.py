@@ -4,8 +4,8 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, cos, exp, expm1, rsqrt, sigmoid, sin, sqrt, tanh
-from torch.nn.functional import layer_norm, logsigmoid, rms_norm, silu, softplus
+from torch import Tensor, cos, exp, expm1, sigmoid, sin, sqrt, tanh
+from torch.nn.functional import layer_norm, logsigmoid, silu, softplus
 
 from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RawInput, RecurrentWeight, State, Weight
 from rnnzoo.registry import register
@@ -23,7 +23,7 @@ class _Window(Cell):
 @register(
     "qrnn",
     source="Bradbury et al. 2016, arXiv:1611.01576, section 2",
-    code="github.com/salesforce/pytorch-qrnn, torchqrnn/qrnn.py",
+    code="github.com/salesforce/pytorch-qrnn at 1634991, torchqrnn/qrnn.py",
 )
 class QRNN(_Window):
     """Quasi-recurrent: gates from a convolution over two inputs; all that recurs is an average over time.
@@ -50,7 +50,9 @@ def half(tensor: Tensor) -> None:
     whole(tensor, 0.5)
 
 
-@register("sru_parallel", source="Lei & Zhang 2017, arXiv:1709.02755v1", code="github.com/asappresearch/sru, sru/")
+@register(
+    "sru_parallel", source="Lei & Zhang 2017, arXiv:1709.02755v1", code="github.com/asappresearch/sru at 9ddc8da, sru/"
+)
 class ParallelSRU(Cell):
     """Simple recurrent unit as first published: its gates see only the input.
 
@@ -75,7 +77,11 @@ class ParallelSRU(Cell):
         return r * g + (1 - r) * alpha * (x @ self.X)
 
 
-@register("sru", source="Lei et al. 2018, arXiv:1709.02755, section 2", code="github.com/asappresearch/sru, sru/ops.py")
+@register(
+    "sru",
+    source="Lei et al. 2018, arXiv:1709.02755, section 2",
+    code="github.com/asappresearch/sru at 9ddc8da, sru/ops.py",
+)
 class SRU(Cell):
     """Simple recurrent unit: an average of inputs and a highway past it; both gates also see the old state.
 
@@ -188,11 +194,15 @@ class _LRU(Cell):
     max_phase: float = 6.28
     log_nu, log_theta = Weight("hidden", init="ring"), Weight("hidden", init="phase")
     log_gamma = Weight("hidden", init="norm")
-    B_re, B_im, D = InputWeight(), InputWeight(), InputWeight()
-    C_re, C_im = (
-        RecurrentWeight(init=torch.nn.init.xavier_uniform_),
-        RecurrentWeight(init=torch.nn.init.xavier_uniform_),
-    )
+    B_re, B_im, D = InputWeight(init="part"), InputWeight(init="part"), InputWeight(init="normal")
+    C_re, C_im = RecurrentWeight(init="normal"), RecurrentWeight(init="normal")
+
+    def part(self, tensor: Tensor) -> None:
+        """One of two parts of a complex matrix that gives sums of variance 1 of inputs of variance 1."""
+        torch.nn.init.normal_(tensor, std=math.sqrt(0.5 / len(tensor)))
+
+    def normal(self, tensor: Tensor) -> None:
+        torch.nn.init.normal_(tensor, std=math.sqrt(1 / len(tensor)))
 
     def ring(self, tensor: Tensor) -> None:
         """|λ|² is uniform between r_min² and r_max², short of 0 and 1, where logarithms end."""
@@ -206,11 +216,16 @@ class _LRU(Cell):
         tensor.copy_(torch.log(-expm1(-2 * exp(self.log_nu))) / 2)
 
 
-@register("lru", source="Orvieto et al. 2023, arXiv:2303.06349, section 3")
+@register(
+    "lru",
+    source="Orvieto et al. 2023, arXiv:2303.06349, section 3",
+    code="github.com/NicolasZucchet/minimal-LRU at bbd71b1, lru/model.py; not the authors'",
+)
 class LRU(_LRU):
     """Linear recurrent unit: each unit is a complex number that turns and decays at its own learned rate.
 
-    Differs: D is a matrix, because I need not be H.
+    Differs: D is a matrix, because I need not be H. B, C and D start normal, as in minimal-LRU, and so that the state
+    and both terms of the output have the variance of the input.
     """
 
     def step(self, x: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +243,7 @@ class LRU(_LRU):
 @register(
     "rg_lru",
     source="De et al. 2024, arXiv:2402.19427, section 2.4",
-    code="github.com/google-deepmind/recurrentgemma, recurrentgemma/torch/layers.py",
+    code="github.com/google-deepmind/recurrentgemma at 2efa84d, recurrentgemma/torch/layers.py",
 )
 class RGLRU(Cell):
     """Real-gated linear recurrent unit: a leaky sum of gated inputs, whose leak is gated too.
@@ -272,13 +287,15 @@ class _HGRN(Cell):
 
 
 @register(
-    "hgrn", source="Qin et al. 2023, arXiv:2311.04823", code="github.com/Doraemonzzz/hgru-pytorch, hgru/hgru1d.py"
+    "hgrn",
+    source="Qin et al. 2023, arXiv:2311.04823",
+    code="github.com/Doraemonzzz/hgru-pytorch at 09f4ed2, hgru/hgru1d.py",
 )
 class HGRN(_HGRN):
     """Hierarchically gated: a complex state turns at fixed rates and is forgotten no faster than a bound γ allows.
 
-    Differs: γ = sigmoid(Gamma) is each layer's own, the paper's is summed up over the layers so that it grows with
-    depth; the output is normalised before its gate, as in the authors' code.
+    Differs: γ = sigmoid(Gamma) is each layer's own and starts at 1/2; the paper's is summed up over the layers, from 0
+    in the first, so that it grows with depth. The output is normalised before its gate, as in the authors' code.
     """
 
     def step(self, x: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,105 +311,3 @@ class HGRN(_HGRN):
     def readout(self, x: Tensor, *state: Tensor) -> Tensor:
         g = silu(x @ self.W_g + self.b_g)
         return (g * layer_norm(torch.cat(state, -1), (self.doubled,), self.scale, self.shift)) @ self.W_o + self.b_o
-
-
-class _Memory(Cell):
-    """Parameters of a matrix memory of one head; keys are half as wide as values, as in both papers below."""
-
-    S = State("key_size", "hidden")
-    W_Q, W_K = Weight("input", "key_size"), Weight("input", "key_size")
-    b_Q, b_K, b_V, b_G = Bias("key_size"), Bias("key_size"), Bias(), Bias()
-    W_V, W_G, W_O = InputWeight(), InputWeight(), RecurrentWeight()
-
-    @property
-    def key_size(self) -> int:
-        return 2 * math.ceil(self.hidden_size / 4)
-
-
-@register("gla", source="Yang et al. 2023, arXiv:2312.06635", code="github.com/berlino/gated_linear_attention, gla.py")
-class GLA(_Memory):
-    """Gated linear attention, one head: a matrix memory whose rows decay at rates that see the input.
-
-    Differs: biases of q, k and v, without which little is left of a single feature once o is normalised.
-    """
-
-    rank: int = 16
-    tau: float = 16.0
-    W_1, W_2 = Weight("input", "rank"), Weight("rank", "key_size")
-    b_alpha = Bias("key_size", role="forget")
-
-    def step(self, x: Tensor, S: Tensor) -> Tensor:
-        k, v = (x @ self.W_K + self.b_K) / math.sqrt(self.key_size), x @ self.W_V + self.b_V
-        alpha = exp(logsigmoid(x @ self.W_1 @ self.W_2 + self.b_alpha) / self.tau)
-        return alpha[:, :, None] * S + k[:, :, None] * v[:, None, :]
-
-    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
-        (S,) = state
-        o = ((x @ self.W_Q + self.b_Q).unsqueeze(-2) @ S).squeeze(-2)
-        return (silu(x @ self.W_G + self.b_G) * layer_norm(o, (self.hidden_size,))) @ self.W_O
-
-
-def rotate(a: Tensor, angle: Tensor) -> Tensor:
-    """Turn the pairs (a_k, a_{k + n/2}) by their angles."""
-    first, second = a.chunk(2, -1)
-    return a * cos(angle) + torch.cat([-second, first], -1) * sin(angle)
-
-
-@register(
-    "retention",
-    source="Sun et al. 2023, arXiv:2307.08621, section 2.1 and 2.2",
-    code="github.com/microsoft/torchscale, torchscale/component/multiscale_retention.py",
-)
-class Retention(_Memory):
-    """Retention, one head: a matrix memory with a fixed decay; keys and queries turn with the time n.
-
-    Differs: γ is that of the paper's first head; biases as in GLA. The authors' code has an RMS norm.
-    """
-
-    gamma: float = 1 - 2**-5
-    n, theta = State(1), Weight("key_size", init="angles", trainable=False)
-
-    def angles(self, tensor: Tensor) -> None:
-        tensor.copy_(10000 ** -torch.linspace(0, 1, len(tensor) // 2).repeat(2))
-
-    def step(self, x: Tensor, S: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        n = n + 1
-        k = rotate(x @ self.W_K + self.b_K, n * self.theta) / math.sqrt(self.key_size)
-        v = x @ self.W_V + self.b_V
-        return self.gamma * S + k[:, :, None] * v[:, None, :], n
-
-    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
-        S, n = state
-        q = rotate(x @ self.W_Q + self.b_Q, n * self.theta)
-        o = (q.unsqueeze(-2) @ S).squeeze(-2)
-        return (silu(x @ self.W_G + self.b_G) * layer_norm(o, (self.hidden_size,))) @ self.W_O
-
-
-@register(
-    "delta_net",
-    source="Yang et al. 2024, arXiv:2406.06484",
-    code="github.com/fla-org/flash-linear-attention, fla/layers/delta_net.py",
-)
-class DeltaNet(Cell):
-    """Delta rule, one head: a matrix memory in which what is stored under a key moves towards its new value.
-
-    Differs: biases as in GLA instead of the short convolutions that precede q, k and v in the paper.
-    """
-
-    S = State("hidden", "hidden")
-    W_q, W_k, W_v, W_beta = InputWeight(), InputWeight(), InputWeight(), Weight("input", 1)
-    b_q, b_k, b_v = Bias(), Bias(), Bias()
-    gain, W_o = Weight("hidden", init=1.0), RecurrentWeight()
-
-    def step(self, x: Tensor, S: Tensor) -> Tensor:
-        k, v = silu(x @ self.W_k + self.b_k), x @ self.W_v + self.b_v
-        k = k * rsqrt((k * k).sum(-1, keepdim=True) + 1e-6)
-        beta = sigmoid(x @ self.W_beta)
-        old = (S * k[:, None, :]).sum(-1)
-        return S + (beta * (v - old))[:, :, None] * k[:, None, :]
-
-    def readout(self, x: Tensor, *state: Tensor) -> Tensor:
-        (S,) = state
-        q = silu(x @ self.W_q + self.b_q)
-        q = q * rsqrt((q * q).sum(-1, keepdim=True) + 1e-6)
-        return rms_norm((S @ q.unsqueeze(-1)).squeeze(-1), (self.hidden_size,), self.gain, eps=1e-5) @ self.W_o

@@ -47,9 +47,7 @@ class PeepholeLSTM(Cell):
     W_i, R_i, b_i = gate(role="input")
     W_f, R_f, b_f = gate(bias=1.0, role="forget")
     W_o, R_o, b_o = gate()
-    p_i = Diagonal()
-    p_f = Diagonal()
-    p_o = Diagonal()
+    p_i, p_f, p_o = Diagonal(), Diagonal(), Diagonal()
 
     def step(self, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         z = tanh(x @ self.W_z + y @ self.R_z + self.b_z)
@@ -121,7 +119,12 @@ class ProjectedLSTM(Cell):
         return m @ self.W_rm, c
 
 
-@register("lstm_residual", source="Kim, El-Khamy, Lee 2017, arXiv:1701.03360", package="torchrecurrent.ResLSTMCell")
+@register(
+    "lstm_residual",
+    source="Kim, El-Khamy, Lee 2017, arXiv:1701.03360",
+    package="torchrecurrent.ResLSTMCell",
+    seen="none",
+)
 class ResidualLSTM(Cell):
     """A peephole LSTM whose input reaches the output beside the memory, through the same output gate.
 
@@ -152,6 +155,7 @@ class ResidualLSTM(Cell):
     "lstm_wmc",
     source="Landi, Baraldi, Cornia, Cucchiara 2021, arXiv:2109.00020",
     package="torchrecurrent.WMCLSTMCell",
+    seen="none",
 )
 class WorkingMemoryLSTM(Cell):
     """Working memory connections: the gates also see a bounded projection of the memory, o that of the new one.
@@ -179,6 +183,7 @@ class WorkingMemoryLSTM(Cell):
     "lstm_memory_control",
     source="Ben-Ari & Shwartz-Ziv 2017, Sequence modeling using a memory controller extension for LSTM, NIPS workshop",
     package="torchrecurrent.MCLSTMCell",
+    seen="none",
 )
 class MemoryControlLSTM(Cell):
     """Two gated readings of one memory: h goes out and never comes back, v alone feeds all gates.
@@ -205,7 +210,7 @@ class MemoryControlLSTM(Cell):
 @register(
     "lstm_multiplicative",
     source="Krause, Lu, Murray, Renals 2016, arXiv:1609.07959, eq. 18-22",
-    code="github.com/benkrause/mLSTM, chainer/mLSTMWN.py and train.py, matlab/mLSTMhutter.m",
+    code="github.com/benkrause/mLSTM at fe32a00, chainer/mLSTMWN.py and train.py, matlab/mLSTMhutter.m",
 )
 class MultiplicativeLSTM(Cell):
     """An LSTM that sees its output through a transition of its own for every input: m in the place of h.
@@ -235,7 +240,7 @@ class MultiplicativeLSTM(Cell):
 @register(
     "janet",
     source="van der Westhuizen & Lasenby 2018, arXiv:1804.04849",
-    code="github.com/JosvanderWesthuizen/janet, aux_code/rnn_cells.py",
+    code="github.com/JosvanderWesthuizen/janet at fa2f0a5, aux_code/rnn_cells.py",
 )
 class JANET(Cell):
     """An LSTM of one gate, f, whose memory is its output; β lets in more of the new than f gives up of the old.
