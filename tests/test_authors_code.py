@@ -1,0 +1,220 @@
+"""Oracles against what their authors' code computes, written once more in torch: over whole sequences where theirs is.
+
+An oracle and a cell that misread a paper alike are found here. Weights are drawn, [H, I] as in the papers; the states
+start at zero. Shapes: T time steps, I input size, H hidden size, N size of a unit's own state.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from oracles import attention, rwkv, ssm
+from torch.nn import functional as F
+
+T, I, H, N = 12, 4, 6, 5  # noqa: E741  I is the input size everywhere in this project
+BLOCK = {"W_x": (H, I), "W_z": (H, I), "W_out": (H, H), "W_conv": (H, 4), "b_conv": H, "W_r": (2, H), "W_Delta": (H, 2)}
+
+
+@pytest.fixture
+def draw():
+    """draw(name=shape, ...) -> weights as arrays, the same as tensors, and an input [T, I]."""
+    rng = np.random.default_rng(0)
+
+    def draw(**shapes):
+        arrays = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return SimpleNamespace(**arrays), SimpleNamespace(**tensors), torch.from_numpy(rng.normal(size=(T, I)))
+
+    return draw
+
+
+def run(oracle, p, xs, *states, **hyperparameters):
+    """The outputs [T, ...] of an oracle, and its last states."""
+    states, ys = [np.zeros(s) if isinstance(s, (int, tuple)) else s for s in states], []
+    for x in xs.numpy():
+        y, states = oracle(p, x, *states, **hyperparameters)
+        ys.append(y)
+    return torch.from_numpy(np.array(ys)), states
+
+
+def assert_close(mine, theirs):
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+def convolution(x, weight, bias):
+    """SiLU of a causal convolution of each feature of x [T, features] with weight [features, taps]."""
+    padded = F.pad(x.T[None], (weight.shape[1] - 1, 0))
+    return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight)))[0].T
+
+
+def decays(log_decay):
+    """From log decays [T, ...] the products [T, T, ...] of those of s+1 to t, zero for s > t."""
+    total = log_decay.cumsum(0)
+    mask = torch.ones(T, T).tril().bool().reshape(T, T, *[1] * (log_decay.dim() - 1))
+    return torch.where(mask, (total[:, None] - total[None]).where(mask, -torch.inf).exp(), 0)
+
+
+def test_mamba(draw):
+    """Over the whole sequence: y_t is the sum over s of C_t exp(A (Δ_s+1 + ... + Δ_t)) B_s Δ_s u_s."""
+    p, t, xs = draw(**BLOCK, b_Delta=H, D=H, W_B=(N, H), W_C=(N, H), log_A=(N, H))
+    u, z = convolution(xs @ t.W_x.T, t.W_conv, t.b_conv), xs @ t.W_z.T
+    delta = F.softplus(u @ t.W_r.T @ t.W_Delta.T + t.b_Delta)
+    L = decays(delta[:, None] * -t.log_A.exp())
+    y = torch.einsum("tn,tsnh,sn,sh->th", u @ t.W_C.T, L, u @ t.W_B.T, delta * u) + t.D * u
+    mine, _ = run(ssm.mamba, p, xs, (H, N), (4, H), order=N, taps=4, rank=2)
+    assert_close(mine, y * F.silu(z) @ t.W_out.T)
+
+
+def test_longhorn(draw):
+    p, t, xs = draw(**BLOCK, b_beta=H, D=H, W_k=(N, H), W_q=(N, H))
+    us, S, ys = convolution(xs @ t.W_x.T, t.W_conv, t.b_conv), torch.zeros(H, N), []
+    for u in us:
+        k, q = t.W_k @ u, t.W_q @ u
+        dt = torch.sigmoid(t.W_Delta @ t.W_r @ u + t.b_beta)
+        dt = dt / (1 + dt * k.square().sum())
+        S = S * (1 - torch.outer(dt, k**2)) + torch.outer(dt * u, k)
+        ys.append(S @ q + t.D * u)
+    mine, (h, _) = run(ssm.longhorn, p, xs, (H, N), (4, H), order=N, taps=4, rank=2)
+    assert_close(mine, torch.stack(ys) * F.silu(xs @ t.W_z.T) @ t.W_out.T)
+    assert_close(torch.from_numpy(h), S)
+
+
+def test_longhorn_is_the_minimum_it_is_derived_from(draw):
+    """Without a second feature of k its diagonal is exact: s' minimises (s' - s)² + β (s' k - u)²."""
+    p, t, xs = draw(**BLOCK, b_beta=H, D=H, W_k=(1, H), W_q=(1, H))
+    window = torch.randn(4, H, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
+    s = np.linspace(-1, 1, H)[:, None]
+    x = xs[0].numpy()
+    _, (new, window) = ssm.longhorn(p, x, s, window, order=1, taps=4, rank=2)
+    u = F.silu((t.W_conv * torch.from_numpy(window).T).sum(1) + t.b_conv)
+    k, beta = t.W_k @ u, torch.sigmoid(t.W_Delta @ t.W_r @ u + t.b_beta)
+    new = torch.from_numpy(new[:, 0]).requires_grad_()
+    loss = (new - torch.from_numpy(s[:, 0])).square() + beta * (new * k - u).square()
+    assert_close(torch.autograd.grad(loss.sum(), new)[0], torch.zeros(H, dtype=torch.float64))
+
+
+def test_mamba2(draw):
+    """State space duality: (L ∘ C Bᵀ) Δ x, L of the decays, as in the paper's and ssd_minimal.py's quadratic form."""
+    sizes = {"W_x": (H, I), "W_B": (N, I), "W_C": (N, I), "w_x": (H, 4), "w_B": (N, 4), "w_C": (N, 4)}
+    scalars = {"W_Delta": (1, I), "b_Delta": 1, "log_A": 1, "D": 1}
+    p, t, xs = draw(**sizes, b_x=H, b_B=N, b_C=N, **scalars, gain=H, W_z=(H, I), W_out=(H, H))
+    x = convolution(xs @ t.W_x.T, t.w_x, t.b_x)
+    B, C = convolution(xs @ t.W_B.T, t.w_B, t.b_B), convolution(xs @ t.W_C.T, t.w_C, t.b_C)
+    dt = F.softplus(xs @ t.W_Delta.T + t.b_Delta)
+    L = decays((dt * -t.log_A.exp())[:, 0])
+    y = (L * (C @ B.T)) @ (dt * x) + t.D * x
+    y = F.rms_norm(y * F.silu(xs @ t.W_z.T), (H,), t.gain, 1e-5)
+    mine, _ = run(ssm.mamba2, p, xs, (H, N), (4, H), (4, N), (4, N), order=N, taps=4)
+    assert_close(mine, y @ t.W_out.T)
+
+
+def test_s4d(draw):
+    """As the authors compute it: a kernel for the whole sequence, and its convolution by the Fourier transform."""
+    sizes = {"log_A_re": (N, H), "A_im": (N, H), "C_re": (N, H), "C_im": (N, H)}
+    p, t, xs = draw(W=(H, I), log_Delta=H, D=H, **sizes, W_o=(H, H), b_o=H, W_g=(H, H), b_g=H)
+    u = (xs @ t.W.T).T
+    A, C, dt = torch.complex(-t.log_A_re.exp(), t.A_im), torch.complex(t.C_re, t.C_im), t.log_Delta.exp()
+    powers = torch.exp((dt * A)[..., None] * torch.arange(T))
+    K = 2 * torch.einsum("nh,nht->ht", C * (torch.exp(dt * A) - 1) / A, powers).real
+    y = torch.fft.irfft(torch.fft.rfft(K, 2 * T) * torch.fft.rfft(u, 2 * T), 2 * T)[:, :T] + t.D[:, None] * u
+    y = F.gelu(y).T
+    mine, _ = run(ssm.s4d, p, xs, (H, N), (H, N), order=N)
+    assert_close(mine, F.glu(torch.cat([y @ t.W_o.T + t.b_o, y @ t.W_g.T + t.b_g], 1)))
+
+
+def test_s5(draw):
+    """h_t is the sum over s of Λ̅^(t-s) B̅ x_s, which is what the authors' associative scan gives."""
+    sizes = {"Lambda_re": N, "Lambda_im": N, "log_Delta": N, "B_re": (N, I), "B_im": (N, I), "C_re": (H, N)}
+    p, t, xs = draw(**sizes, C_im=(H, N), D=(H, I), W_g=(H, H), b_g=H)
+    eigenvalues = torch.complex(t.Lambda_re, t.Lambda_im)
+    bar = torch.exp(eigenvalues * t.log_Delta.exp())
+    B = (1 / eigenvalues * (bar - 1))[:, None] * torch.complex(t.B_re, t.B_im)
+    ages = torch.arange(T)[:, None] - torch.arange(T)
+    powers = torch.where(ages[..., None] >= 0, bar ** ages[..., None].clamp(0), 0)
+    h = torch.einsum("tsn,ni,si->tn", powers, B, xs.to(B.dtype))
+    y = F.gelu(2 * (h @ torch.complex(t.C_re, t.C_im).T).real + xs @ t.D.T)
+    mine, _ = run(ssm.s5, p, xs, N, N)
+    assert_close(mine, y * torch.sigmoid(y @ t.W_g.T + t.b_g))
+
+
+def test_gated_delta_net(draw):
+    """The state is [key, value] in fla, decays, and is then corrected by what the key reads from it."""
+    sizes = {f"W_{k}": (H, I) for k in "qkvg"} | {f"b_{k}": H for k in "qkv"}
+    p, t, xs = draw(**sizes, W_o=(H, H), W_beta=(1, I), W_alpha=(1, I), log_A=1, b_alpha=1, gain=H)
+    q, k, v = (F.silu(xs @ getattr(t, f"W_{i}").T + getattr(t, f"b_{i}")) for i in "qkv")
+    q, k = (a * torch.rsqrt(a.square().sum(-1, keepdim=True) + 1e-6) for a in (q, k))
+    beta, g = torch.sigmoid(xs @ t.W_beta.T), -t.log_A.exp() * F.softplus(xs @ t.W_alpha.T + t.b_alpha)
+    S, ys = torch.zeros(H, H, dtype=torch.float64), []
+    for i in range(T):
+        S = S * g[i].exp()
+        S = S + torch.outer(k[i], beta[i] * (v[i] - k[i] @ S))
+        ys.append(q[i] * H**-0.5 @ S)
+    y = F.rms_norm(torch.stack(ys), (H,), t.gain, 1e-5) * F.silu(xs @ t.W_g.T)
+    mine, (mine_S,) = run(attention.gated_delta_net, p, xs, (H, H))
+    assert_close(mine, y @ t.W_o.T)
+    assert_close(torch.from_numpy(mine_S), S.T)
+
+
+def test_linear_attention(draw):
+    """As attention: the weights of the past values are φ(q)·φ(k), divided by their sum."""
+    p, t, xs = draw(**{f"W_{k}": (H, I) for k in "QKV"}, W_O=(H, H), **{f"b_{k}": H for k in "QKVO"})
+    q, k, v = (xs @ getattr(t, f"W_{i}").T + getattr(t, f"b_{i}") for i in "QKV")
+    weights = ((F.elu(q) + 1) @ (F.elu(k) + 1).T).tril()
+    mine, _ = run(attention.linear_attention, p, xs, (H, H), H)
+    assert_close(mine, weights @ v / (weights.sum(1, keepdim=True) + 1e-6) @ t.W_O.T + t.b_O)
+
+
+def test_hgrn2(draw):
+    """Over the whole sequence, as the authors' chunks: the decays of each key feature multiply up."""
+    gates = {f"{k}_{i}": (H, I) if k == "W" else H for k in "Wb" for i in "fio"}
+    p, t, xs = draw(**gates, Gamma=H, scale=H, shift=H, W_y=(H, H), b_y=H)
+    bound = torch.sigmoid(t.Gamma)
+    f = bound + (1 - bound) * torch.sigmoid(xs @ t.W_f.T + t.b_f)
+    v, o = F.silu(xs @ t.W_i.T + t.b_i), torch.sigmoid(xs @ t.W_o.T + t.b_o)
+    y = torch.einsum("tk,tsk,sk,sv->tv", o, decays(f.log()), 1 - f, v)
+    mine, _ = run(attention.hgrn2, p, xs, (H, H))
+    assert_close(mine, F.layer_norm(y, (H,), t.scale, t.shift) @ t.W_y.T + t.b_y)
+
+
+def test_rwkv4(draw):
+    """The authors' stable sums aa and bb, whose common factor is the exponential of a running maximum pp."""
+    sizes = {f"mu_{k}": I for k in "rkv"} | {f"W_{k}": (H, I) for k in "rkv"}
+    p, t, xs = draw(**sizes, W_o=(H, H), log_w=H, u=H)
+    before = F.pad(xs, (0, 0, 1, 0))[:-1]
+    r, k, v = ((xs * mu + before * (1 - mu)) @ W.T for mu, W in ((t.mu_r, t.W_r), (t.mu_k, t.W_k), (t.mu_v, t.W_v)))
+    aa, bb, pp, ys = torch.zeros(H), torch.zeros(H), torch.full((H,), -1e30, dtype=torch.float64), []
+    for i in range(T):
+        top = torch.maximum(pp, t.u + k[i])
+        old, new = torch.exp(pp - top), torch.exp(t.u + k[i] - top)
+        ys.append(torch.sigmoid(r[i]) * (old * aa + new * v[i]) / (old * bb + new))
+        top = torch.maximum(pp - t.log_w.exp(), k[i])
+        old, new = torch.exp(pp - t.log_w.exp() - top), torch.exp(k[i] - top)
+        aa, bb, pp = old * aa + new * v[i], old * bb + new, top
+    mine, (_, a, b, top, _) = run(rwkv.rwkv4, p, xs, H, H, H, H, I)
+    assert_close(mine, torch.stack(ys) @ t.W_o.T)
+    for ours, theirs in ((a, aa), (b, bb), (top, pp)):
+        assert_close(torch.from_numpy(ours), theirs)
+
+
+def test_rwkv7(draw):
+    """rwkv_v7_demo_rnn.py: the old state by w and by a rank-one matrix, both added up; w in its older form."""
+    mixes = {f"mu_{k}": I for k in "rgkvwa"}
+    lora = {"w_1": (2, I), "w_2": (H, 2), "a_1": (2, I), "a_2": (H, 2), "g_1": (2, I), "g_2": (H, 2)}
+    vectors = dict.fromkeys(("w_0", "a_0", "k_k", "k_a", "r_k", "scale", "shift"), H)
+    p, t, xs = draw(**mixes, **{f"W_{k}": (H, I) for k in "rkv"}, W_o=(H, H), **lora, **vectors)
+    shift = F.pad(xs, (0, 0, 1, 0))[:-1] - xs
+    r, k, v = ((xs + shift * getattr(t, f"mu_{i}")) @ getattr(t, f"W_{i}").T for i in "rkv")
+    w = t.w_0 + torch.tanh((xs + shift * t.mu_w) @ t.w_1.T) @ t.w_2.T
+    w = torch.exp(-torch.exp(-F.softplus(-w) - 0.5))
+    a = torch.sigmoid(t.a_0 + (xs + shift * t.mu_a) @ t.a_1.T @ t.a_2.T)
+    g = torch.sigmoid((xs + shift * t.mu_g) @ t.g_1.T) @ t.g_2.T
+    kk, k = F.normalize(k * t.k_k, dim=-1), k * (1 + (a - 1) * t.k_a)
+    S, ys = torch.zeros(H, H, dtype=torch.float64), []
+    for i in range(T):
+        S = S * w[i] + S @ (-kk[i][:, None] @ (kk[i] * a[i])[None]) + torch.outer(v[i], k[i])
+        ys.append(S @ r[i])
+    y = F.group_norm(torch.stack(ys), 1, t.scale, t.shift, 64e-5) + (r * k * t.r_k).sum(-1, keepdim=True) * v
+    mine, (_, mine_S, _) = run(rwkv.rwkv7, p, xs, H, (H, H), I, rank=2)
+    assert_close(mine, y * g @ t.W_o.T)
+    assert_close(torch.from_numpy(mine_S), S)
