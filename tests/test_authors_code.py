@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import attention, rwkv, ssm
+from oracles import attention, compound, gru, neural, rwkv, ssm, unitary
 from torch.nn import functional as F
 
 T, I, H, N = 12, 4, 6, 5  # noqa: E741  I is the input size everywhere in this project
@@ -218,3 +218,218 @@ def test_rwkv7(draw):
     mine, (_, mine_S, _) = run(rwkv.rwkv7, p, xs, H, (H, H), I, rank=2)
     assert_close(mine, y * g @ t.W_o.T)
     assert_close(torch.from_numpy(mine_S), S)
+
+
+def lstm(W, U, b):
+    """torch's LSTM cell with our stacks W [4, I, H], U [4, H, H] and b [H, 4], in torch's order i, f, g, o."""
+    zero = torch.zeros(b.numel(), dtype=b.dtype)
+    weights = W.transpose(1, 2).flatten(0, 1), U.transpose(1, 2).flatten(0, 1), b.T.flatten(), zero
+    return lambda x, h, c: tuple(s[0] for s in torch.lstm_cell(x[None], (h[None], c[None]), *weights))
+
+
+STACKS = {"W": (4, I, H), "U": (4, H, H), "b": (H, 4)}
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_mogrifier_lstm(draw, rounds):
+    """lamb counts its rounds from 0 and scales the input in the even ones."""
+    odd, even = (rounds + 1) // 2, rounds // 2
+    sizes = {"Q": (odd, H, I), "q": (I, odd), "R": (even, I, H), "r": (H, even)}
+    p, t, xs = draw(**sizes, **STACKS)
+    cell, h, c, ys = lstm(t.W, t.U, t.b), torch.zeros(H).double(), torch.zeros(H).double(), []
+    for x in xs:
+        for fm in range(rounds):
+            if fm % 2 == 0:
+                x = x * 2 * torch.sigmoid(h @ t.Q[fm // 2] + t.q.T[fm // 2])
+            else:
+                h = h * 2 * torch.sigmoid(x @ t.R[fm // 2] + t.r.T[fm // 2])
+        h, c = cell(x, h, c)
+        ys.append(h)
+    assert_close(run(compound.mogrifier_lstm, p, xs, H, H, rounds=rounds)[0], torch.stack(ys))
+
+
+def test_on_lstm(draw):
+    """The authors keep the units of a level in a dimension of their own, so the master gates need not be repeated."""
+    levels, size = 3, H // 3
+    masters = {f"{k}_{g}": shape for g in "fi" for k, shape in (("W", (levels, I)), ("U", (levels, H)), ("b", levels))}
+    p, t, xs = draw(**STACKS, **masters)
+    h, c, ys = torch.zeros(H).double(), torch.zeros(levels, size).double(), []
+    for x in xs:
+        i, f, g, o = ((x @ t.W[k] + h @ t.U[k] + t.b[:, k]).view(levels, size) for k in range(4))
+        cforget = (t.W_f @ x + t.U_f @ h + t.b_f).softmax(0).cumsum(0)[:, None]
+        cin = 1 - (t.W_i @ x + t.U_i @ h + t.b_i).softmax(0).cumsum(0)[:, None]
+        overlap = cforget * cin
+        forget = torch.sigmoid(f) * overlap + (cforget - overlap)
+        into = torch.sigmoid(i) * overlap + (cin - overlap)
+        c = forget * c + into * torch.tanh(g)
+        h = (torch.sigmoid(o) * torch.tanh(c)).flatten()
+        ys.append(h)
+    assert_close(run(compound.on_lstm, p, xs, H, H, chunk_size=size)[0], torch.stack(ys))
+
+
+def integrated(t, gates, x, h):
+    """All gates of multiplicative integration at once: (α Uh + β_2) Wx + β_1 Uh + b, stacked."""
+    W, U, α, b = (torch.cat([getattr(t, f"{k}_{g}") for g in gates]) for k in ("W", "U", "α", "b"))
+    β_1, β_2 = (torch.cat([getattr(t, f"β_{g}{n}") for g in gates]) for n in (1, 2))
+    Wx, Uh = W @ x, U @ h
+    return ((α * Uh + β_2) * Wx + β_1 * Uh + b).chunk(len(gates))
+
+
+def integration(gates):
+    vectors = [name for g in gates for name in (f"α_{g}", f"β_{g}1", f"β_{g}2", f"b_{g}")]
+    return {f"W_{g}": (H, I) for g in gates} | {f"U_{g}": (H, H) for g in gates} | dict.fromkeys(vectors, H)
+
+
+def test_mi_lstm(draw):
+    p, t, xs = draw(**integration("ifzo"))
+    h, c, ys = torch.zeros(H).double(), torch.zeros(H).double(), []
+    for x in xs:
+        i, f, z, o = integrated(t, "ifzo", x, h)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        ys.append(h)
+    assert_close(run(compound.mi_lstm, p, xs, H, H)[0], torch.stack(ys))
+
+
+def test_mi_gru_has_the_other_update_gate_with_its_signs_changed(draw):
+    """As other people have it, (1 - z) h + z candidate."""
+    p, t, xs = draw(**integration("zrh"))
+    for name in ("α_z", "β_z1", "β_z2", "b_z"):
+        setattr(t, name, -getattr(t, name))
+    h, ys = torch.zeros(H).double(), []
+    for x in xs:
+        z, r = integrated(t, "zr", x, h)
+        (candidate,) = integrated(t, "h", x, torch.sigmoid(r) * h)
+        h = torch.lerp(h, torch.tanh(candidate), torch.sigmoid(z))
+        ys.append(h)
+    assert_close(run(compound.mi_gru, p, xs, H)[0], torch.stack(ys))
+
+
+def test_gru_d(draw):
+    """zhiyongc/GRU-D, GRUD.py, gets last observations and intervals as tensors [T, D], made here by the paper's rule.
+
+    The masks are zeros and ones, and means are zero; the first interval is zero.
+    """
+    D = 3
+    gates = {f"{k}{g}": shape for g in ("_z", "_r", "") for k, shape in (("W", (H, D)), ("U", (H, H)), ("V", (H, D)))}
+    p, t, _ = draw(w_x=D, b_x=D, W_gamma=(H, D), b_gamma=H, **gates, b_z=H, b_r=H, b=H)
+    random = torch.Generator().manual_seed(0)
+    X, times = (
+        torch.randn(T, D, dtype=torch.float64, generator=random),
+        torch.rand(T, generator=random).double().cumsum(0),
+    )
+    mask = (torch.rand(T, D, generator=random) < 0.5).double()
+    last, delta = torch.zeros(T, D).double(), torch.zeros(T, D).double()
+    for i in range(T):
+        for d in range(D):
+            seen = [k for k in range(i) if mask[k, d]]
+            last[i, d] = X[seen[-1], d] if seen else 0
+            delta[i, d] = times[i] - times[seen[-1] if seen else 0]
+    decayed = torch.exp(-F.relu(delta * t.w_x + t.b_x)) * last
+    inputs = torch.cat([torch.where(mask > 0, X, decayed), mask], 1)
+    h, ys = torch.zeros(H).double(), []
+    for x, gamma in zip(inputs, torch.exp(-F.relu(delta @ t.W_gamma.T + t.b_gamma))):
+        h = gamma * h
+        z = torch.sigmoid(torch.cat([t.W_z, t.V_z], 1) @ x + t.U_z @ h + t.b_z)
+        r = torch.sigmoid(torch.cat([t.W_r, t.V_r], 1) @ x + t.U_r @ h + t.b_r)
+        h = torch.lerp(h, torch.tanh(torch.cat([t.W, t.V], 1) @ x + t.U @ (r * h) + t.b), z)
+        ys.append(h)
+    gaps = torch.diff(times, prepend=times[:1])[:, None]
+    assert_close(run(gru.gru_d, p, torch.cat([X, mask, gaps], 1), H, D, D)[0], torch.stack(ys))
+
+
+def test_fast_slow(draw):
+    sizes = {f"{k}_{c}": shape for c in "1S2" for k, shape in (("W", (4, I if c == "1" else H, H)), ("U", (4, H, H)))}
+    p, t, xs = draw(**sizes, b_1=(H, 4), b_S=(H, 4), b_2=(H, 4))
+    first, slow, second = (lstm(*(getattr(t, f"{k}_{c}") for k in "WUb")) for c in "1S2")
+    fast_state = slow_state = (torch.zeros(H).double(), torch.zeros(H).double())
+    ys = []
+    for x in xs:
+        fast_state = first(x, *fast_state)
+        slow_state = slow(fast_state[0], *slow_state)
+        fast_state = second(slow_state[0], *fast_state)
+        ys.append(fast_state[0])
+    assert_close(run(compound.fast_slow, p, xs, H, H, H, H)[0], torch.stack(ys))
+
+
+def test_hyper_lstm(draw):
+    """supercell scales the products W x and U h; here the matrices' rows are scaled."""
+    small, size = 3, 2
+    embedded = {f"Z_{k}": (4, small, size) for k in "xhb"} | {f"D_{k}": (4, size, H) for k in "xhb"}
+    inner = {"V": (4, I + H, small), "R": (4, small, small), "d": (small, 4)}
+    p, t, xs = draw(**inner, **STACKS, **embedded, z_x=(size, 4), z_h=(size, 4))
+    inner, ys = lstm(t.V, t.R, t.d), []
+    h, c, h_hat, c_hat = (torch.zeros(n).double() for n in (H, H, small, small))
+    for x in xs:
+        h_hat, c_hat = inner(torch.cat([x, h]), h_hat, c_hat)
+        d_x, d_h = (
+            torch.einsum("kze,kz->ke", D, torch.einsum("kiz,i->kz", Z, h_hat) + z.T)
+            for D, Z, z in ((t.D_x, t.Z_x, t.z_x), (t.D_h, t.Z_h, t.z_h))
+        )
+        b = t.b + torch.einsum("kze,kiz,i->ek", t.D_b, t.Z_b, h_hat)
+        h, c = lstm(t.W * d_x[:, None], t.U * d_h[:, None], b)(x, h, c)
+        ys.append(h)
+    sizes = {"hyper_size": small, "embedding_size": size}
+    assert_close(run(compound.hyper_lstm, p, xs, H, H, small, small, **sizes)[0], torch.stack(ys))
+
+
+def turned(h, theta, phi):
+    """The authors' loop over h in the cells' order: each layer is h times one vector, plus a permutation of another.
+
+    theta and phi are [pairs, layers].
+    """
+    pairs, layers = theta.shape
+    h = torch.stack([h[:pairs], h[pairs:]], 1).flatten()
+    for k in range(layers):
+        first = torch.arange(k % 2, 2 * pairs - 1, 2)
+        cos, sin, turn = (f(theta[: len(first), k]) for f in (torch.cos, torch.sin, torch.ones_like))
+        turn = turn * torch.exp(1j * phi[: len(first), k])
+        diagonal, off, swap = torch.ones_like(h), torch.zeros_like(h), torch.arange(2 * pairs)
+        diagonal[first], diagonal[first + 1] = cos.to(h.dtype), cos * turn
+        off[first], off[first + 1] = sin.to(h.dtype), -sin * turn
+        swap[first], swap[first + 1] = first + 1, first
+        h = h * diagonal + (h * off)[swap]
+    return torch.cat([h[::2], h[1::2]])
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_goru(draw, layers):
+    sizes = {f"W_{k}": (H, H) for k in "rg"} | {f"U_{k}": (H, I) for k in "rgc"} | {f"b_{k}": H for k in "rgc"}
+    p, t, xs = draw(theta=(H // 2, layers), **sizes)
+    h, ys = torch.zeros(H).double(), []
+    for x in xs:
+        r, g = torch.sigmoid(t.U_r @ x + t.W_r @ h + t.b_r), torch.sigmoid(t.U_g @ x + t.W_g @ h + t.b_g)
+        z = r * turned(h + 0j, t.theta, 0 * t.theta).real + t.U_c @ x
+        h = g * h + (1 - g) * torch.sign(z) * F.relu(z.abs() + t.b_c)
+        ys.append(h)
+    assert_close(run(unitary.goru, p, xs, H, capacity=layers)[0], torch.stack(ys))
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_eunn(draw, layers):
+    p, t, xs = draw(theta=(H // 2, layers), phi=(H // 2, layers), omega=H, U_re=(H, I), U_im=(H, I), b=H)
+    h, ys = torch.zeros(H, dtype=torch.complex128), []
+    for x in xs:
+        z = turned(h, t.theta, t.phi) * torch.exp(1j * t.omega) + torch.complex(t.U_re @ x, t.U_im @ x)
+        norm = (z.abs().square() + 1e-6).sqrt()
+        h = torch.polar(F.relu(norm + t.b) * z.abs() / norm, z.angle())
+        ys.append(torch.cat([h.real, h.imag]))
+    assert_close(run(unitary.eunn, p, xs, H, H, capacity=layers)[0], torch.stack(ys))
+    W = unitary.rotations(p.theta, p.phi)
+    np.testing.assert_allclose(W @ W.conj().T, np.eye(H), atol=1e-12)
+
+
+def test_plrnns(draw):
+    """BPTT_TF/bptt/PLRNN_model.py: A and W are one matrix, AW; thresholds are added. With x as in VI/sgvb."""
+    bases = 3
+    p, t, xs = draw(W=(H, H), A=H, C=(H, I), h_0=H, alpha=bases, theta=(bases, H))
+    AW = t.W - t.W.diag().diag() + t.A.diag()
+    W, thetas, z, ys, branched, branched_ys = AW - AW.diag().diag(), -t.theta.T, torch.zeros(H), [], torch.zeros(H), []
+    for x in xs:
+        z = AW.diag() * z + torch.relu(z).double() @ W.T + t.h_0 + t.C @ x
+        expansion = torch.sum(t.alpha * torch.relu(branched.unsqueeze(-1) + thetas), dim=-1)
+        branched = AW.diag() * branched + expansion @ W.T + t.h_0 + t.C @ x
+        ys.append(z)
+        branched_ys.append(branched)
+    assert_close(run(neural.plrnn, p, xs, H)[0], torch.stack(ys))
+    assert_close(run(neural.dend_plrnn, p, xs, H, bases=bases)[0], torch.stack(branched_ys))
