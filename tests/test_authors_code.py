@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import attention, compound, gru, neural, rwkv, ssm, unitary
+from oracles import attention, compound, extended, gru, neural, rwkv, ssm, unitary
 from torch.nn import functional as F
 
 T, I, H, N = 12, 4, 6, 5  # noqa: E741  I is the input size everywhere in this project
@@ -433,3 +433,81 @@ def test_plrnns(draw):
         branched_ys.append(branched)
     assert_close(run(neural.plrnn, p, xs, H)[0], torch.stack(ys))
     assert_close(run(neural.dend_plrnn, p, xs, H, bases=bases)[0], torch.stack(branched_ys))
+
+
+def test_nru(draw):
+    """The authors' four linear maps of [h, m]; torch normalises the pieces of the outer products."""
+    heads, rows = 2, 3
+    side, memory = heads * rows, rows * heads * rows
+    sizes = {f"{k}_h": (heads, H, rows) for k in "PR"} | {f"{k}_m": (heads, memory, rows) for k in "PR"}
+    sizes |= {f"{k}_h": (side, H) for k in "QS"} | {f"{k}_m": (side, memory) for k in "QS"}
+    sizes |= {f"{k}_h": (heads, H, 1) for k in "AB"} | {f"{k}_m": (heads, memory, 1) for k in "AB"}
+    biases = {
+        "a": (1, heads),
+        "b_beta": (1, heads),
+        "b_p": (rows, heads),
+        "b_r": (rows, heads),
+        "b_q": side,
+        "b_s": side,
+    }
+    p, t, xs = draw(**sizes, **biases, W_x=(H, I), W_h=(H, H), W_m=(H, memory), b=H)
+
+    def merged(k, bias):
+        """One linear map of [h, m] for all heads."""
+        weight = torch.cat([getattr(t, f"{k}_h"), getattr(t, f"{k}_m")], 1).transpose(1, 2).flatten(0, 1)
+        return weight, bias.T.flatten()
+
+    def direction(s, left, k, bias):
+        u, v = (
+            F.linear(s, *merged(*left)),
+            F.linear(s, torch.cat([getattr(t, f"{k}_h"), getattr(t, f"{k}_m")], 1), bias),
+        )
+        return F.normalize((u[:, None] @ v[None]).view(heads, memory), p=5, dim=1, eps=1e-12)
+
+    h, m, ys = torch.zeros(H).double(), torch.zeros(memory).double(), []
+    for x in xs:
+        h = F.relu(F.linear(torch.cat([x, h, m]), torch.cat([t.W_x, t.W_h, t.W_m], 1), t.b))
+        s = torch.cat([h, m])
+        add = F.linear(s, *merged("A", t.a))[:, None] * direction(s, ("P", t.b_p), "Q", t.b_q)
+        forget = F.linear(s, *merged("B", t.b_beta))[:, None] * direction(s, ("R", t.b_r), "S", t.b_s)
+        m = m + torch.mean(add - forget, dim=0)
+        ys.append(h)
+    mine, (_, mine_m) = run(extended.nru, p, xs, H, memory, heads=heads, side=side)
+    assert_close(mine, torch.stack(ys))
+    assert_close(torch.from_numpy(mine_m), m)
+
+
+def test_hippo_legs_holds_legendre_coefficients(draw):
+    """c_n is the mean over the past of u times the Legendre polynomial of degree n, scaled by sqrt(2n + 1).
+
+    The oracle is fed u itself; a step of Euler's rule is 1/4000 of the past here.
+    """
+    steps, order = 4000, 4
+    p, _, _ = draw(U_x=(H, 1), U_c=(H, order), d=H, W_x=(H, 1), W_c=(H, order), b=H)
+    p.e_x, p.e_h, p.e = np.ones((1, 1)), np.zeros((1, H)), np.zeros(1)
+    place = (np.arange(steps) + 0.5) / steps
+    u = np.cos(5 * place) + place
+    _, (_, c, k) = run(ssm.hippo_legs, p, torch.from_numpy(u[:, None]), H, order, 1, order=order)
+    assert k.item() == steps
+    polynomials = np.polynomial.legendre.legvander(2 * place - 1, order - 1)
+    expected = (u[:, None] * polynomials).mean(0) * np.sqrt(2 * np.arange(order) + 1)
+    np.testing.assert_allclose(c, expected, atol=0.01)
+
+
+def test_hippo_legs(draw):
+    """The authors' network, its maps of concatenated inputs, and their A, which is negative: m + A m + B u."""
+    order = 5
+    maps = {"W_x": (H, I), "W_c": (H, order), "b": H, "U_x": (H, I), "U_c": (H, order), "d": H}
+    p, t, xs = draw(e_x=(1, I), e_h=(1, H), e=1, **maps)
+    root = torch.sqrt(2 * torch.arange(order, dtype=torch.float64) + 1)
+    A = -(torch.outer(root, root).tril(-1) + torch.diag(torch.arange(order) + 1.0))
+    h, m, ys = torch.zeros(H).double(), torch.zeros(order).double(), []
+    for step, x in enumerate(xs):
+        u = F.linear(torch.cat([x, h]), torch.cat([t.e_x, t.e_h], 1), t.e)
+        m = m + F.linear(m, A / (step + order)) + F.linear(u, root[:, None] / (step + order))
+        both = torch.cat([x, m])
+        hidden = torch.tanh(F.linear(both, torch.cat([t.W_x, t.W_c], 1), t.b))
+        g = torch.sigmoid(F.linear(both, torch.cat([t.U_x, t.U_c], 1), t.d))
+        h = (1.0 - g) * h + g * hidden
+        ys.append(h)
+    assert_close(run(ssm.hippo_legs, p, xs, H, order, 1, order=order)[0], torch.stack(ys))

@@ -6,6 +6,7 @@ Unless a docstring says that a paper's text was read, its equations are those of
 from math import erf, sqrt
 
 import numpy as np
+from numpy import tanh
 
 from oracles import rms_norm, sigmoid, silu, softplus
 
@@ -100,3 +101,24 @@ def s5(p, x, re, im):
     h = Λ_bar * (re + 1j * im) + np.diag(factor) @ B @ x
     y = gelu((C @ h + C.conj() @ h.conj()).real + p.D @ x)
     return y * sigmoid(p.W_g @ y + p.b_g), (h.real, h.imag)
+
+
+def hippo_legs(p, x, h, c, k, order):
+    """Gu et al. 2020: c holds the Legendre coefficients of all inputs u so far, over [0, t]; a gated network around it.
+
+    HazyResearch/hippo-code, model/memory.py: LSICell with forward Euler and init_t = order, that is, as if `order`
+    zeros had come before (its default is the bilinear rule, and the first input alone at the start); MemoryCell for
+    the network, in which u sees the state before. A and B of model/op.py, computed here.
+    """
+    A = np.zeros((order, order))
+    for n in range(order):
+        A[n, n] = n + 1
+        for m in range(n):
+            A[n, m] = np.sqrt((2 * n + 1) * (2 * m + 1))
+    B, t = np.sqrt(2 * np.arange(order) + 1), k.item() + order
+    u = (p.e_x @ x + p.e_h @ h + p.e).item()
+    c = c - (A @ c - B * u) / t
+    seen = np.concatenate([x, c])
+    g = sigmoid(np.hstack([p.U_x, p.U_c]) @ seen + p.d)
+    h = h + g * (tanh(np.hstack([p.W_x, p.W_c]) @ seen + p.b) - h)
+    return h, (h, c, k + 1)
