@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import attention, compound, extended, gru, neural, rwkv, ssm, unitary
+from oracles import attention, compound, extended, gated, gru, neural, rwkv, ssm, unitary
 from torch.nn import functional as F
 
 T, I, H, N = 12, 4, 6, 5  # noqa: E741  I is the input size everywhere in this project
@@ -511,3 +511,34 @@ def test_hippo_legs(draw):
         h = (1.0 - g) * h + g * hidden
         ys.append(h)
     assert_close(run(ssm.hippo_legs, p, xs, H, order, 1, order=order)[0], torch.stack(ys))
+
+
+def gates(*names):
+    return {f"{k}_{g}": shape for g in names for k, shape in (("W", (H, I)), ("U", (H, H)), ("b", H))}
+
+
+def test_rwa(draw):
+    """A softmax over the past, written as one; the bias of a, which the authors leave out, changes nothing."""
+    p, t, xs = draw(**gates("g", "a"), W_u=(H, I), b_u=H)
+    h, zs, weights, ys = torch.zeros(H).double(), [], [], []
+    for x in xs:
+        zs.append((t.W_u @ x + t.b_u) * torch.tanh(t.W_g @ x + t.U_g @ h + t.b_g))
+        weights.append(t.W_a @ x + t.U_a @ h)
+        h = torch.tanh((torch.stack(weights).softmax(0) * torch.stack(zs)).sum(0))
+        ys.append(h)
+    mine, (_, _, d, top) = run(gated.rwa, p, xs, H, H, H, H)
+    assert_close(mine, torch.stack(ys))
+    assert_close(torch.from_numpy(np.log(d) + top), torch.stack(weights).logsumexp(0) + t.b_a)
+
+
+def test_mtgru(draw):
+    """The authors' tau is one over ours; one product with [x, h] for both gates."""
+    p, t, xs = draw(**gates("r", "z", "u"))
+    h, ys, tau = torch.zeros(H).double(), [], 0.4
+    both = torch.cat([torch.cat([t.W_z, t.U_z], 1), torch.cat([t.W_r, t.U_r], 1)])
+    for x in xs:
+        z, r = torch.sigmoid(both @ torch.cat([x, h]) + torch.cat([t.b_z, t.b_r])).chunk(2)
+        u = torch.tanh(t.W_u @ x + t.U_u @ (h * r) + t.b_u)
+        h = (1 - tau) * h + tau * (z * h + (1 - z) * u)
+        ys.append(h)
+    assert_close(run(gru.mtgru, p, xs, H, tau=1 / tau)[0], torch.stack(ys))

@@ -223,6 +223,18 @@ def gru_d(p, x, h, last, overdue):
     return h, (h, m * value + (1 - m) * last, (1 - m) * δ)
 
 
+def mtgru(p, x, h, tau):
+    """Kim et al. 2016: a GRU's new state, of which a unit takes over 1/τ a step.
+
+    dennissm/mtgru, MTGRU.py, whose tau is 1/τ; z keeps the old state there, but not in the plain GRU of the same file.
+    """
+    r = sigmoid(p.W_r @ x + p.U_r @ h + p.b_r)
+    z = sigmoid(p.W_z @ x + p.U_z @ h + p.b_z)
+    u = tanh(np.hstack([p.W_u, p.U_u]) @ np.concatenate([x, h * r]) + p.b_u)
+    h = h + (1 - z) * (u - h) / tau
+    return h, (h,)
+
+
 TWINS = {
     "gru": gru_twin,
     "mgu": mgu_twin,
