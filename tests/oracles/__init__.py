@@ -22,3 +22,15 @@ def relu(a):
 
 def softplus(a):
     return np.log1p(np.exp(a))
+
+
+def silu(a):
+    return a * sigmoid(a)
+
+
+def layer_norm(a, eps=1e-5):
+    return (a - a.mean()) / np.sqrt(a.var() + eps)
+
+
+def rms_norm(a, eps=1e-5):
+    return a / np.sqrt((a**2).mean() + eps)

@@ -84,3 +84,26 @@ def phased_lstm(p, x, h, c, t, r_on, alpha, log_tau_min, log_tau_max):
     h = k * o * tanh(c_tilde) + (1 - k) * h
     c = k * c_tilde + (1 - k) * c
     return h, (h, c, t + 1)
+
+
+def nru(p, x, h, m, heads, side):
+    """Chandar et al. 2019, as the authors' code has it: each head adds α v_α and takes away β v_β, no gate saturates.
+
+    apsarath/NRU, nru_project/NRU.py, without the options (ReLU, layer norm): the directions v of all heads are one
+    outer product, cut into pieces and divided by their fifth norms; heads are averaged. The text was not seen.
+    """
+    h = relu(p.W_x @ x + p.W_h @ h + p.W_m @ m + p.b)
+
+    def directions(left, right):
+        (P_h, P_m, b_p), (Q_h, Q_m, b_q) = left, right
+        rows = np.concatenate([h @ P_h[k] + m @ P_m[k] + b_p[:, k] for k in range(heads)])
+        pieces = np.outer(rows, Q_h @ h + Q_m @ m + b_q).reshape(heads, -1)
+        return [v / max((np.abs(v) ** 5).sum() ** (1 / 5), 1e-12) for v in pieces]
+
+    write = directions((p.P_h, p.P_m, p.b_p), (p.Q_h, p.Q_m, p.b_q))
+    erase = directions((p.R_h, p.R_m, p.b_r), (p.S_h, p.S_m, p.b_s))
+    change = np.zeros_like(m)
+    for k in range(heads):
+        α, β = h @ p.A_h[k] + m @ p.A_m[k] + p.a[:, k], h @ p.B_h[k] + m @ p.B_m[k] + p.b_beta[:, k]
+        change = change + α * write[k] - β * erase[k]
+    return h, (h, m + change / heads)

@@ -127,6 +127,24 @@ def fast_grnn(p, x, h, w_rank, u_rank):
     return h, (h,)
 
 
+def rwa(p, x, h, n, d, p_max):
+    """Ostmeyer & Cowell 2017: tanh of the average of all z = u∘tanh(g) so far, weighted by exp(a).
+
+    Here without a stabiliser: the states n and d are the two sums, times exp(-p), where p is the running maximum of a,
+    as in the authors' code (jostmey/rwa, rwa_model/train.py); there p starts at -1e38, here a sum d of 0 is the empty
+    past. The code leaves out b_a, which cancels, and learns the tanh of its initial h. The text was not seen.
+    """
+    xh = np.concatenate([x, h])
+    z = (p.W_u @ x + p.b_u) * tanh(np.hstack([p.W_g, p.U_g]) @ xh + p.b_g)
+    a = np.hstack([p.W_a, p.U_a]) @ xh + p.b_a
+    empty = d == 0
+    top = np.where(empty, 0, n * np.exp(p_max)) + z * np.exp(a)
+    bottom = np.where(empty, 0, d * np.exp(p_max)) + np.exp(a)
+    p_max = np.where(empty, a, np.maximum(p_max, a))
+    h = tanh(top / bottom)
+    return h, (h, top * np.exp(-p_max), bottom * np.exp(-p_max), p_max)
+
+
 def twin_of(twin, W, U, b_x, b_h, **others):
     """A torchrecurrent cell with our weights: our matrices side by side, the biases of both sides, all else by name."""
     with torch.no_grad():

@@ -203,6 +203,38 @@ def miru2_twin(cell):
     return lambda x, h: (twin(x, h),)
 
 
+def gru_d(p, x, h, last, overdue):
+    """Che et al. 2018, with empirical means of 0: a GRU that sees decayed last values, a decayed state, and the mask.
+
+    The input holds D = max(1, I/2) values, masks of the first of them, and the time since the step before. The
+    authors' code (PeterChe1990/GRU-D, nn_utils/grud_layers.py) shows the gates 1 - m, and keeps the state undecayed
+    where it is not renewed; other people's (zhiyongc/GRU-D, GRUD.py) is this, with means.
+    """
+    count = max(1, len(x) // 2)
+    value, gap = x[:count], x[-1] if len(x) > 1 else 0.0
+    m = np.ones(count)
+    m[: len(x) - 1 - count] = x[count : len(x) - 1]
+    δ = gap + overdue
+    decay_x, decay_h = np.exp(-relu(p.w_x * δ + p.b_x)), np.exp(-relu(p.W_gamma @ δ + p.b_gamma))
+    seen, h = m * value + (1 - m) * decay_x * last, decay_h * h
+    r = sigmoid(p.W_r @ seen + p.U_r @ h + p.V_r @ m + p.b_r)
+    z = sigmoid(p.W_z @ seen + p.U_z @ h + p.V_z @ m + p.b_z)
+    h = (1 - z) * h + z * tanh(np.hstack([p.W, p.U, p.V]) @ np.concatenate([seen, r * h, m]) + p.b)
+    return h, (h, m * value + (1 - m) * last, (1 - m) * δ)
+
+
+def mtgru(p, x, h, tau):
+    """Kim et al. 2016: a GRU's new state, of which a unit takes over 1/τ a step.
+
+    dennissm/mtgru, MTGRU.py, whose tau is 1/τ; z keeps the old state there, but not in the plain GRU of the same file.
+    """
+    r = sigmoid(p.W_r @ x + p.U_r @ h + p.b_r)
+    z = sigmoid(p.W_z @ x + p.U_z @ h + p.b_z)
+    u = tanh(np.hstack([p.W_u, p.U_u]) @ np.concatenate([x, h * r]) + p.b_u)
+    h = h + (1 - z) * (u - h) / tau
+    return h, (h,)
+
+
 TWINS = {
     "gru": gru_twin,
     "mgu": mgu_twin,
