@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, exp, maximum, nn, rsqrt, sigmoid, tanh, where
-from torch.nn.functional import layer_norm
 
 from rnnzoo.cell import Cell, InputWeight, RecurrentWeight, State, Weight
 from rnnzoo.registry import register
@@ -109,7 +108,7 @@ class RWKV7(_RWKV7):
     """A generalised delta rule, one head: units decay at their own rates w, are overwritten at rates a, and k is apart.
 
     Differs: the share of the first layer's values is left out. r, k, v, o and the first low-rank maps do not start at
-    (or near) zero; 1e-12 bounds the slope of the norm of keys, and layer norm has the usual 1e-5, not 64e-5.
+    (or near) zero; 1e-12 bounds the slope of the norm of keys.
     """
 
     def step(self, x: Tensor, y: Tensor, S: Tensor, prev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +121,9 @@ class RWKV7(_RWKV7):
         kappa, k = kappa * rsqrt((kappa * kappa).sum(-1, keepdim=True) + 1e-12), k * (1 + (a - 1) * self.k_a)
         old = (S * kappa[:, None, :]).sum(-1)
         S = S * w[:, None, :] - old[:, :, None] * (kappa * a)[:, None, :] + v[:, :, None] * k[:, None, :]
-        y = layer_norm((S * r[:, None, :]).sum(-1), (self.hidden_size,), self.scale, self.shift)
+        y = (S * r[:, None, :]).sum(-1)
+        y = y - y.mean(-1, keepdim=True)
+        y = y * rsqrt((y * y).mean(-1, keepdim=True) + 64e-5) * self.scale + self.shift
         return g * (y + (r * k * self.r_k).sum(-1, keepdim=True) * v), S, x
 
     def readout(self, x: Tensor, *state: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ def list_cells(pattern: str, family: str | None, kind: str | None, fidelity: boo
     entries = [e for e in entries if kind is None or _kind(e).startswith(kind)]
     if not entries:
         raise UserError(f"no cell among them is {kind}; leave --kind out to see them")
-    checked = ("oracle", "compared with", "authors' code read") if fidelity else ("states", "what it is")
+    of_fidelity = ("oracle", "compared with", "authors' code read", "paper's text seen")
+    checked = of_fidelity if fidelity else ("states", "what it is")
     table = Table("cell", "family", *checked, "source")
     for entry in entries:
         shown = fidelity_of(entry) if fidelity else (" ".join(entry.cell.state_names), _first_line(entry.cell))
@@ -44,10 +45,11 @@ def _kind(entry: registry.Entry) -> str:
     return engine.kind(entry.cell(*SIZES))
 
 
-def fidelity_of(entry: registry.Entry) -> tuple[str, str, str]:
-    """Where the equations stand once more, the package it was run beside, and the authors' code that was read."""
+def fidelity_of(entry: registry.Entry) -> tuple[str, str, str, str]:
+    """Where the equations stand once more, the package it was run beside, and what was read."""
     own = entry.module.startswith("rnnzoo.cells.")
-    return (f"tests/oracles/{entry.family}.py" if own else "–", entry.package or "–", entry.code or "–")
+    package = entry.package + ("" if entry.independent else ", from the same secondary source")
+    return (f"tests/oracles/{entry.family}.py" if own else "–", package or "–", entry.code or "–", entry.seen or "–")
 
 
 def _first_line(cell: type) -> str:

@@ -68,8 +68,8 @@ def _summarise(card: Card) -> None:
     for key, shape in zip(entry.cell.state_names, cell.state_shapes()):
         lines.append(f"state {key}: {' × '.join(map(str, ('B', *shape)))}")
     lines.append(f"output: {_output(entry.cell)}, {cell.output_size} features")
-    oracle, package, code = fidelity_of(entry)
-    lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}")
+    oracle, package, code, seen = fidelity_of(entry)
+    lines.append(f"checked against: oracle {oracle}; package {package}; authors' code {code}; paper's text seen {seen}")
     lines += [f"cannot take {reason}" for reason in _refused(entry.cell, card.input_size, card.hidden_size)]
     lines += ["", f"kind: {engine.kind(cell)}", *_costs(card)]
     for key, module in engine.ENGINES.items():

@@ -13,7 +13,8 @@ import numpy as np
 
 
 def sigmoid(a):
-    return 1 / (1 + np.exp(-a))
+    small = np.exp(-np.abs(a))
+    return np.where(np.asarray(a) < 0, small, 1) / (1 + small)
 
 
 def relu(a):

@@ -36,7 +36,7 @@ def rwkv7(p, x, y, S, prev, rank):
     a = sigmoid(p.a_0 + p.a_2 @ (p.a_1 @ a_in))
     g = p.g_2 @ sigmoid(p.g_1 @ g_in)
     r, k, v = p.W_r @ r_in, p.W_k @ k_in, p.W_v @ v_in
-    κ = k * p.k_k / max(np.linalg.norm(k * p.k_k), 1e-12)
+    κ = k * p.k_k / np.sqrt(((k * p.k_k) ** 2).sum() + 1e-12)  # theirs is max(‖κ‖, 1e-12), of infinite slope at 0
     k = k * ((1 - p.k_a) + p.k_a * a)
     S = S @ (np.diag(w) - np.outer(κ, a * κ)) + np.outer(v, k)
     y = g * (layer_norm(S @ r, 64e-5) * p.scale + p.shift + (r * k) @ p.r_k * v)
