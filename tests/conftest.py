@@ -28,11 +28,18 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is read from or left in the user's cache; nothing asks the network."""
+    """Nothing is read from or left in the user's cache; nothing asks the network; compilers are in a hurry."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("RNNZOO_CACHE", str(folder))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("CXXFLAGS", "-O1")
     return folder
+
+
+@pytest.fixture
+def as_users_compile(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are optimised as they are for users, where what a compiler makes of them is what is tested."""
+    monkeypatch.delenv("CXXFLAGS")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from rnnzoo.engine.operations import CHECKED, POINT, REDUCTIONS
 from rnnzoo.engine.plan import plan
 from rnnzoo.engine.trace import aten
 
-pytestmark = pytest.mark.usefixtures("shared_kernels", "empty_memory_is_nan")
+pytestmark = pytest.mark.usefixtures("shared_kernels", "empty_memory_is_nan", "as_users_compile")
 
 HALVES = [
     0.0, 1e-310, 1e-40, 1.2e-38, 1e-30, 1e-10, 1e-3, 0.05, 0.1, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 7.3,

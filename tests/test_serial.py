@@ -32,7 +32,7 @@ cells = pytest.mark.parametrize("name", VARIED)
 kernels = pytest.mark.parametrize("name", KERNELS)
 
 
-pytestmark = pytest.mark.usefixtures("empty_memory_is_nan", "shared_kernels")
+pytestmark = pytest.mark.usefixtures("empty_memory_is_nan", "shared_kernels", "as_users_compile")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Compiled kernels: built once, kept on disk, verified before they are loaded, and removed when others are used more.
 
-They lie in `kernels` under `$RNNZOO_CACHE` (default `~/.cache/rnnzoo`), which only its owner may write to; `$CXX` names
-the compiler (default `g++`). A compiler without OpenMP makes kernels for one thread.
+They lie in `kernels` in the cache folder, which only its owner may write to; `$CXX` names the compiler (default `g++`),
+`$CXXFLAGS` what it is told beside the flags here. A compiler without OpenMP makes kernels for one thread.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -27,6 +28,9 @@ from typing import TypeAlias
 import torch
 
 from rnnzoo.errors import UserError
+from rnnzoo.files import cache_folder
+
+logger = logging.getLogger("rnnzoo")
 
 FLAGS = (
     "-std=c++14",  # in later ones <cmath> alone takes a tenth of a second
@@ -61,12 +65,12 @@ _libraries: MutableMapping[str, ctypes.CDLL] = weakref.WeakValueDictionary()
 
 def load(source: str, name: str, half: bool) -> ctypes.CDLL:
     """Compile, unless that was done before, and load. Raises `UserError` when that cannot be."""
-    compiler = _compiler(name)
+    compiler = _words("CXX", name) or ["g++"]
     machine = f"{_version(name, *compiler)} {platform.machine()} {_processor()}"
     linked = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"] if half else []
     builds: Builds = {}
     for way in WAYS:
-        command = [*compiler, *FLAGS, *way, *linked]
+        command = [*compiler, *FLAGS, *way, *linked, *_words("CXXFLAGS", name)]
         key = hashlib.sha256(f"{machine} {command}\n{source}".encode()).hexdigest()[:24]
         if key in _libraries:
             return _libraries[key]
@@ -143,7 +147,7 @@ def _of_others(status: os.stat_result) -> bool:
 def _folder(name: str) -> Path:
     """Where kernels lie, made if it is not there. Raises `UserError` where others may put theirs."""
     try:
-        root = Path(os.environ.get("RNNZOO_CACHE") or Path.home() / ".cache" / "rnnzoo")
+        root = cache_folder()
     except RuntimeError as error:
         raise UserError(f"{name}: its kernel cannot be kept: {error}; {OTHERWISE}") from error
     folder = root / "kernels"
@@ -157,6 +161,7 @@ def _folder(name: str) -> Path:
 
 
 def _compile(command: list[str], source: str, path: Path, name: str) -> None:
+    logger.info("compiling the loop of %s, which takes a second or two", name)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         text = Path(scratch) / f"{name}.cpp"
         text.write_text(source)
@@ -204,12 +209,15 @@ def _tidy(folder: Path, latest: Path) -> None:
             path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-def _compiler(name: str) -> list[str]:
-    text = os.environ.get("CXX") or "g++"
+def _words(variable: str, name: str) -> list[str]:
+    """A variable of the environment as a shell would split it."""
+    text = os.environ.get(variable, "")
     try:
-        return shlex.split(text) or ["g++"]
+        return shlex.split(text)
     except ValueError as error:
-        raise UserError(f"{name}: CXX={text!r} is no command ({error}), so engine=serial cannot compile") from error
+        raise UserError(
+            f"{name}: {variable}={text!r} is no command ({error}), so engine=serial cannot compile"
+        ) from error
 
 
 @cache

@@ -41,10 +41,22 @@ Found = TypeVar("Found", bound=pl.Callback)
 
 
 def quieten() -> None:
-    """Leave out what Lightning says that calls for nothing."""
+    """Leave out what Lightning says that calls for nothing, and hear what rnnzoo does, such as compiling."""
     logging.getLogger(pl.__name__).setLevel(logging.WARNING)
+    own = logging.getLogger("rnnzoo")
+    if not own.handlers:
+        own.addHandler(_Printing())
+        own.setLevel(logging.INFO)
+        own.propagate = False
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
+
+
+class _Printing(logging.Handler):
+    """Prints to what is stdout when there is something to say; a progress bar looks for it there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
 
 
 def build_trainer(
