@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rnnzoo.recurrent import Recurrent
     from rnnzoo.registry import get, list_cells, load, register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if not (Path(__file__).parent / "tasks").is_dir():
     # a clone, in which tasks/ and conf/ lie beside this package and not, as in a wheel, inside it
