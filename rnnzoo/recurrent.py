@@ -161,7 +161,7 @@ class Recurrent(nn.Module):
 
         Returns the output, shaped as the input with D·H features, and the state at each sequence's end.
 
-        Raises `UserError` for shapes that do not fit, and for resets with `engine="native"`, whose kernels know none.
+        Raises `UserError` for shapes that do not fit.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:

@@ -39,6 +39,11 @@ class Resets:
     def __call__(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One step, from x [B, I + width] and all states to the new states."""
         x, anew = x[:, :-1], x[:, -1] != 0
+        state = self.begin(cell, x, state, anew)
+        return self.modifier(cell, x, state) if self.modifier else plain_step(cell, x, state)
+
+    def begin(self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], anew: Tensor) -> tuple[Tensor, ...]:
+        """The states, those of the sequences that start anew [B] at their initial values."""
         first: Sequence[Tensor | None]
         if self.author is Cell:  # zero, or learned, without a row of it for each sequence
             first = [cell._parameters.get(f"initial_{name}") for name in cell.state_names]
@@ -46,11 +51,10 @@ class Resets:
             first = self.author.initial_state(cell, x[:, : cell.input_size])
         masks = (anew.reshape(-1, *[1] * (s.dim() - 1)) for s in state)
         # chosen, not multiplied: what is left behind may be NaN
-        state = tuple(
+        return tuple(
             s.masked_fill(mask, 0) if f is None else torch.where(mask, f.to(s.dtype), s)
             for mask, f, s in zip(masks, first, state)
         )
-        return self.modifier(cell, x, state) if self.modifier else plain_step(cell, x, state)
 
 
 def resetting(cell: Cell) -> Cell:

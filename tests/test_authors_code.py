@@ -518,8 +518,8 @@ def gates(*names):
 
 
 def test_rwa(draw):
-    """A softmax over the past, written as one; the bias of a, which the authors leave out, changes nothing."""
-    p, t, xs = draw(**gates("g", "a"), W_u=(H, I), b_u=H)
+    """A softmax over the past, written as one."""
+    p, t, xs = draw(**gates("g"), W_u=(H, I), b_u=H, W_a=(H, I), U_a=(H, H))
     h, zs, weights, ys = torch.zeros(H).double(), [], [], []
     for x in xs:
         zs.append((t.W_u @ x + t.b_u) * torch.tanh(t.W_g @ x + t.U_g @ h + t.b_g))
@@ -528,7 +528,7 @@ def test_rwa(draw):
         ys.append(h)
     mine, (_, _, d, top) = run(gated.rwa, p, xs, H, H, H, H)
     assert_close(mine, torch.stack(ys))
-    assert_close(torch.from_numpy(np.log(d) + top), torch.stack(weights).logsumexp(0) + t.b_a)
+    assert_close(torch.from_numpy(np.log(d) + top), torch.stack(weights).logsumexp(0))
 
 
 def test_mtgru(draw):

@@ -137,6 +137,13 @@ def test_parts_side_by_side(name, options, lengths):
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_torchs_own_kernels(name, options, lengths):
+    compare(name, "native", lengths, **options)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels(name, lengths):
     compare(name, "serial", lengths, **OPTIONS["everything"])
@@ -275,12 +282,10 @@ def test_auto_takes_an_engine_that_can(monkeypatch):
     layer(x)
     assert layer.engine_used == "native"
     layer(x, resets=resets)
-    assert layer.engine_used == "reference"
+    assert layer.engine_used == "native"
     layer.expected_calls = 10**6
     layer(x, resets=resets)
     assert layer.engine_used == "serial"
-    with pytest.raises(UserError, match=r"engine=native cannot run this cell: torch's kernels know no .* resets"):
-        make("lstm", "native")(x, resets=resets)
 
 
 def test_nothing_stays_behind():

@@ -299,11 +299,11 @@ class RWA(Cell):
 
     W_u, b_u = InputWeight(), Bias()
     W_g, U_g, b_g = gate()
-    W_a, U_a, b_a = gate()
+    W_a, U_a = InputWeight(), RecurrentWeight()
 
     def step(self, x: Tensor, h: Tensor, n: Tensor, d: Tensor, p: Tensor) -> tuple[Tensor, ...]:
         z = (x @ self.W_u + self.b_u) * tanh(x @ self.W_g + h @ self.U_g + self.b_g)
-        a = x @ self.W_a + h @ self.U_a + self.b_a
+        a = x @ self.W_a + h @ self.U_a
         top = where(d == 0, a, maximum(p, a))
         keep, weight = exp((p - top).clamp(max=0)), exp(a - top)
         n, d = keep * n + weight * z, keep * d + weight

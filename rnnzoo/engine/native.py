@@ -8,6 +8,8 @@ Shapes: T time steps, B batch, I input size, H hidden size, G gates.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from rnnzoo.cell import Cell
 from rnnzoo.engine.hooks import renew
 from rnnzoo.errors import UserError
 from rnnzoo.registry import get
+from rnnzoo.resets import Resets
 
 GATES: dict[str, tuple[tuple[str, str, str, str | None], ...]] = {
     "rnn": (("W", "U", "b", None),),
@@ -38,8 +41,9 @@ def refuses(cell: Cell) -> str | None:
     """Everything but the steps of `rnn`, `lstm` and `gru`."""
     if kind(cell) is None:
         return f"torch has kernels for {', '.join(GATES)} only, not for {type(cell).__name__}"
-    if cell.modifier is not None:
-        return "torch's kernels know no layer norm, recurrent dropout, zoneout or resets"
+    modifier = cell.modifier.modifier if isinstance(cell.modifier, Resets) else cell.modifier
+    if modifier is not None:
+        return "torch's kernels know no layer norm, recurrent dropout or zoneout"
     return None
 
 
@@ -80,6 +84,8 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] with torch's kernel; see `rnnzoo.engine` for the contract."""
+    if isinstance(cell.modifier, Resets):
+        return _in_pieces(cell, cell.modifier, x, state, lengths)
     name = kind(cell)
     assert name is not None
     weight_ih, *others = to_torch(cell)
@@ -106,3 +112,22 @@ def run(
         final[0] = torch.where(lengths[:, None] > 0, last, state[0])
         output = output.masked_fill(past[:, :, None], 0)
     return output, tuple(final)
+
+
+def _in_pieces(
+    cell: Cell, resets: Resets, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x [T, B, I + 1] from one time at which some sequence starts anew to the next."""
+    x, anew = x[..., :-1], x[..., -1] != 0  # [T, B]
+    if lengths is not None:
+        anew = anew & (torch.arange(len(x), device=x.device)[:, None] < lengths)
+    starts = sorted({0, *anew.any(1).nonzero()[:, 0].tolist()})
+    plain = copy.copy(cell)
+    plain.modifier = None
+    outputs = []
+    for start, stop in zip(starts, [*starts[1:], len(x)]):
+        state = resets.begin(cell, x[start], state, anew[start])
+        left = None if lengths is None else (lengths - start).clamp(0, stop - start)
+        output, state = run(plain, x[start:stop], state, left)
+        outputs.append(output)
+    return torch.cat(outputs), state

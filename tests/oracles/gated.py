@@ -132,11 +132,11 @@ def rwa(p, x, h, n, d, p_max):
 
     Here without a stabiliser: the states n and d are the two sums, times exp(-p), where p is the running maximum of a,
     as in the authors' code (jostmey/rwa, rwa_model/train.py); there p starts at -1e38, here a sum d of 0 is the empty
-    past. The code leaves out b_a, which cancels, and learns the tanh of its initial h. The text was not seen.
+    past. A bias of a would cancel; the code learns the tanh of its initial h. The text was not seen.
     """
     xh = np.concatenate([x, h])
     z = (p.W_u @ x + p.b_u) * tanh(np.hstack([p.W_g, p.U_g]) @ xh + p.b_g)
-    a = np.hstack([p.W_a, p.U_a]) @ xh + p.b_a
+    a = np.hstack([p.W_a, p.U_a]) @ xh
     empty = d == 0
     top = np.where(empty, 0, n * np.exp(p_max)) + z * np.exp(a)
     bottom = np.where(empty, 0, d * np.exp(p_max)) + np.exp(a)
