@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError, bench, bench_report, cli, list_cells
 from rnnzoo.bench import OURS, SIZES, Case, Contender, Measured, Setting, Size
+from rnnzoo.commands import benching
 
 TINY = ["--sizes", "5,2,3,4", "--rounds", "2"]
 SMALL = Size(5, 2, 3, 4)
@@ -28,7 +29,7 @@ def rnnzoo_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def run(*arguments: str) -> str:
         printed = io.StringIO()
-        monkeypatch.setattr(cli, "Console", lambda: Console(file=printed))
+        monkeypatch.setattr(benching, "Console", lambda: Console(file=printed))
         assert cli.main(["bench", *arguments, "--out", str(tmp_path / "new" / "out")]) == 0
         return printed.getvalue()
 

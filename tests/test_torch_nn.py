@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tasks.match import count_parameters
 from torch import Tensor, nn
 from varied import VARIED
 
 from rnnzoo import Recurrent, UserError, list_cells
 from rnnzoo.engine import serial, steps
+from rnnzoo.hydra.param_match import count_parameters
 
 I, H = 3, 4  # noqa: E741  I is the input size everywhere in this project
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}

@@ -182,7 +182,8 @@ class _Builder:
     def _weighted(self, matrix: Expression, vector: Expression) -> Vertex:
         if matrix.op == "matmul":
             return self._weighted(matrix.args[0], Expression("matmul", (matrix.args[1], vector)))
-        return self._line(self._value(vector), "matrix", TEXT.write(matrix, TOGETHER))
+        role: Role = "matrix" if any(matrix.symbols()) else "plain"  # what sums up features is no weight
+        return self._line(self._value(vector), role, TEXT.write(matrix, TOGETHER))
 
     def _function(self, e: Expression, varying: Sequence[Expression]) -> Vertex:
         """A function of one value on its line, of several in a box; values without a name are a dot in its text."""
