@@ -43,7 +43,7 @@ class Sentiments(SequenceData):
     """The reviews as word numbers, in batches of similar length.
 
     Args:
-        data: the `aclImdb` folder or tar archive; None downloads it into the cache.
+        data: the `aclImdb` folder or tar archive, or CSV files, see `read_reviews`; None downloads it into the cache.
         vocabulary: most frequent words of the training part that are told apart.
         maxlen: words of a review that are read, its last ones, where the verdict stands.
         batch_size: reviews a batch.
