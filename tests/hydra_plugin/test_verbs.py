@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def test_draws_follow_the_probabilities() -> None:
         ({"top_p": 0.81}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
         ({"top_k": 1}, [1, 0, 0, 0]),
         ({"top_p": 0.01}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+        ({"temperature": 1e-40}, [1, 0, 0, 0]),
+        ({"temperature": 0.0}, [1, 0, 0, 0]),
+        ({"temperature": 1e-40, "top_p": 0.9}, [1, 0, 0, 0]),
+        ({"temperature": math.inf}, [0.25, 0.25, 0.25, 0.25]),
     ):
         share = draw(logits, generator, **options).bincount(minlength=4) / len(logits)
         torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float32), atol=0.02, rtol=0)
@@ -121,7 +127,8 @@ def test_sample_writes_prime_and_length(text_run: Path, capsys: pytest.CaptureFi
     ("arguments", "line"),
     [
         ("--prime ROMEO#", "--prime: the model has never seen '#'\n"),
-        ("--temperature 0", "--temperature 0.0: must be positive\n"),
+        ("--temperature -1", "--temperature -1.0: must not be negative\n"),
+        ("--temperature nan", "--temperature nan: must not be negative\n"),
         ("--top-p 1.5", "--top-p 1.5: must be positive, and at most 1\n"),
         ("--top-k 0", "--top-k 0: must be positive\n"),
         ("--length -1", "--length -1: must not be negative\n"),
