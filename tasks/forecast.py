@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.files import writing
 from rnnzoo.lightning.data import in_order
+from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
 
@@ -199,6 +200,6 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
             style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {}
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
         right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
-        right.xaxis.get_major_locator().set_params(integer=True)
+        count_along(right)
         right.legend(frameon=False)
     return figure
