@@ -60,6 +60,7 @@ def _tinyshakespeare() -> str:
         "tinyshakespeare.txt",
         "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         "task.text=FILE",
+        2_000_000,
     )
     return read_text(path, str(path))
 

@@ -63,6 +63,7 @@ def find(data: str | None) -> Path:
             "aclImdb_v1.tar.gz",
             "md5:7c2ac02c03563afcf9b574c7e56c153a",
             "task.data=PATH",
+            100_000_000,
         )
     path = Path(data).expanduser()
     if not path.exists():
