@@ -47,8 +47,8 @@ def is_number(text: str) -> bool:
 
 def numbers_of(
     columns: dict[str, list[tuple[int, str]]], source: str, decimal: Decimal | None = None
-) -> list[list[float]]:
-    """The numbers of each column's (line, text); NaN where a value is missing.
+) -> tuple[list[list[float]], Decimal | None]:
+    """The numbers of each column's (line, text), NaN where one is missing; and the decimal sign if it is no plain file.
 
     All are taken to be in one notation: that of programs if they can be, or else the only one that fits.
 
@@ -61,7 +61,8 @@ def numbers_of(
     """
     cells = [(name, line, text) for name, texts in columns.items() for line, text in texts if not _missing(text)]
     if decimal != "comma" and all(is_number(text) for _, _, text in cells):
-        return [[math.nan if _missing(text) else float(text) for _, text in texts] for texts in columns.values()]
+        plain = [[math.nan if _missing(text) else float(text) for _, text in texts] for texts in columns.values()]
+        return plain, decimal
     allowed = [notation for notation in NOTATIONS if decimal in (None, notation.decimal)]
     fitting = list(allowed)
     for name, line, text in cells:
@@ -80,7 +81,8 @@ def numbers_of(
             meant = " or ".join(f"{value:.15g} (task.decimal={kind})" for value, kind in values.items())
             raise UserError(f"{source}: line {line}, column {name!r}: {text!r} can be {meant}; say which")
     read = fitting[0].read
-    return [[math.nan if _missing(text) else read(text) or 0.0 for _, text in texts] for texts in columns.values()]
+    found = [[math.nan if _missing(text) else read(text) or 0.0 for _, text in texts] for texts in columns.values()]
+    return found, fitting[0].decimal
 
 
 def _missing(text: str) -> bool:

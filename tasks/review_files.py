@@ -84,10 +84,16 @@ def _instead(source: Path, tables: bool) -> str:
     """What there is where a class of a split was not found."""
     if tables:
         return "a CSV needs both labels in both parts"
-    there = sorted({posixpath.dirname(name) for name, _ in _texts(source)} if source.is_dir() else ())
-    others = [folder for folder in there if folder and not folder.endswith("/unsup")][:6]
+    names = [name for name, _ in _texts(source)] if source.is_dir() else _names_in(source)
+    folders = sorted({posixpath.dirname(name) for name in names} - {""})
+    others = [folder for folder in folders if not folder.endswith("/unsup")][:6]
     hint = f"; its texts lie in {', '.join(others)}" if others else ""
     return f"is it the aclImdb tree, with pos and neg in train and in test?{hint}"
+
+
+def _names_in(archive: Path) -> list[str]:
+    with tarfile.open(archive) as opened:
+        return [member.name for member in opened if member.name.endswith(".txt") and is_data(member.name)]
 
 
 def _texts(source: Path) -> list[tuple[str, Path]]:

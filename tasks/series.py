@@ -41,7 +41,9 @@ class Series(NamedTuple):
     date: str | None
     dates: list[datetime]
     day_first: bool | None = None
-    """Whether the file's dates began with the day, where they could with the month."""
+    """Whether the file's dates begin with the day, where they could with the month."""
+    decimal: Decimal | None = None
+    """What stands before the fraction of its numbers, if they are not written plainly."""
 
 
 def read_csv(
@@ -99,9 +101,10 @@ def read_csv(
     def texts(name: str) -> list[tuple[int, str]]:
         return [(line, fields[header.index(name)]) for line, fields in rows]
 
-    numbers = dict(zip(chosen, numbers_of({name: texts(name) for name in chosen}, source, decimal)))
-    for name, found in numbers.items():
-        if all(value != value for value in found):
+    found, decimal = numbers_of({name: texts(name) for name in chosen}, source, decimal)
+    numbers = dict(zip(chosen, found))
+    for name, column in numbers.items():
+        if all(value != value for value in column):
             others = ",".join(other for other in chosen if other != name)
             raise UserError(f"{source}: column {name!r} is empty; leave it out with task.columns=[{others}]")
     dates: list[datetime] = []
@@ -112,7 +115,7 @@ def read_csv(
     if columns is None:
         numbers = _without_counts(numbers, {date}, targets or (), source)
     values = torch.tensor([*numbers.values()], dtype=torch.float64).T
-    return Series(list(numbers), values, date, dates, day_first)
+    return Series(list(numbers), values, date, dates, day_first, decimal)
 
 
 def _time_among(numbers: dict[str, list[float]], source: str) -> tuple[str | None, list[datetime]]:

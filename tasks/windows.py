@@ -117,7 +117,7 @@ class Windows(SequenceData):
                 )
             self.series, rhythm = (
                 completed(read, calendar, self.missing, source),
-                f" {calendar.name}" if calendar else "",
+                f", {calendar.name}," if calendar else "",
             )
             self.season = self.given_season or (calendar.season if calendar else 1)
         values, names = self.series.values, self.series.columns
@@ -185,7 +185,7 @@ class Windows(SequenceData):
             "targets": self.targets,
             "date": self.series.date,
             "day_first": self.series.day_first,
-            "decimal": self.decimal,
+            "decimal": self.series.decimal,
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
             "naive_error": self.naive_error.tolist(),

@@ -246,7 +246,7 @@ def test_missing_rows_are_missing_values(tmp_path: Path, capsys: pytest.CaptureF
     assert not set(range(90, 108)) & set(data.train.tolist())  # whose targets all lie in the gap
     x, _ = data.windows_at(torch.tensor([112]))
     assert x[:, 0, 0].tolist() == data.filled.previous[[89, 89, 89, 110, 111], 0].float().tolist()
-    assert "200 rows of a every day from 2001-01-01 to 2001-07-19; a season is 7 rows" in capsys.readouterr().out
+    assert "200 rows of a, every day, from 2001-01-01 to 2001-07-19; a season is 7 rows" in capsys.readouterr().out
 
 
 def test_irregular_dates_are_asked_about(tmp_path: Path) -> None:

@@ -337,11 +337,12 @@ def test_what_is_no_archive_is_called_what_it_is(content: bytes, said: str, tmp_
         sentiments(tmp_path / "reviews")
 
 
-def test_classes_of_other_names_are_named(tree: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_classes_of_other_names_are_named(packed: bool, tree: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tree / split / "pos").rename(tree / split / "positive")
-    with pytest.raises(UserError, match=r"no reviews in train/pos/; .* lie in .*train/positive"):
-        sentiments(tree)
+    with pytest.raises(UserError, match=r"no reviews in train/pos/; .* lie in .*train/neg, .*train/positive"):
+        sentiments(pack(tree, tmp_path / "a.tar.gz") if packed else tree)
 
 
 def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

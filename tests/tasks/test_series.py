@@ -167,9 +167,12 @@ def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_in_other_notations(texts: list[str], values: list[float], tmp_path: Path) -> None:
-    text = "a;b\n" + "".join(f"{text};{row}\n" for row, text in enumerate([*texts, "7"]))
-    found = read(tmp_path, text, None, ["a"]).values[:, 0].tolist()
-    assert found == pytest.approx([*values, 7], nan_ok=True)
+    lines = "".join(f"{text};{row}\n" for row, text in enumerate([*texts, "7"]))
+    series = read(tmp_path, "a;b\n" + lines, None, ["a"])
+    assert series.values[:, 0].tolist() == pytest.approx([*values, 7], nan_ok=True)
+    if not math.isnan(values[-1]):  # a further file of the same hand
+        further = read(tmp_path, f"a;b\n{texts[-1]};1\n", None, ["a"], decimal=series.decimal)
+        assert further.values[0, 0] == pytest.approx(values[-1])
 
 
 def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
