@@ -63,7 +63,8 @@ def _months(dates: list[datetime]) -> Calendar | None:
         return dates[-1].replace(year=year, month=month + 1, day=min(day, monthrange(year, month + 1)[1]))
 
     numbers = [(month - months[0]) // step for month in months]
-    return Calendar(numbers, max(1, round(12 / step)), at, "every month" if step == 1 else f"every {step} months")
+    name = {1: "every month", 12: "every year"}.get(step, f"every {step} months")
+    return Calendar(numbers, max(1, round(12 / step)), at, name)
 
 
 def _steps(dates: list[datetime]) -> Calendar | None:

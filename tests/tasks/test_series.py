@@ -279,6 +279,7 @@ def every(hours: int, rows: int, keep: Callable[[datetime], bool]) -> list[datet
         (1, lambda d: d.hour in (6, 14), 2, "2 times a day"),
         (24, lambda d: d.day == 1, 12, "every month"),
         (24, lambda d: d.day == 1 and d.month % 3 == 1, 4, "every 3 months"),
+        (24, lambda d: d.day == d.month == 1, 1, "every year"),
         (24, lambda d: (d + timedelta(days=1)).day == 1, 12, "every month"),
         (24, lambda d: True, 365, "every day"),
         (8, lambda d: True, 3, "every 8 hours"),
