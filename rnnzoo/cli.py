@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import runpy
 import sys
@@ -44,7 +45,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input ends with one line on stderr and exit code 1."""
     # Threads that spin while they wait take the cores of a busy machine from those that work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is written as \u2581, not raised
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _answer(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()  # here, because what fails at the interpreter's end can only be complained about
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # as rich has it
+            return 0
+        raise
+    except BrokenPipeError:  # whoever read the output, as head does, has had enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _answer(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
@@ -59,10 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output, as head does, has had enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 1
 
 

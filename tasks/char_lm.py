@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
@@ -33,6 +33,7 @@ from rnnzoo.recurrent import State
 
 from .download import download
 from .one_hot import OneHot
+from .text_files import is_data, read_text
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -49,7 +50,8 @@ def _pydocs() -> str:
 
 def _stdlib() -> str:
     folder = Path(sysconfig.get_path("stdlib"))
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    paths = [path for path in sorted(folder.glob("*.py")) if is_data(path.name)]
+    return "\n".join(read_text(path, str(path)) for path in paths)
 
 
 def _tinyshakespeare() -> str:
@@ -58,15 +60,16 @@ def _tinyshakespeare() -> str:
         "tinyshakespeare.txt",
         "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
         "task.text=FILE",
+        2_000_000,
     )
-    return path.read_text(encoding="utf-8")
+    return read_text(path, str(path))
 
 
 CORPORA = {"hello": _hello, "pydocs": _pydocs, "stdlib": _stdlib, "tinyshakespeare": _tinyshakespeare}
 
 
-def read_text(text: str | None, corpus: str) -> str:
-    """The characters of the file `text`, or of the named corpus if it is None; `UserError` if it is no UTF-8 text."""
+def characters_of(text: str | None, corpus: str) -> str:
+    """The characters of the file `text`, or of the named corpus if it is None; `UserError` for what is no text."""
     if text is None:
         if corpus not in CORPORA:
             raise UserError(f"task.corpus={corpus}: unknown; {nearest(corpus, CORPORA)}; or task.text=FILE")
@@ -74,12 +77,7 @@ def read_text(text: str | None, corpus: str) -> str:
     path = Path(text).expanduser()
     if not path.is_file():
         raise UserError(f"task.text={text}: no such file")
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"task.text={text}: not UTF-8 in line {line} (byte {error.start}); convert it first") from None
+    return read_text(path, f"task.text={text}")
 
 
 class Characters(SequenceData):
@@ -87,7 +85,7 @@ class Characters(SequenceData):
 
     Args:
         corpus: the name of a text: hello, pydocs, stdlib or tinyshakespeare.
-        text: a UTF-8 file to read instead.
+        text: a text file to read instead, in UTF-8 or any UTF that it tells.
         window: characters a window, T.
         streams: parallel streams, B; a text too short for them is cut into fewer, which is said.
         val_fraction: the share of the text held out for validation, before the test's at the text's end.
@@ -113,10 +111,10 @@ class Characters(SequenceData):
 
     def prepare_data(self) -> None:
         if self.text is None:
-            read_text(None, self.corpus)
+            characters_of(None, self.corpus)
 
     def read(self) -> None:
-        characters = read_text(self.text, self.corpus)
+        characters = characters_of(self.text, self.corpus)
         source = f"task.text={self.text}" if self.text else f"task.corpus={self.corpus}"
         if not characters:
             raise UserError(f"{source}: the text is empty")
@@ -184,7 +182,7 @@ class CharLM(CarriedState, LanguageModel):
             how to go on but not how to begin: its samples, which begin from zero, come out as noise.
         sample_prime: text that a sample begins with; characters outside the alphabet are an error.
         sample_length: characters a sample adds, after each epoch; 0 for none.
-        temperature: the logits of a sample are divided by it: below 1 safer, above 1 wilder.
+        temperature: the logits of a sample are divided by it: below 1 safer, above 1 wilder; 0 for the likeliest.
         base: see `SequenceModule`.
     """
 
@@ -198,7 +196,7 @@ class CharLM(CarriedState, LanguageModel):
         restart: Fraction = 0.02,
         sample_prime: str = "",
         sample_length: NonNegativeInt = 300,
-        temperature: PositiveFloat = 0.8,
+        temperature: NonNegativeFloat = 0.8,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -257,7 +255,7 @@ class CharLM(CarriedState, LanguageModel):
         Args:
             prime: what it goes on from.
             length: characters.
-            temperature: below 1 safer, above 1 wilder.
+            temperature: below 1 safer, above 1 wilder, 0 always the likeliest.
             top_k: only from so many of the likeliest characters.
             top_p: only from the likeliest, of this probability together.
             greedy: always the likeliest character.
@@ -269,14 +267,14 @@ class CharLM(CarriedState, LanguageModel):
         if unknown:
             raise UserError(f"--prime: the model has never seen {', '.join(map(repr, unknown))}")
         for name, value, good in (
-            ("temperature", temperature, temperature > 0),
+            ("temperature", temperature, temperature >= 0),
             ("length", length, length >= 0),
             ("top-k", top_k, top_k is None or top_k > 0),
             ("top-p", top_p, 0 < top_p <= 1),
         ):
             if not good:
-                further = {"top-p": "be positive, and at most 1", "length": "not be negative"}
-                raise UserError(f"--{name} {value}: must {further.get(name, 'be positive')}")
+                further = {"top-p": "be positive, and at most 1", "top-k": "be positive"}
+                raise UserError(f"--{name} {value}: must {further.get(name, 'not be negative')}")
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
         sys.stdout.write(prime)
@@ -325,16 +323,24 @@ class CharLM(CarriedState, LanguageModel):
         characters = torch.arange(len(alphabet), device=self.device)
         logits, stepper = logits[-1], self.layer.stepper(state, self.embed(characters))  # [1, A]
         while True:
-            code = draw(logits.cpu() / temperature, generator, top_k, top_p)  # [1]
+            code = draw(logits.cpu(), generator, temperature, top_k, top_p)  # [1]
             yield alphabet[int(code)]
             logits = self.single(self.head(stepper(code.to(self.device))))
 
 
-def draw(logits: Tensor, generator: torch.Generator, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """One of A codes for each row of logits [B, A]: [B]. For `top_k` and `top_p` see `CharLM.generate`."""
-    if top_k == 1:
+def draw(
+    logits: Tensor,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> Tensor:
+    """One of A codes for each row of logits [B, A]: [B]. For the other arguments see `CharLM.generate`."""
+    if top_k == 1 or temperature == 0:
         return logits.argmax(-1)
-    codes = None
+    # From the largest down and in double precision, so that no temperature makes inf - inf of what softmax subtracts.
+    below = logits.double() - logits.amax(-1, keepdim=True)
+    logits, codes = (below / temperature).to(logits.dtype), None
     if top_k is not None or top_p < 1:
         logits, codes = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the likeliest first
     probabilities = torch.softmax(logits, -1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -17,6 +20,8 @@ from rnnzoo.files import cache_folder
 from rnnzoo.progress import transfer
 
 TIMEOUT_SECONDS = 30
+SLOWEST = 1000
+"""Bytes a second, below which a server is given up: one that sends a byte now and then never times out."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -38,7 +43,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @one_at_a_time()
-def download(url: str, name: str, checksum: str, instead: str) -> Path:
+def download(url: str, name: str, checksum: str, instead: str, largest: int) -> Path:
     """The file at `url`, from the cache if it is there.
 
     Args:
@@ -46,6 +51,7 @@ def download(url: str, name: str, checksum: str, instead: str) -> Path:
         name: what it is called in the cache.
         checksum: "algorithm:hexadecimal" of its contents.
         instead: the override with which a person names a copy they have, for the error message.
+        largest: more bytes than the file has; a server that sends as many has another file, or no end.
 
     Raises `UserError` when it cannot be had or its contents are not the expected ones.
     """
@@ -55,7 +61,7 @@ def download(url: str, name: str, checksum: str, instead: str) -> Path:
     partial = target.with_name(target.name + ".partial")
     print(f"downloading {url} to {target}", flush=True)
     try:
-        _fetch(url, partial)
+        _fetch(url, partial, largest)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"cannot download {url}: {reason}; try again to go on, or name your copy: {instead}") from error
@@ -68,24 +74,56 @@ def download(url: str, name: str, checksum: str, instead: str) -> Path:
     return target
 
 
-def _fetch(url: str, partial: Path) -> None:
+def _fetch(url: str, partial: Path, largest: int) -> None:
     """Append what is missing of `url` to `partial`, or start it anew if the server cannot go on."""
     have = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        response = _open(request)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # all of it was there already
             return
         raise
-    with response, partial.open("ab" if response.status == http.HTTPStatus.PARTIAL_CONTENT else "wb") as file:
+    going_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
+    with response, partial.open("ab" if going_on else "wb") as file:
         expected = response.length
-        received = 0
+        received, size = 0, have if going_on else 0
+        since, of = time.monotonic(), 0
         with transfer(f"downloading {Path(url).name}", expected) as progress:
-            while block := response.read(1 << 16):
+            # what has come, not whole blocks, for which a slow server could be waited for without end
+            while (expected is None or received < expected) and (block := response.read1(1 << 16)):
+                if size + received + max(len(block), (expected or 0) - received) > largest:
+                    file.truncate(0)
+                    raise UserError(
+                        f"{url}: sends more than {largest:,} bytes, so it is another file, which was dropped"
+                    )
                 file.write(block)
                 received += len(block)
                 progress(len(block))
+                now = time.monotonic()
+                if now - since > TIMEOUT_SECONDS:
+                    if received - of < SLOWEST * TIMEOUT_SECONDS:
+                        raise TimeoutError(f"only {received - of:,} bytes in {now - since:.0f} seconds")
+                    since, of = now, received
     if expected is not None and received < expected:
         raise http.client.IncompleteRead(b"", expected - received)
+
+
+def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """A server's answer; in a thread, because one that sends its headers byte by byte keeps to any timeout of each."""
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * TIMEOUT_SECONDS)
+    answer = found[0] if found else TimeoutError(f"no answer in {2 * TIMEOUT_SECONDS} seconds")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -23,10 +23,13 @@ from torch import Tensor, nn
 from rnnzoo import UserError
 from rnnzoo.files import writing
 from rnnzoo.lightning.data import in_order
+from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
 
-from .series import Errors, Filled, Missing, following, read_csv
+from .calendars import calendar_of, following
+from .numerals import Decimal
+from .series import Errors, Filled, Missing, completed, read_csv
 from .windows import AT_ONCE, Batch, Windows
 
 DRAWN_ROWS, DRAWN_TARGETS = 150, 6
@@ -45,10 +48,12 @@ class Forecast(SequenceModule):
         missing: what `following_rows` does with gaps, see `Filled`.
         columns: names of the input.
         targets: names of those that are forecast.
-        date: name of the column of dates; with `columns`, what `read_csv` needs to read a file again.
+        date: name of the column of dates; with `columns` and what follows below, what `read_csv` needs for a file.
         center: what was subtracted from each column.
         scale: what it was divided by then.
         naive_error: of each target, see `Errors`.
+        day_first: whether dates begin with the day.
+        decimal: what stands before a number's fraction.
         base: see `SequenceModule`.
     """
 
@@ -65,6 +70,8 @@ class Forecast(SequenceModule):
         center: list[float] | None = None,
         scale: list[float] | None = None,
         naive_error: list[float] | None = None,
+        day_first: bool | None = None,
+        decimal: Decimal | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -111,7 +118,9 @@ class Forecast(SequenceModule):
         Raises `UserError` for a file that lacks a column or rows of the run's, or holds what is no number.
         """
         targets = self.hparams["targets"]
-        series = read_csv(str(data), self.hparams["date"], self.hparams["columns"], source=str(data))
+        form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
+        series = read_csv(str(data), source=str(data), **form)
+        series = completed(series, calendar_of(series.dates), self.hparams["missing"], str(data))
         try:
             rows = self.following_rows(series.values).tolist()
         except UserError as error:
@@ -191,6 +200,6 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
             style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {}
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
         right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
-        right.xaxis.get_major_locator().set_params(integer=True)
+        count_along(right)
         right.legend(frameon=False)
     return figure

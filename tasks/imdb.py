@@ -5,6 +5,7 @@ Shapes: T time steps (words), B batch, V vocabulary, E features of a word.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
 from rnnzoo.lightning.verbs import verb
 
 from .bag_of_words import bag_of_words
-from .reviews import PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
+from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
+from .text_files import decode, read_text
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -43,7 +45,7 @@ class Sentiments(SequenceData):
     """The reviews as word numbers, in batches of similar length.
 
     Args:
-        data: the `aclImdb` folder or tar archive; None downloads it into the cache.
+        data: the `aclImdb` folder or tar archive, or CSV files, see `read_reviews`; None downloads it into the cache.
         vocabulary: most frequent words of the training part that are told apart.
         maxlen: words of a review that are read, its last ones, where the verdict stands.
         batch_size: reviews a batch.
@@ -185,29 +187,34 @@ class Sentiment(SequenceModule):
 
         Args:
             text: one review, shown with the score along it.
-            file: a review a line, answered by a line of JSON each; - for standard input.
+            file: a review a line, answered by a line of JSON each, also those without a word; - for standard input.
             running: add the words and the score along them to the JSON, as if each beginning were a review.
 
-        Raises `UserError` for a review without a word, naming its line, and for a file that cannot be read.
+        Raises `UserError` for a text without a word and for a file that cannot be read.
         """
         if (text is None) == (file is None):
             raise UserError("give one of --text TEXT and --file FILE")
-        vocabulary, maxlen = self.hparams["words"], self.hparams["maxlen"]
-        for line, review in enumerate([text] if text is not None else _lines(file), 1):
+        if file is None:
+            codes = number(text or "", self.hparams["words"], self.hparams["maxlen"])
+            _show(tokenize(text or "")[-len(codes) :], self.judge(codes.to(self.device), running=True))
+            return
+        plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+        for line, review in enumerate(_lines(file), 1):
             try:
-                codes = number(review, vocabulary, maxlen)
-            except UserError as error:
-                raise UserError(str(error) if file is None else f"line {line}: {error}") from None
-            scores = self.judge(codes.to(self.device), running or file is None)
-            label = "positive" if scores[-1] > 0.5 else "negative"
-            words = tokenize(review)[-maxlen:]
-            if file is None:
-                _show(label, words, scores)
-                continue
-            found: dict[str, Any] = {"label": label, "probability": round(scores[-1], 4)}
-            if running:
-                found |= {"words": words, "running": [round(score, 4) for score in scores]}
-            print(json.dumps(found, ensure_ascii=False), flush=True)
+                found = self._answer(review, running)
+            except UserError as error:  # the other lines are judged all the same, and each answer is in its line
+                print(f"line {line}: {error}", file=sys.stderr)
+                found = {"label": None, "probability": None, "error": str(error)}
+            print(json.dumps(found, ensure_ascii=plain), flush=True)
+
+    def _answer(self, review: str, running: bool) -> dict[str, Any]:
+        codes = number(review, self.hparams["words"], self.hparams["maxlen"])
+        scores = self.judge(codes.to(self.device), running)
+        found: dict[str, Any] = {"label": _label(scores), "probability": round(scores[-1], 4)}
+        if running:
+            words = tokenize(review)[-len(codes) :]
+            found |= {"words": words, "running": [round(score, 4) for score in scores]}
+        return found
 
     def _pool(self, output: Tensor, lengths: Tensor) -> Tensor:
         """Outputs [T, B, D·H], zero past each length, to [B, D·H]."""
@@ -230,23 +237,29 @@ class Sentiment(SequenceModule):
         return loss, len(logit), logit.sigmoid(), batch.labels
 
 
-def _lines(path: Path | None) -> Iterator[str]:
-    """The lines of a file, or of standard input for "-"."""
-    try:
-        with sys.stdin if str(path) == "-" else Path(str(path)).open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not UTF-8"
-        raise UserError(f"--file {path}: {reason}") from None
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file, or of standard input for "-", where they are read as they come."""
+    if str(path) != "-":
+        yield from (line.rstrip("\n") for line in io.StringIO(read_text(path, f"--file {path}"), newline=None))
+        return
+    # bytes, because a text would be decoded as the terminal's locale has it, where it may be anything
+    for line, raw in enumerate(iter(lambda: sys.stdin.buffer.readline(LONGEST + 1), b""), 1):
+        if len(raw) > LONGEST:
+            raise UserError(f"--file -: line {line} is longer than {LONGEST:,} bytes; write a review a line")
+        yield decode(raw, f"--file -: line {line}").characters.rstrip("\r\n")
 
 
 TICKS = "▁▂▃▄▅▆▇█"
 
 
-def _show(label: str, words: list[str], scores: list[float]) -> None:
+def _label(scores: list[float]) -> str:
+    return "positive" if scores[-1] > 0.5 else "negative"
+
+
+def _show(words: list[str], scores: list[float]) -> None:
     """The verdict, and the words with a bar after each: how probable it was there that the review is positive."""
     console = Console(highlight=False)
-    console.print(f"[bold]{label}[/bold], P(positive) = {scores[-1]:.3f}, along the {len(words)} words read:")
+    console.print(f"[bold]{_label(scores)}[/bold], P(positive) = {scores[-1]:.3f}, along the {len(words)} words read:")
     marks = (f"{word}{TICKS[min(int(8 * score), 7)]}" for word, score in zip(words, scores))
     console.print(" ".join(marks), markup=False)
 

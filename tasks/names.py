@@ -26,6 +26,7 @@ from rnnzoo.lightning.verbs import verb
 from rnnzoo.recurrent import State
 
 from .char_lm import FORWARD_ONLY, Fraction, LanguageModel, draw
+from .text_files import is_data, read_text
 
 BOUNDARY = 0
 """The start and the end symbol, which no characters stand for: the alphabet's are numbered from 1."""
@@ -69,6 +70,10 @@ def _defined(node: ast.AST) -> str | None:
     return None
 
 
+LONGEST = 1000
+"""Characters of a name: all are kept as wide as the longest, so that one line of a wrong file would fill the memory."""
+
+
 def read_folder(data: str) -> dict[str, list[str]]:
     """The lines of each text file of a folder, by the file's name without .txt; sorted, each once, blank ones left out.
 
@@ -78,14 +83,14 @@ def read_folder(data: str) -> dict[str, list[str]]:
     if not folder.is_dir():
         raise UserError(f"task.data={data}: no such folder")
     names = {}
-    for path in sorted(folder.glob("*.txt")):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"task.data={data}: {path.name} is not UTF-8; convert it first") from None
-        names[path.stem] = sorted({line.strip() for line in lines} - {""})
+    for path in sorted(path for path in folder.glob("*.txt") if is_data(path.name)):
+        source = f"task.data={data}: {path.name}"
+        names[path.stem] = sorted({line.strip() for line in read_text(path, source).splitlines()} - {""})
         if not names[path.stem]:
-            raise UserError(f"task.data={data}: {path.name} holds no name; write one a line, or remove the file")
+            raise UserError(f"{source} holds no name; write one a line, or remove the file")
+        longest = max(map(len, names[path.stem]))
+        if longest > LONGEST:
+            raise UserError(f"{source} holds a name of {longest:,} characters, more than {LONGEST:,}; write one a line")
     if not names:
         raise UserError(f"task.data={data}: no .txt file there; give one for each class, a name a line")
     return names
@@ -256,7 +261,7 @@ class NameLM(LanguageModel):
             label: the class.
             prime: what every name begins with.
             count: names of a class.
-            temperature: below 1 safer, above 1 wilder.
+            temperature: below 1 safer, above 1 wilder, 0 always the likeliest.
             seed: the same names each time.
 
         Raises `UserError` for an unknown class, for unknown characters, and for numbers out of range.
@@ -277,13 +282,13 @@ class NameLM(LanguageModel):
         """The characters of a name of a class after those of `prime`, drawn one by one up to the end symbol.
 
         Args:
-            temperature: the logits are divided by it: below 1 safer, above 1 wilder.
+            temperature: the logits are divided by it: below 1 safer, above 1 wilder; 0 for the likeliest.
             generator: what they are drawn with, on the CPU; torch's own if left out.
 
-        Raises `UserError` for an unknown class, for characters outside the alphabet, and for no positive temperature.
+        Raises `UserError` for an unknown class, for characters outside the alphabet, and for a negative temperature.
         """
-        if temperature <= 0:
-            raise UserError(f"temperature={temperature}: must be above 0")
+        if not temperature >= 0:
+            raise UserError(f"temperature={temperature}: must not be negative")
         labels, codes = self._numbers(label, prime)
         training = self.training
         self.eval()
@@ -291,7 +296,7 @@ class NameLM(LanguageModel):
             state = None
             for _ in range(self.hparams["longest"] - len(prime)):
                 logits, state = self(labels, codes, state)
-                code = draw(logits[-1].cpu() / temperature, generator or torch.default_generator)  # [1]
+                code = draw(logits[-1].cpu(), generator or torch.default_generator, temperature)  # [1]
                 if code == BOUNDARY:
                     return
                 yield self.hparams["alphabet"][int(code) - 1]

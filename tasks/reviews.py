@@ -1,4 +1,4 @@
-"""Film reviews: read from the Large Movie Review Dataset, numbered word by word, and kept in the cache.
+"""Film reviews: numbered word by word, and kept in the cache.
 
 Shapes: T time steps (words).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tarfile
 import warnings
 import zipfile
 from array import array
@@ -25,13 +24,15 @@ from rnnzoo import UserError
 from rnnzoo.files import cache_folder, writing
 
 from .download import digest, download, one_at_a_time
+from .review_files import files_of, read_reviews
 
 PADDING, UNKNOWN = 0, 1
 """Numbers of the word that fills up a batch and of all words outside the vocabulary."""
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
-FORMAT = "1"
+LONGEST = 1 << 20
+"""Characters of a review that is judged."""
+FORMAT = "2"
 """Part of the cache's key; to be raised with any change to how reviews are read."""
 
 
@@ -55,51 +56,6 @@ def tokenize(review: str) -> list[str]:
     return WORD.findall(review.replace("<br />", " ").lower())
 
 
-def read_reviews(source: Path) -> Iterator[tuple[str, int, str]]:
-    """(split, label, text) of every labelled review of an aclImdb folder or tar archive, in order of their names.
-
-    Raises `UserError` for an archive that is cut off or holds unsafe paths, and for a split that lacks a class.
-    """
-    seen = set()
-    for name, raw in _folder(source) if source.is_dir() else _archive(source):
-        found = REVIEW.search(name)
-        if not found:
-            continue
-        split, sentiment = found.groups()
-        seen.add((split, sentiment))
-        try:
-            yield split, int(sentiment == "pos"), raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"task.data={source}: {name} is not UTF-8") from None
-    for split in ("train", "test"):
-        for sentiment in ("pos", "neg"):
-            if (split, sentiment) not in seen:
-                raise UserError(f"task.data={source}: no reviews in {split}/{sentiment}/; is it the aclImdb tree?")
-
-
-def _folder(source: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(source.glob("**/*.txt")):
-        yield path.relative_to(source).as_posix(), path.read_bytes()
-
-
-def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    reviews = []
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise UserError(f"task.data={source}: unsafe path {member.name!r} in the archive; do not use it")
-                if member.isfile() and REVIEW.search(member.name):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    reviews.append((member.name, file.read()))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"task.data={source}: damaged or not a tar archive ({reason}); fetch it again") from error
-    # The order in an archive is whatever the packer's was; names make it the same as a folder's.
-    yield from sorted(reviews)
-
-
 def find(data: str | None) -> Path:
     if data is None:
         return download(
@@ -107,6 +63,7 @@ def find(data: str | None) -> Path:
             "aclImdb_v1.tar.gz",
             "md5:7c2ac02c03563afcf9b574c7e56c153a",
             "task.data=PATH",
+            100_000_000,
         )
     path = Path(data).expanduser()
     if not path.exists():
@@ -118,15 +75,17 @@ def find(data: str | None) -> Path:
 def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
     """Vocabulary, training part and test part, from the cache if these very data were read before.
 
-    The key is the archive's checksum, or the names, sizes and times of a folder's files, with the settings. A cache
-    file that is damaged is made anew, with a warning.
+    The key is the file's checksum, or the names, sizes and times of those of a folder that are read, with the
+    settings. A cache file that is damaged is made anew, with a warning.
     """
     if source.is_dir():
-        files = ((p.relative_to(source).as_posix(), p.stat()) for p in sorted(source.glob("t*/*/*.txt")))
+        files = ((name, path.stat()) for name, path in files_of(source))
         contents = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in files)
     else:
         contents = digest(source)
-    key = hashlib.sha256(f"{FORMAT} {vocabulary} {maxlen} {contents}".encode()).hexdigest()[:16]
+    # names of files need not be UTF-8
+    settings = f"{FORMAT} {vocabulary} {maxlen} {contents}".encode("utf-8", "surrogateescape")
+    key = hashlib.sha256(settings).hexdigest()[:16]
     path = cache_folder() / f"imdb_{key}.npz"
     if path.is_file():
         try:
@@ -150,7 +109,9 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
 
 
 def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:
-    """The words that are read of a review, by their numbers [T]; `UserError` if it has none."""
+    """The words that are read of a review, by their numbers [T]; `UserError` for none and for too many."""
+    if len(review) > LONGEST:
+        raise UserError(f"a review of {len(review):,} characters is too long to be judged, {LONGEST:,} are not")
     words = tokenize(review)[-maxlen:]
     if not words:
         raise UserError("a review without a word cannot be judged")

@@ -5,16 +5,10 @@ Shapes: N rows, n columns, K of them targets, T rows of a window, B windows. A m
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import re
-from calendar import monthrange
-from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from collections.abc import Collection
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,14 +18,16 @@ from torchmetrics import Metric
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 
+from .calendars import Calendar, calendar_of
+from .csv_files import read_lines
+from .dates import dates_of, is_date, numbered
+from .numerals import Decimal, is_number, numbers_of
+
 Missing = Literal["refuse", "previous", "linear"]
 Scaling = Literal["standard", "minmax", "none"]
 
-DATE = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ].+)?)?)?")
-UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?")
-"""What stands for a missing value, in lower case."""
-
-DAY, YEAR = 86_400, 365.25 * 86_400  # seconds
+COUNTED = 3
+"""Rows from which on a column that rises evenly is taken for the rows' number."""
 
 TURN = 17
 """Rows after which `mackey_glass` looks most like itself."""
@@ -44,28 +40,43 @@ class Series(NamedTuple):
     values: Tensor
     date: str | None
     dates: list[datetime]
+    day_first: bool | None = None
+    """Whether the file's dates begin with the day, where they could with the month."""
+    decimal: Decimal | None = None
+    """What stands before the fraction of its numbers, if they are not written plainly."""
 
 
-def read_csv(data: str, date: str | None = None, columns: list[str] | None = None, source: str | None = None) -> Series:
+def read_csv(
+    data: str,
+    date: str | None = None,
+    columns: list[str] | None = None,
+    source: str | None = None,
+    targets: Collection[str] | None = None,
+    day_first: bool | None = None,
+    decimal: Decimal | None = None,
+) -> Series:
     """The series in a CSV file with a header line, its fields separated by commas, semicolons or tabs.
 
     Args:
         data: the file.
-        date: the column of dates (YYYY, YYYY-MM, YYYY-MM-DD, or with a time); None for the one whose first value
-            is a date and no number, if there is one.
-        columns: those to read, in this order; None for all but the dates.
+        date: the column of dates (YYYY, YYYY-MM, YYYY-MM-DD, DD.MM.YYYY, MM/DD/YYYY, with a time or not, or numbers as
+            `numbered` has them); None for the one whose first value is a date, if there is one.
+        columns: those to read, in this order; None for all but the dates and what only counts the rows.
         source: what a line about bad input begins with, if not with the key of the configuration.
+        targets: columns that are read even if they seem to count the rows.
+        day_first: whether dates begin with the day, where they can with the month; None to find it.
+        decimal: what stands before a number's fraction; None to find it.
 
     Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
     and for dates that are not in order or come twice.
     """
     source = source or f"task.data={data}"
-    lines = _read_lines(Path(data).expanduser(), source)
+    lines = read_lines(Path(data).expanduser(), source)
     _, header = next(lines)
     rows = list(lines)
     if "" in header or len(set(header)) < len(header):
         raise UserError(f"{source}: line 1: columns need names that differ, not {', '.join(map(repr, header))}")
-    if all(_is_number(name) or _date(name) for name in header):
+    if all(is_number(name) or is_date(name) for name in header):
         raise UserError(f"{source}: line 1 holds values, not the names of columns; put a header line before it")
     if not rows:
         raise UserError(f"{source}: there is a header but no row")
@@ -74,7 +85,7 @@ def read_csv(data: str, date: str | None = None, columns: list[str] | None = Non
             raise UserError(f"{source}: line {line} has {len(fields)} fields, but the header {len(header)}")
 
     if date is None:
-        dated = [name for name, text in zip(header, rows[0][1]) if _date(text) and not _is_number(text)]
+        dated = [name for name, text in zip(header, rows[0][1]) if is_date(text) and not is_number(text)]
         if len(dated) > 1:
             raise UserError(f"{source}: {' and '.join(dated)} hold dates; choose with task.date=NAME")
         date = dated[0] if dated else None
@@ -87,94 +98,85 @@ def read_csv(data: str, date: str | None = None, columns: list[str] | None = Non
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"task.columns: {data} needs at least one column besides the dates, and each only once")
 
-    at = [header.index(name) for name in chosen]
-    values = [[_number(fields[i], f"{source}: line {line}, column {header[i]!r}") for i in at] for line, fields in rows]
-    dates = []
-    if date is not None:
-        dates = _ordered_dates([(line, fields[header.index(date)]) for line, fields in rows], source, date)
-    return Series(list(chosen), torch.tensor(values, dtype=torch.float64), date, dates)
+    def texts(name: str) -> list[tuple[int, str]]:
+        return [(line, fields[header.index(name)]) for line, fields in rows]
 
-
-def _read_lines(path: Path, source: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields, those of the header first; an empty line is a missing value of a single column."""
-    if not path.is_file():
-        raise UserError(f"{source}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig").rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 (byte {error.start}); convert it first") from None
-    if not text:
-        raise UserError(f"{source}: the file is empty")
-    names = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
-    reader = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=names.count), skipinitialspace=True, strict=True)
-    try:
-        for fields in reader:
-            yield reader.line_num, [field.strip() for field in fields] or [""]
-    except csv.Error as error:
-        raise UserError(f"{source}: line {reader.line_num}: {error}") from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text)) and "_" not in text
-    except ValueError:
-        return False
-
-
-def _number(text: str, where: str) -> float:
-    if text.lower() in UNKNOWN:
-        return math.nan
-    if not _is_number(text):
-        raise UserError(f"{where}: {text!r} is not a number; name the columns of numbers with task.columns=[NAME,...]")
-    return float(text)
-
-
-def _date(text: str) -> datetime | None:
-    """The moment that the text names, in UTC where it has an offset; None if it is no date."""
-    if not DATE.fullmatch(text):
-        return None
-    try:
-        moment = datetime.fromisoformat(text.removesuffix("Z") + {4: "-01-01", 7: "-01"}.get(len(text), ""))
-        return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment
-    except (ValueError, OverflowError):  # the first hours of the year 1 can be before all dates in UTC
-        return None
-
-
-def _ordered_dates(texts: list[tuple[int, str]], source: str, column: str) -> list[datetime]:
+    found, decimal = numbers_of({name: texts(name) for name in chosen}, source, decimal)
+    numbers = dict(zip(chosen, found))
+    for name, column in numbers.items():
+        if all(value != value for value in column):
+            others = ",".join(other for other in chosen if other != name)
+            raise UserError(f"{source}: column {name!r} is empty; leave it out with task.columns=[{others}]")
     dates: list[datetime] = []
-    for line, text in texts:
-        date = _date(text)
-        if date is None:
-            raise UserError(f"{source}: line {line}, column {column!r}: {text!r} is not a date like 2001-02-28")
-        if dates and date <= dates[-1]:
-            wrong = "is there twice" if date == dates[-1] else "is earlier than the line before"
-            raise UserError(f"{source}: line {line}: {text} {wrong}; sort the rows by {column!r}, each date once")
-        dates.append(date)
-    return dates
+    if date is not None:
+        dates, day_first = dates_of(texts(date), source, date, day_first)
+    elif columns is None:
+        date, dates = _time_among(numbers, source)
+    if columns is None:
+        numbers = _without_counts(numbers, {date}, targets or (), source)
+    values = torch.tensor([*numbers.values()], dtype=torch.float64).T
+    return Series(list(numbers), values, date, dates, day_first, decimal)
 
 
-def season_of(dates: list[datetime]) -> int:
-    """Rows of a day if they are closer than that, else of a year; 1 for years and without dates."""
-    if len(dates) < 2:
-        return 1
-    spacing = median((after - before).total_seconds() for before, after in pairwise(dates))
-    return max(1, round((DAY if spacing < DAY else YEAR) / spacing))
+def _time_among(numbers: dict[str, list[float]], source: str) -> tuple[str | None, list[datetime]]:
+    """The first column of numbers that stand for dates, and those."""
+    for name, values in numbers.items():
+        dates = numbered(values) if len(values) >= COUNTED else None
+        if dates and calendar_of(dates):  # what merely grows, as a population does, keeps no rhythm
+            print(
+                f"{source}: {name!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
+            )
+            return name, dates
+    return None, []
 
 
-def following(dates: list[datetime], count: int) -> list[datetime]:
-    """The next `count` dates, as many months apart as those are, or as far apart as most of them; none after one."""
-    if len(dates) < 2:
-        return []
-    spacing = sorted(after - before for before, after in pairwise(dates))[(len(dates) - 1) // 2]  # the median
-    last, months = dates[-1], [12 * date.year + date.month - 1 for date in dates]
-    steps = {after - before for before, after in pairwise(months)}
-    if len(steps) > 1 or spacing < timedelta(days=28):
-        return [last + row * spacing for row in range(1, count + 1)]
-    day, step = max(date.day for date in dates), steps.pop()  # the largest, for the ends of months differ
-    ahead = [divmod(months[-1] + row * step, 12) for row in range(1, count + 1)]
-    return [
-        last.replace(year=year, month=month + 1, day=min(day, monthrange(year, month + 1)[1])) for year, month in ahead
-    ]
+def _without_counts(
+    numbers: dict[str, list[float]], time: Collection[str | None], kept: Collection[str], source: str
+) -> dict[str, list[float]]:
+    """Those columns that say more than how many rows went before, or are to be kept."""
+    counts = [name for name, values in numbers.items() if name not in (*time, *kept) and _counts(values)]
+    for name in counts:
+        few = ", ".join(f"{value:.15g}" for value in numbers[name][:COUNTED])
+        print(f"{source}: {name!r} only counts the rows ({few}, ...) and is left out; task.columns=[NAME,...] reads it")
+    left = {name: values for name, values in numbers.items() if name not in (*time, *counts)}
+    if not left:
+        raise UserError(
+            f"{source}: {' and '.join(numbers)} only count the rows, there is nothing to forecast; name the columns "
+            f"with task.columns=[NAME,...] if it is meant"
+        )
+    return left
+
+
+def _counts(values: list[float]) -> bool:
+    """Whether values rise, and evenly; a missing one does not."""
+    steps = [after - before for before, after in pairwise(values)]
+    if len(values) < COUNTED or not all(step > 0 for step in steps):
+        return False
+    size = max(abs(values[0]), abs(values[-1]))  # values are rounded in proportion to it, by double precision or a file
+    mean = (values[-1] - values[0]) / len(steps)
+    return all(abs(step - mean) <= 1e-6 * mean + 1e-12 * size for step in steps)
+
+
+def completed(series: Series, calendar: Calendar | None, missing: Missing, source: str) -> Series:
+    """The series with a row of gaps for each date that its calendar lacks; itself without a calendar.
+
+    Raises `UserError` naming the first gap when `missing` refuses them.
+    """
+    if calendar is None or not calendar.missing:
+        return series
+    if missing == "refuse":
+        before = next(k for k, (n, after) in enumerate(pairwise(calendar.numbers)) if after > n + 1)
+        raise UserError(
+            f"{source}: rows come {calendar.name}, {calendar.missing} are missing, the first after "
+            f"{series.dates[before]:%Y-%m-%d %H:%M}; task.missing=previous or linear fills them"
+        )
+    first, rows = calendar.numbers[0], calendar.numbers[-1] - calendar.numbers[0] + 1
+    there = torch.tensor(calendar.numbers) - first
+    values = series.values.new_full((rows, series.values.shape[1]), torch.nan).index_copy(0, there, series.values)
+    dates = [calendar.at(first + row) for row in range(rows)]
+    for row, date in zip(there.tolist(), series.dates):
+        dates[row] = date
+    return series._replace(values=values, dates=dates)
 
 
 def center_and_scale(values: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from rnnzoo.lightning.data import SequenceData
 from rnnzoo.lightning.module import SequenceModule
 
 from .download import download
+from .text_files import LARGEST
 
 SIDE, CLASSES = 28, 10
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
@@ -59,9 +60,12 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     Raises `UserError` naming the file when it is damaged, no such file, or of another size than its header says.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or not gzip ({error}); fetch it again") from error
+    if len(raw) > LARGEST:  # a few kilobytes can unpack to any number
+        raise UserError(f"{path}: more than {LARGEST:,} bytes when unpacked; it is no set of 28 × 28 images")
     # the magic number: two zeros, 8 for unsigned bytes, then how many dimensions' sizes follow, four bytes each
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise UserError(f"{path}: starts with {raw[:4].hex(' ')}, not 00 00 08; it is no IDX file of bytes")
@@ -91,7 +95,7 @@ def read_images(pixels: Path, labels: Path) -> Images:
 def find(data: str | None, name: str) -> Path:
     """The file of that name in the folder `data`, with or without .gz; downloaded if `data` is None."""
     if data is None:
-        return download(f"{MIRROR}/{name}.gz", f"{name}.gz", FILES[name], "task.data=FOLDER")
+        return download(f"{MIRROR}/{name}.gz", f"{name}.gz", FILES[name], "task.data=FOLDER", 20_000_000)
     paths = [Path(data).expanduser() / (name + suffix) for suffix in ("", ".gz")]
     for path in paths:
         if path.is_file():

@@ -21,7 +21,9 @@ from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.lightning.data import SequenceData, in_order
 
-from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, mackey_glass, read_csv, season_of
+from .calendars import calendar_of
+from .numerals import Decimal
+from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, completed, mackey_glass, read_csv
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -48,18 +50,20 @@ class Windows(SequenceData):
     Args:
         data: a CSV file, see `read_csv`; None for a chaotic series that is made on the spot.
         date: the column of dates; None to find it.
-        columns: those read, the input; None for all but the dates.
+        columns: those read, the input; None for all but the dates and what only counts the rows.
         targets: those of them that are forecast; None for all.
         window: rows of input, T.
         horizon: rows ahead that are forecast, H.
         stride: rows from a window to the next one.
-        missing: refuse gaps, or fill those of the input, see `Filled`.
+        missing: refuse gaps and missing rows, or fill those of the input, see `Filled`.
         scaling: to mean 0 and deviation 1, or to [0, 1], over the training part; or none.
-        season: rows of a season, for seasonal persistence and MASE; None for that of the dates, see `season_of`.
+        season: rows of a season, for seasonal persistence and MASE; None for that of the dates, see `calendar_of`.
         val_fraction: the share of the rows held out for validation, before the test's at the end.
         test_fraction: the share of the rows at the end held out for the test; 0 for none.
         batch_size: windows in a batch.
         seed: of the order.
+        day_first: whether dates begin with the day, where they can with the month; None to find it.
+        decimal: what stands before a number's fraction, in a file where that is not plain; None to find it.
     """
 
     at_once = AT_ONCE
@@ -80,8 +84,11 @@ class Windows(SequenceData):
         test_fraction: Fraction = 0.2,
         batch_size: PositiveInt = 32,
         seed: int = 1,
+        day_first: bool | None = None,
+        decimal: Decimal | None = None,
     ) -> None:
         super().__init__()
+        self.day_first, self.decimal = day_first, decimal
         self.batch_size, self.seed, self.window, self.horizon, self.stride = batch_size, seed, window, horizon, stride
         self.chosen = data, date, columns, targets
         self.missing, self.scaling, self.given_season = missing, scaling, season
@@ -97,7 +104,22 @@ class Windows(SequenceData):
         data, date, columns, targets = self.chosen
         window, horizon = self.window, self.horizon
         source = f"task.data={data or 'null'}"
-        self.series = mackey_glass() if data is None else read_csv(data, date, columns)
+        self.season = self.given_season or TURN
+        if data is None:
+            self.series, rhythm = mackey_glass(), ""
+        else:
+            read = read_csv(data, date, columns, targets=targets, day_first=self.day_first, decimal=self.decimal)
+            calendar = calendar_of(read.dates)
+            if calendar is None and len(read.dates) > 1 and self.given_season is None:
+                raise UserError(
+                    f"{source}: the dates of {read.date!r} come in no rhythm of months, days or hours; say with "
+                    f"task.season=ROWS, 1 for none, that each row is to follow the one before all the same"
+                )
+            self.series, rhythm = (
+                completed(read, calendar, self.missing, source),
+                f", {calendar.name}," if calendar else "",
+            )
+            self.season = self.given_season or (calendar.season if calendar else 1)
         values, names = self.series.values, self.series.columns
         self.targets = names if targets is None else targets
         for name in self.targets:
@@ -109,7 +131,6 @@ class Windows(SequenceData):
 
         held_out = [int(len(values) * fraction) for fraction in self.fractions]
         rows = len(values) - sum(held_out)  # of the training part
-        self.season = self.given_season or (TURN if data is None else season_of(self.series.dates))
         if rows < window + horizon:
             raise UserError(
                 f"{source}: of {len(values)} rows, the {rows} to train on are too few for one window of {window} and a "
@@ -124,7 +145,15 @@ class Windows(SequenceData):
         scaled = (values - self.center) / self.scale
         self.filled, self.y = Filled(scaled, self.missing, source, names), scaled[:, self.at]
         self.naive_error = (values[self.season : rows] - values[: rows - self.season]).abs().nanmean(0)[self.at]
-        for name, error in zip(self.targets, self.naive_error):
+        for name, error, at in zip(self.targets, self.naive_error, self.at):
+            known = values[:rows, at][~values[:rows, at].isnan()]
+            if len(known) and (known == known[0]).all():
+                others = ",".join(other for other in self.targets if other != name)
+                raise UserError(
+                    f"{source}: {name!r} is always {float(known[0]):g} in the training part, there is nothing to "
+                    f"forecast; "
+                    + (f"leave it out with task.targets=[{others}]" if others else "choose another column")
+                )
             if not error > 0:
                 raise UserError(
                     f"task.season={self.season}: in the training part, {name!r} is never known to differ from a season "
@@ -140,7 +169,7 @@ class Windows(SequenceData):
                     f"lower it, or change task.val_fraction and task.test_fraction"
                 )
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
-        print(f"{source}: {len(values):,} rows of {', '.join(names)}{span}; a season is {self.season} rows")
+        print(f"{source}: {len(values):,} rows of {', '.join(names)}{rhythm}{span}; a season is {self.season} rows")
 
     def _origins(self, first: int, end: int) -> Tensor:
         """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""
@@ -155,6 +184,8 @@ class Windows(SequenceData):
             "columns": self.series.columns,
             "targets": self.targets,
             "date": self.series.date,
+            "day_first": self.series.day_first,
+            "decimal": self.series.decimal,
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
             "naive_error": self.naive_error.tolist(),

@@ -37,6 +37,13 @@ def ticks(svg, anchor):
     return found
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 7])
+def test_what_is_counted_has_no_halves(last):
+    marks = [tick for tick, _ in ticks(drawn({"a": [(x, 0.5 * x) for x in range(1, last + 1)]}), "middle")]
+    assert marks and all(mark == round(mark) for mark in marks)
+    assert any(tick != round(tick) for tick, _ in ticks(drawn({"a": [(0.5, 1), (2, 2)]}), "middle"))
+
+
 def test_points_and_ticks_share_one_linear_map():
     points = [(1.0, -3.0), (2.0, 4.5), (5.0, 7.0), (9.0, 0.0)]
     svg = drawn({"one": points})

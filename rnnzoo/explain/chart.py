@@ -39,6 +39,8 @@ def lines(
     x_low, x_high = (x_low, x_high) if x_low < x_high else (x_low - 1, x_high + 1)
     slack = 1e-9 * (x_high - x_low)
     x_ticks = [tick for tick in _ticks(x_low, x_high) if x_low - slack <= tick <= x_high + slack]
+    if all(float(x).is_integer() for x, _ in points):  # what is counted, as epochs are, has no halves
+        x_ticks = [tick for tick in x_ticks if abs(tick - round(tick)) < slack]
     y_ticks = _ticks(y_low, y_high, log)
     y_low, y_high = y_ticks[0], y_ticks[-1]
     legend = list(_legend(drawn))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rnnzoo.files import writing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -29,3 +30,10 @@ def save(path: Path, make: Callable[[], Figure | None], **options: Any) -> bool:
         warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {reason}", stacklevel=2)
         return False
     return True
+
+
+def count_along(axes: Axes) -> None:
+    """Let the marks of the x axis be whole numbers: there are no half epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rnnzoo.files import writing
+from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import mode_of
 
@@ -131,5 +132,6 @@ def plot_losses(logger: MetricsCSV) -> Figure | None:
             axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=name)
     wide = 0 < 10 * min(losses) < max(losses)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log" if wide else "linear")
+    count_along(axes)
     axes.legend(frameon=False)
     return figure

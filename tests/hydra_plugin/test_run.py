@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from rnnzoo.lightning.checkpoints import read_checkpoint
-from rnnzoo.lightning.records import MetricsCSV
+from rnnzoo.lightning.records import MetricsCSV, plot_losses
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,6 +165,19 @@ def test_the_best_epoch_is_chosen(tmp_path: Path) -> None:
     assert metrics.best("val/loss") == {"val/loss": 0.3, "val/accuracy": 0.8}
     assert metrics.best("val/accuracy") == {"val/loss": 0.4, "val/accuracy": 0.9}
     assert metrics.best("val/other") == {}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 40])
+def test_there_are_no_half_epochs(epochs: int, tmp_path: Path) -> None:
+    metrics = MetricsCSV(tmp_path)
+    for epoch in range(epochs):
+        metrics.log_metrics({"epoch": epoch, "train/loss": 1.0, "val/loss": 2.0}, epoch)
+    figure = plot_losses(metrics)
+    assert figure is not None
+    [axes] = figure.axes
+    low, high = axes.get_xlim()
+    marks = [mark for mark in axes.get_xticks() if low <= mark <= high]
+    assert marks and all(mark == round(mark) for mark in marks)
 
 
 def test_summary(train: Callable[..., Path]) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from rnnzoo.hydra.trained import load
 from rnnzoo.tasks.char_lm import CharLM, draw
 from rnnzoo.tasks.reviews import tokenize
 
+ROOT = Path(__file__).parents[2]
 TEXT = ("task=char_lm", "task.streams=2", "task.window=8", "task.embedding=3", "model=lstm", "model.hidden_size=6",
         "hardware=cpu", "trainer.max_epochs=1", "task.sample_length=0", "engine=reference")  # fmt: skip
 
@@ -93,6 +99,11 @@ def test_draws_follow_the_probabilities() -> None:
         ({"top_p": 0.81}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
         ({"top_k": 1}, [1, 0, 0, 0]),
         ({"top_p": 0.01}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+        ({"temperature": 1e-40}, [1, 0, 0, 0]),
+        ({"temperature": 0.0}, [1, 0, 0, 0]),
+        ({"temperature": 1e-40, "top_p": 0.9}, [1, 0, 0, 0]),
+        ({"temperature": math.inf}, [0.25, 0.25, 0.25, 0.25]),
     ):
         share = draw(logits, generator, **options).bincount(minlength=4) / len(logits)
         torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float32), atol=0.02, rtol=0)
@@ -121,7 +132,8 @@ def test_sample_writes_prime_and_length(text_run: Path, capsys: pytest.CaptureFi
     ("arguments", "line"),
     [
         ("--prime ROMEO#", "--prime: the model has never seen '#'\n"),
-        ("--temperature 0", "--temperature 0.0: must be positive\n"),
+        ("--temperature -1", "--temperature -1.0: must not be negative\n"),
+        ("--temperature nan", "--temperature nan: must not be negative\n"),
         ("--top-p 1.5", "--top-p 1.5: must be positive, and at most 1\n"),
         ("--top-k 0", "--top-k 0: must be positive\n"),
         ("--length -1", "--length -1: must not be negative\n"),
@@ -159,7 +171,8 @@ def test_reviews_come_from_standard_input(
     review_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vocabulary = load(review_run).module.hparams["words"]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{vocabulary[2]}\n{vocabulary[3]} {vocabulary[2]}\n"))
+    text = f"\ufeff{vocabulary[2]}\r\n{vocabulary[3]} {vocabulary[2]}\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii"))
     lines = [json.loads(line) for line in said(capsys, "predict", str(review_run), "--file", "-").splitlines()]
     assert len(lines) == 2 and all(line.keys() == {"label", "probability"} for line in lines)
     alone = said(capsys, "predict", str(review_run), "--text", vocabulary[2])
@@ -168,15 +181,92 @@ def test_reviews_come_from_standard_input(
 
 def test_bad_reviews(review_run: Path, text_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "reviews.txt"
-    path.write_text("good\n\n")
     assert refused(capsys, "predict", str(review_run), "--text", " ...") == "a review without a word cannot be judged\n"
-    assert refused(capsys, "predict", str(review_run), "--file", str(path)).startswith(
-        "line 2: a review without a word"
-    )
     assert refused(capsys, "predict", str(review_run), "--file", "nowhere").startswith("--file nowhere: No such file")
     path.write_bytes(b"\xff\xfe good")
-    assert refused(capsys, "predict", str(review_run), "--file", str(path)).endswith("is not UTF-8\n")
+    assert "not UTF-16-LE in line 1" in refused(capsys, "predict", str(review_run), "--file", str(path))
+    path.write_bytes(b"good\ncaf\xe9")
+    assert "not UTF-8 in line 2" in refused(capsys, "predict", str(review_run), "--file", str(path))
     assert refused(capsys, "predict", str(text_run), "--text", "good").endswith("rnnzoo predict is for imdb\n")
+
+
+def test_lines_without_a_word_are_answered_and_the_rest_is_judged(
+    review_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = load(review_run).module.hparams["words"][2]
+    path = tmp_path / "reviews.txt"
+    path.write_text(f"{word}\n\n{word * 1000}\n...\n{word}", encoding="utf-16")
+    monkeypatch.setattr("rnnzoo.tasks.reviews.LONGEST", 500)
+    assert main(["predict", str(review_run), "--file", str(path), "--running"]) == 0
+    captured = capsys.readouterr()
+    first, *others, last = map(json.loads, captured.out.splitlines())
+    assert first == last and first["words"] == [word]
+    assert [other["label"] for other in others] == [None] * 3
+    assert ["without a word" in other["error"] for other in others] == [True, False, True]
+    assert "too long to be judged" in others[1]["error"]
+    assert [line[:7] for line in captured.err.splitlines()[-3:]] == ["line 2:", "line 3:", "line 4:"]
+
+
+def test_a_line_of_standard_input_is_not_read_without_end(
+    review_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnnzoo.tasks.imdb.LONGEST", 500)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a" * 10_000)))
+    assert refused(capsys, "predict", str(review_run), "--file", "-").startswith("--file -: line 1 is longer than 500")
+
+
+# Whoever listens
+
+
+VERBS = [
+    "--help", "sample --help", "list", "show lstm", "sample text --length 2000", "predict reviews --file reviews.txt",
+    "predict reviews --text café", "forecast forecast series.csv --plot plot.png", "eval text",
+]  # fmt: skip
+
+
+@pytest.fixture
+def at_hand(runs: Path, text_run: Path, review_run: Path, forecast_run: Path, train: Callable[..., Path]) -> Path:
+    """A folder with runs of all tasks that have verbs, and files for them."""
+    (runs / "reviews.txt").write_text("good café\n" * 3, encoding="utf-8")
+    return runs
+
+
+def start(folder: Path, arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "rnnzoo", *arguments.split()], cwd=folder, env=given, **pipes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", VERBS)
+def test_a_reader_that_has_gone_is_no_error(arguments: str, at_hand: Path) -> None:
+    with start(at_hand, arguments) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # before anything is written
+        said = process.stderr.read().decode()
+        assert process.wait() == 0, said
+    assert not any(word in said for word in ("Traceback", "Exception", "BrokenPipe")), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", VERBS)
+def test_any_encoding_can_be_written_to(arguments: str, at_hand: Path) -> None:
+    with start(at_hand, arguments + " --running" * ("--file" in arguments), PYTHONIOENCODING="ascii") as process:
+        said, complaints = process.communicate()
+    assert process.returncode == 0 and b"Traceback" not in complaints, complaints
+    assert said.isascii()
+    if "--file" in arguments:
+        assert json.loads(said.splitlines()[0])["words"] == ["good", "café"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_verb_in_one_line(at_hand: Path) -> None:
+    with start(at_hand, "sample text --length 100000000") as process:
+        assert process.stdout is not None
+        process.stdout.read(100)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.decode().splitlines()[-1] == "interrupted" and b"Traceback" not in said
 
 
 # Forecasting

@@ -25,7 +25,7 @@ from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.tasks.char_lm import CORPORA, Characters, CharLM, read_text
+from rnnzoo.tasks.char_lm import CORPORA, Characters, CharLM, characters_of
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 TASK = {
@@ -129,10 +129,51 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     text = "Ünïcödé\r\n\t吾輩は猫である\n" * 20
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
-    assert read_text(str(path), "hello") == text
+    assert characters_of(str(path), "hello") == text
     data = ready(Characters("hello", str(path), 5, 1, 0.1, 0.0))
     assert data.alphabet == "".join(sorted(set(text)))
     assert "".join(data.alphabet[code] for code in data.train[0]) == text[: len(text) - len(text) // 10]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [
+        ("utf-8", ""),
+        ("utf-8-sig", "UTF-8 with a byte order mark"),
+        ("utf-16", "UTF-16-LE with a byte order mark"),
+        ("utf-32", "UTF-32-LE with a byte order mark"),
+        ("utf-16-le", "UTF-16-LE without a byte order mark"),
+        ("utf-16-be", "UTF-16-BE without a byte order mark"),
+        ("utf-32-le", "UTF-32-LE without a byte order mark"),
+        ("utf-32-be", "UTF-32-BE without a byte order mark"),
+    ],
+)
+@pytest.mark.parametrize("text", ["plain words", "Ünïcödé: 吾輩は猫である\r\n\t🐱\n", "一 二\n三"])
+def test_an_encoding_is_told_and_said(
+    encoding: str, found: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mark is no character of the text, which no sample may hold."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode(encoding))
+    assert characters_of(str(path), "hello") == text
+    assert capsys.readouterr().err == (f"task.text={path}: read as {found}\n" if found else "")
+
+
+def test_marks_of_files_that_were_put_together_are_no_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("one\n".encode("utf-8-sig") + "two\n".encode("utf-8-sig"))
+    assert characters_of(str(path), "hello") == "one\ntwo\n"
+    assert "read as UTF-8 with byte order marks" in capsys.readouterr().err
+
+
+def test_larger_than_can_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("hello" * 100)
+    monkeypatch.setattr("rnnzoo.tasks.text_files.read_bytes.__defaults__", (499,))
+    with pytest.raises(UserError, match=r"task\.text=.*text\.txt: larger than 499 bytes"):
+        characters_of(str(path), "hello")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +184,9 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
         (b"abcdef", "character"),
         (b"line\nline\nline \xff\nline\n" * 9, r"not UTF-8 in line 3 \(byte 15\)"),
         ("latin-1: é\n".encode("latin-1"), "not UTF-8 in line 1"),
-        ("a text in UTF-16".encode("utf-16"), "not UTF-8 in line 1"),
+        ("a text in UTF-16".encode("utf-16")[:-1], r"not UTF-16-LE in line 1 \(byte 32\); it is damaged"),
+        (b"\x7fELF\2\1\1\0\0\0\n\0", "holds zero bytes, as no text does, the first in line 1"),
+        ("a\0b".encode("utf-16"), "holds the character NUL"),
     ],
 )
 def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> None:
@@ -157,9 +200,9 @@ def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> N
 def test_a_file_or_corpus_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.txt", tmp_path):
         with pytest.raises(UserError, match=r"task\.text=.*: no such file"):
-            read_text(str(path), "hello")
+            characters_of(str(path), "hello")
     with pytest.raises(UserError, match=r"task\.corpus=pydoc: unknown; did you mean pydocs\?.*task\.text=FILE"):
-        read_text(None, "pydoc")
+        characters_of(None, "pydoc")
 
 
 def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,11 +210,11 @@ def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert read_text(None, "hello") == "hello" * 1000
-    assert "with" in read_text(None, "pydocs") and len(read_text(None, "pydocs")) > 300_000
-    stdlib = read_text(None, "stdlib")
+    assert characters_of(None, "hello") == "hello" * 1000
+    assert "with" in characters_of(None, "pydocs") and len(characters_of(None, "pydocs")) > 300_000
+    stdlib = characters_of(None, "stdlib")
     assert len(stdlib) > 1_000_000 and "def dataclass(" in stdlib
-    assert read_text(None, "stdlib") == stdlib
+    assert characters_of(None, "stdlib") == stdlib
 
 
 # The model
@@ -266,10 +309,11 @@ def test_the_same_seed_draws_the_same_text() -> None:
     assert module.training
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324, 0.0])
 @pytest.mark.parametrize(("cell", "prime"), [("gru", "hel"), ("lstm", "")])
-def test_a_cold_sample_is_the_likeliest_text(cell: str, prime: str) -> None:
-    """Near temperature 0 every character is the most probable after all those before, all read anew here."""
-    module = model(cell=cell, num_layers=2, sample_prime=prime, temperature=1e-6)
+def test_a_cold_sample_is_the_likeliest_text(cell: str, prime: str, temperature: float) -> None:
+    """At temperature 0 and near it every character is the likeliest after all those before, all read anew here."""
+    module = model(cell=cell, num_layers=2, sample_prime=prime, temperature=temperature)
     text = prime or "e"  # without a prime text, the alphabet's first character begins
     for character in islice(module.continuation(), 12):
         logits, _ = module(torch.tensor([["ehlo".index(c)] for c in text]))
@@ -348,7 +392,7 @@ def test_three_thousand_characters_and_one_hot_input(tmp_path: Path, train: Call
         ("task.val_fraction=0", "task.val_fraction=0: should be greater than 0"),
         ("task.test_fraction=1", "task.test_fraction=1: should be less than 1"),
         ("task.val_fraction=0.5 task.test_fraction=0.6", "fraction"),
-        ("task.temperature=0", "task.temperature=0: should be greater than 0"),
+        ("task.temperature=-1", "task.temperature=-1: should be greater than or equal to 0"),
         ("task.dropout=1", "task.dropout=1: should be less than 1"),
         ("task.restart=-0.1", "task.restart=-0.1: should be greater than or equal to 0"),
         ("task.embedding=-1", "task.embedding=-1: should be greater than or equal to 0"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +19,7 @@ from rnnzoo.files import cache_folder
 from rnnzoo.tasks.download import digest, download
 
 CONTENT = bytes(range(256)) * 2000
+LARGEST = len(CONTENT) + 1000
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -29,6 +32,8 @@ class Server(ThreadingHTTPServer):
     sized = True  # whether it says how much will come
     cut_after: int | None = None  # bytes after which the connection ends, once
     status = 200
+    pause = 0.0  # seconds after each byte
+    pause_in_headers = 0.0
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -57,10 +62,24 @@ class Handler(BaseHTTPRequestHandler):
         body = body[start:]
         if server.sized:
             self.send_header("Content-Length", str(len(body)))
+        if server.pause_in_headers:
+            self.flush_headers()
+            self.drip(b"X-Long: " + b"a" * 500, server.pause_in_headers)
+            return
         self.end_headers()
+        if server.pause:
+            self.drip(body, server.pause)
+            return
         if server.cut_after is not None:
             body, server.cut_after = body[: server.cut_after], None
-        self.wfile.write(body)
+        with contextlib.suppress(OSError):  # who asked has heard enough
+            self.wfile.write(body)
+
+    def drip(self, content: bytes, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(pause)
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: the tests look at `requests`."""
@@ -77,7 +96,7 @@ def server() -> Iterator[Server]:
 
 
 def get(server: Server, checksum: str = SHA) -> Path:
-    return download(server.url, "data.bin", checksum, "task.data=PATH")
+    return download(server.url, "data.bin", checksum, "task.data=PATH", LARGEST)
 
 
 def refused(server: Server, checksum: str = SHA) -> str:
@@ -167,6 +186,37 @@ def test_a_wrong_checksum_drops_the_file_and_says_so(server: Server, own_cache: 
     assert get(server).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("cut_after", [None, 100_000])
+def test_a_server_that_sends_too_much_is_cut_short(
+    sized: bool, cut_after: int | None, server: Server, own_cache: Path
+) -> None:
+    """Whether it says so before or not, and at the second attempt, too; nothing of it is kept."""
+    server.sized, server.cut_after = sized, cut_after
+    server.content = bytes(LARGEST + 1) if cut_after else bytes(100 * LARGEST)
+    if cut_after and not sized:
+        refused(server)
+        server.cut_after = None
+    assert f"sends more than {LARGEST:,} bytes" in refused(server)
+    assert all(path.stat().st_size == 0 for path in own_cache.glob("[!.]*"))
+    server.content, server.sized, server.cut_after = CONTENT, True, None
+    assert get(server).read_bytes() == CONTENT
+
+
+def test_a_server_that_drips_is_given_up(server: Server, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time; what has come is kept."""
+    monkeypatch.setattr("rnnzoo.tasks.download.TIMEOUT_SECONDS", 0.2)
+    server.pause = 0.01
+    message = refused(server)
+    assert "bytes in 0 seconds" in message and "try again to go on" in message and "task.data=PATH" in message
+    kept = (own_cache / "data.bin.partial").read_bytes()
+    assert 0 < len(kept) < 200 and CONTENT.startswith(kept)
+    server.pause, server.pause_in_headers = 0.0, 0.01
+    assert "no answer in 0.4 seconds" in refused(server)
+    server.pause_in_headers = 0.0
+    assert get(server).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("status", [404, 500])
 def test_an_error_of_the_server(status: int, server: Server, own_cache: Path) -> None:
     server.status = status
@@ -192,7 +242,7 @@ def test_no_network(own_cache: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
         with pytest.raises(UserError) as error:
-            download(url, "data.bin", SHA, "task.text=FILE")
+            download(url, "data.bin", SHA, "task.text=FILE", LARGEST)
     message = str(error.value)
     assert message.startswith(f"cannot download {url}: ") and "task.text=FILE" in message and "\n" not in message
     assert "refused" in message.lower()
@@ -201,7 +251,7 @@ def test_no_network(own_cache: Path) -> None:
 
 def test_a_cached_file_needs_no_network(own_cache: Path) -> None:
     (own_cache / "data.bin").write_bytes(CONTENT)
-    assert download("http://nowhere.invalid/data.bin", "data.bin", SHA, "").read_bytes() == CONTENT
+    assert download("http://nowhere.invalid/data.bin", "data.bin", SHA, "", LARGEST).read_bytes() == CONTENT
 
 
 def test_the_final_name_appears_at_the_end(server: Server, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ The reviews are made here: a small aclImdb tree with all that the real one holds
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -188,6 +189,25 @@ def test_the_folder_above_will_do_as_well(tree: Path) -> None:
     assert words == above_words and torch.equal(train.words, above.words)
 
 
+def test_what_is_read_is_what_the_cache_is_known_by(tmp_path: Path) -> None:
+    """From the folder above a tree, too: another tree there has reviews and a vocabulary of its own."""
+    one, two = write_tree(tmp_path / "one"), write_tree(tmp_path / "two")
+    for path in two.rglob("*.txt"):
+        path.write_text(path.read_text().replace("film", "book"))
+    words = [load_cached(folder.parent, 100, 50)[0] for folder in (one, two)]
+    assert "film" in words[0] and "film" not in words[1] and "book" in words[1]
+    (two / "train" / "pos" / "9_9.txt").write_text("new")
+    assert "new" in load_cached(two.parent, 100, 50)[0]
+
+
+def test_two_trees_are_not_taken_for_one(tmp_path: Path) -> None:
+    write_tree(tmp_path / "one"), write_tree(tmp_path / "two")
+    with pytest.raises(UserError, match="holds two trees, one/aclImdb/ and two/aclImdb/; name one of them"):
+        sentiments(tmp_path)
+    with pytest.raises(UserError, match="holds two trees"):
+        sentiments(pack(tmp_path, tmp_path / "a.tar"))
+
+
 def damage(archive: Path, keep: float) -> None:
     raw = archive.read_bytes()
     archive.write_bytes(raw[: int(len(raw) * keep)])
@@ -222,13 +242,63 @@ def test_an_archive_with_unsafe_paths_is_refused(name: str, tree: Path, tmp_path
         sentiments(archive)
 
 
-def test_a_link_in_an_archive_is_not_followed(tree: Path, tmp_path: Path) -> None:
-    archive = pack(tree, tmp_path / "linked.tar", "w")
+def same(one: tuple[list[str], Reviews, Reviews], other: tuple[list[str], Reviews, Reviews]) -> bool:
+    """Whether vocabulary and both parts are equal."""
+    return one[0] == other[0] and all(
+        torch.equal(a, b) for part, twin in zip(one[1:], other[1:]) for a, b in zip(part, twin)
+    )
+
+
+def link(archive: Path, name: str, kind: bytes, leads_to: str) -> None:
     with tarfile.open(archive, "a") as file:
-        member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, leads_to
         file.addfile(member)
-    assert len(load_cached(archive, 100, 50)[1].labels) == 16
+
+
+@pytest.mark.parametrize("leads_to", ["/etc/passwd", "99_9.txt", "../unsup/0_0.txt"])
+def test_a_link_out_of_an_archives_reviews_is_refused_by_name(leads_to: str, tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "linked.tar", "w")
+    link(archive, "aclImdb/train/pos/99_9.txt", tarfile.SYMTYPE, leads_to)
+    with pytest.raises(UserError, match=r"aclImdb/train/pos/99_9\.txt is a link to .*, which is no review"):
+        sentiments(archive)
+
+
+def test_links_are_read_as_their_twins(tree: Path, tmp_path: Path) -> None:
+    copied, folder = tmp_path / "copied", tmp_path / "folder"
+    for other in (copied, folder):
+        shutil.copytree(tree, other)
+    archive = pack(tree, tmp_path / "linked.tar", "w")
+    for number, name in enumerate(("0_7.txt", "1_7.txt"), 80):
+        shutil.copy(tree / "train" / "pos" / name, copied / "train" / "pos" / f"{number}_9.txt")
+    link(archive, "aclImdb/train/pos/80_9.txt", tarfile.SYMTYPE, "../pos/0_7.txt")
+    link(archive, "aclImdb/train/pos/81_9.txt", tarfile.LNKTYPE, "aclImdb/train/pos/1_7.txt")
+    (folder / "train" / "pos" / "80_9.txt").symlink_to(tree / "train" / "pos" / "0_7.txt")
+    (folder / "train" / "pos" / "81_9.txt").hardlink_to(tree / "train" / "pos" / "1_7.txt")
+    shutil.rmtree(folder / "test")
+    (folder / "test").symlink_to(tree / "test", target_is_directory=True)
+    (folder / "test2").symlink_to(folder, target_is_directory=True)  # in a circle
+    expected = load_cached(copied, 100, 50)
+    assert len(expected[1].labels) == 18
+    assert same(load_cached(archive, 100, 50), expected)
+    assert same(load_cached(folder, 100, 50), expected)
+    (tree / "train" / "pos" / "0_7.txt").unlink()
+    with pytest.raises(UserError, match=r"train/pos/80_9\.txt is a link that leads nowhere"):
+        sentiments(folder)
+
+
+APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        \0\2\0\0\0\t\0\0\0\x32\0\0\0\x16"
+
+
+def test_files_that_are_not_data_are_passed_over(tree: Path, tmp_path: Path) -> None:
+    """In a folder and in an archive: what macOS, Windows and editors leave beside the reviews."""
+    expected = load_cached(tree, 100, 50)
+    for name in ("train/pos/._0_7.txt", "__MACOSX/train/pos/0_7.txt", "train/neg/.0_7.txt", ".git/train/pos/1_1.txt",
+                 "train/pos/.DS_Store", "train/pos/Thumbs.db", "train/pos/__MACOSX/x.txt"):  # fmt: skip
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(APPLE_DOUBLE)
+    assert same(load_cached(tree, 100, 50), expected)
+    assert same(load_cached(pack(tree, tmp_path / "a.tar.gz"), 100, 50), expected)
 
 
 @pytest.mark.parametrize("missing", ["train/pos", "train/neg", "test/pos", "test/neg"])
@@ -247,8 +317,103 @@ def test_other_mistakes_in_the_source(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no reviews in train/pos/"):
         sentiments(tmp_path / "empty")
     (tree / "train" / "pos" / "0_7.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"train/pos/0_7\.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"train/pos/0_7\.txt: not UTF-8 in line 1 \(byte 3\)"):
         sentiments(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04....", "a zip archive; unpack it and name the folder"),
+        (b"PAR1....", "a Parquet file; write it as CSV"),
+        (b"<!DOCTYPE html><html>", "a web page; fetch the file itself"),
+        (b'[{"text": "good"}]', "JSON; write it as CSV"),
+        (b"a text", "give a CSV file with the columns text and label"),
+    ],
+)
+def test_what_is_no_archive_is_called_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "reviews").write_bytes(content)
+    with pytest.raises(UserError, match=rf"task\.data=.*reviews: .*not a tar archive.* {said}"):
+        sentiments(tmp_path / "reviews")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_classes_of_other_names_are_named(packed: bool, tree: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tree / split / "pos").rename(tree / split / "positive")
+    with pytest.raises(UserError, match=r"no reviews in train/pos/; .* lie in .*train/neg, .*train/positive"):
+        sentiments(pack(tree, tmp_path / "a.tar.gz") if packed else tree)
+
+
+def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that unpacks to a gigabyte is not unpacked."""
+    archive = pack(tree, tmp_path / "a.tar", "w")
+    with tarfile.open(archive, "a") as file:
+        member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
+        member.size = 1 << 20
+        file.addfile(member, io.BytesIO(bytes(1 << 20)))
+        member = tarfile.TarInfo("aclImdb/train/pos/99_8.txt")
+        member.size = (1 << 20) + 1
+        file.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(UserError, match=r"99_8\.txt has 1,048,577 bytes, more than a review's"):
+        sentiments(archive)
+    (tree / "train" / "pos" / "99_8.txt").write_bytes(b"a" * ((1 << 20) + 1))
+    with pytest.raises(UserError, match=r"99_8\.txt: larger than 1,048,576 bytes"):
+        sentiments(tree)
+
+
+def test_encodings_are_told_and_said(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = load_cached(tree, 100, 50)
+    for number, encoding in enumerate(("utf-8-sig", "utf-16", "utf-16-le", "utf-32")):
+        path = tree / "train" / "pos" / f"{number}_7.txt"
+        path.write_text(path.read_text(), encoding=encoding)
+    assert same(load_cached(tree, 100, 50), expected)
+    assert "1 reviews were read as UTF-16-LE without a byte order mark" in capsys.readouterr().err
+
+
+# Tables
+
+
+ROWS = [("so good, really", "1"), ("bad", "0"), ("fine", "positive"), ("awful", "neg")] * 5
+
+
+def table(path: Path, rows: list[tuple[str, ...]], *header: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header or ("text", "label"), *rows])
+    return path
+
+
+def test_a_table_of_reviews(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a split every fifth review of each label is for the test, by hand: one of ten pairs in five."""
+    words, train, test = load_cached(table(tmp_path / "a.csv", ROWS, "Review", "Sentiment"), 100, 50)
+    assert train.labels.tolist() == [1, 0, 1, 0] * 4 and test.labels.tolist() == [1, 0] * 2
+    assert texts(train, words)[:2] == [("so good really", 1), ("bad", 0)]
+    assert "every 5th review of a label is for the test" in capsys.readouterr().err
+
+    both = [(split, text, label) for split in ("train", "test") for text, label in ROWS]
+    split = load_cached(table(tmp_path / "b.csv", both, "split", "text", "label"), 100, 50)
+    for name in ("train", "test"):
+        table(tmp_path / "two" / f"{name}.csv", ROWS)
+    assert same(load_cached(tmp_path / "two", 100, 50), split) and len(split[1].labels) == len(split[2].labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "said"),
+    [
+        (ROWS, ("text", "stars"), "no column label or sentiment but text, stars; rename one"),
+        ([("good", "5")], (), "line 2: the label '5' is none of 0, neg, negative, 1, pos, positive"),
+        ([("good", "1", "1")], (), "line 2 has 3 fields, but the header 2"),
+        ([("good", "1")] * 9, (), r"no reviews in train/neg/; a CSV needs both labels in both parts"),
+        ([("good", "1", "dev")], ("text", "label", "split"), "line 2: the split 'dev' is neither train nor test"),
+    ],
+)
+def test_a_table_that_will_not_do(
+    rows: list[tuple[str, ...]], header: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"task\.data=.*a\.csv: {said}") as error:
+        sentiments(table(tmp_path / "a.csv", rows, *header))
+    assert "\n" not in str(error.value)
 
 
 # The cache

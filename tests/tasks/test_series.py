@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
-from rnnzoo.tasks.series import Errors, Filled, Missing, Series, following, mackey_glass, read_csv, season_of
+from rnnzoo.tasks.calendars import calendar_of, following
+from rnnzoo.tasks.series import Errors, Filled, Missing, Series, mackey_glass, read_csv
 
 NAN = math.nan
 
@@ -27,10 +31,10 @@ def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
 # Reading
 
 
-def read(tmp_path: Path, text: str | bytes, *arguments: Any) -> Series:
+def read(tmp_path: Path, text: str | bytes, *arguments: Any, **options: Any) -> Series:
     path = tmp_path / "file.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_csv(str(path), *arguments)
+    return read_csv(str(path), *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,20 @@ def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
         (["1949-01", "1949-02"], [datetime(1949, 1, 1), datetime(1949, 2, 1)]),
         (["2001-01-01T05:00", "2001-01-01T06:30:05"], [datetime(2001, 1, 1, 5), datetime(2001, 1, 1, 6, 30, 5)]),
         (["2001-01-01 23:00Z", "2001-01-01 23:30-01:00"], [datetime(2001, 1, 1, 23), datetime(2001, 1, 2, 0, 30)]),
+        (["01.02.2020", "02.02.2020"], [datetime(2020, 2, 1), datetime(2020, 2, 2)]),
+        (["2020/01/01", "2020/1/2 5:00"], [datetime(2020, 1, 1), datetime(2020, 1, 2, 5)]),
+        (["1/12/2020", "1/13/2020"], [datetime(2020, 1, 12), datetime(2020, 1, 13)]),
+        (["31/01/2020", "01/02/2020"], [datetime(2020, 1, 31), datetime(2020, 2, 1)]),
+        (["05/01/2020", "01/02/2020"], [datetime(2020, 1, 5), datetime(2020, 2, 1)]),  # as months first, it would fall
+        (["12/2019", "01/2020"], [datetime(2019, 12, 1), datetime(2020, 1, 1)]),
+        (
+            ["02/02/2020 12:05 AM", "02/02/2020 3:15:30 p.m."],
+            [datetime(2020, 2, 2, 0, 5), datetime(2020, 2, 2, 15, 15, 30)],
+        ),
+        (
+            ["2001-01-01 00:00:00.25", "2001-01-01 00:00:00.5"],
+            [datetime(2001, 1, 1, 0, 0, 0, 250_000), datetime(2001, 1, 1, 0, 0, 0, 500_000)],
+        ),
     ],
 )
 def test_dates(texts: list[str], moments: list[datetime], tmp_path: Path) -> None:
@@ -69,11 +87,109 @@ def test_dates(texts: list[str], moments: list[datetime], tmp_path: Path) -> Non
     assert read(tmp_path, text).dates == moments
 
 
-def test_years_are_numbers_unless_named_as_dates(tmp_path: Path) -> None:
-    text = "year,a\n1700,5\n1701,11\n"
-    assert read(tmp_path, text).columns == ["year", "a"]
-    series = read(tmp_path, text, "year")
-    assert series.columns == ["a"] and series.dates == [datetime(1700, 1, 1), datetime(1701, 1, 1)]
+def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
+    text = "day;a\n01/02/2020;1\n01/03/2020;2\n"
+    with pytest.raises(
+        UserError, match=r"'day': in 01/02/2020 to 01/03/2020 days or months .* task\.day_first=true or false"
+    ):
+        read(tmp_path, text)
+    for day_first, second in ((True, datetime(2020, 3, 1)), (False, datetime(2020, 1, 3))):
+        series = read(tmp_path, text, day_first=day_first)
+        assert series.dates[1] == second and series.day_first == day_first
+
+
+@pytest.mark.parametrize(
+    ("numbers", "dates"),
+    [
+        ([1700, 1701, 1702, 1704], [datetime(year, 1, 1) for year in (1700, 1701, 1702, 1704)]),
+        ([202011, 202012, 202101], [datetime(2020, 11, 1), datetime(2020, 12, 1), datetime(2021, 1, 1)]),
+        ([20200228, 20200229, 20200301], [datetime(2020, 2, 28), datetime(2020, 2, 29), datetime(2020, 3, 1)]),
+        ([1577836800, 1577840400, 1577844000], [datetime(2020, 1, 1, hour) for hour in (0, 1, 2)]),
+        ([1577836800000, 1577836800500, 1577836801000],
+         [datetime(2020, 1, 1) + timedelta(milliseconds=500 * row) for row in range(3)]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [False, True])
+def test_numbers_that_are_dates(
+    numbers: list[int], dates: list[datetime], named: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a,when\n" + "".join(f"{row**2 % 3},{number}\n" for row, number in enumerate(numbers))
+    series = read(tmp_path, text, "when" if named else None)
+    assert (series.columns, series.date, series.dates) == (["a"], "when", dates)
+    assert named or "'when' is taken for dates" in capsys.readouterr().out
+    assert read(tmp_path, text, None, ["when", "a"]).columns == ["when", "a"]
+
+
+def test_a_spreadsheets_days_are_dates_if_they_are_named(tmp_path: Path) -> None:
+    text = "No,a\n" + "".join(f"{43831 + row / 24:.9f},{row % 2}\n" for row in range(5))
+    series = read(tmp_path, text, "No")
+    assert series.dates == [datetime(2020, 1, 1, hour) for hour in range(5)]
+    assert read(tmp_path, text).columns == ["a"] and read(tmp_path, text).dates == []
+
+
+@pytest.mark.parametrize("counted", [[1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [1000, 1060, 1120, 1180]])
+def test_a_column_that_counts_the_rows_is_left_out(
+    counted: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dated in (False, True):
+        text = "No,a,b" + ",day" * dated + "\n"
+        for row, (number, value) in enumerate(zip(counted, [4, 5, 7, 8])):
+            text += f"{number},{value},{10 - row}" + f",2001-01-0{row + 1}" * dated + "\n"
+        assert read(tmp_path, text).columns == ["a", "b"]  # what rises unevenly or falls says something
+        said = capsys.readouterr().out
+        assert "'No' only counts the rows" in said and "task.columns=[NAME,...] reads it" in said
+        assert read(tmp_path, text, None, ["No"]).columns == ["No"]
+        assert read(tmp_path, text, targets=["No"]).columns == ["No", "a", "b"]
+
+
+def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
+    text = "people\n2536431000\n2584034000\n2630862000\n2677609000\n2724847000\n"
+    assert read(tmp_path, text).columns == ["people"]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["2,5", "-1,25"], [2.5, -1.25]),
+        (["1.234,5", "2.000,0"], [1234.5, 2000]),
+        (["1.234.567", "1.000"], [1234567, 1000]),
+        (["1,234.5", "999"], [1234.5, 999]),
+        (["1,234,567", "1,000"], [1234567, 1000]),
+        (["1 234", "12"], [1234, 12]),
+        (["1\u202f234,5", "1,234"], [1234.5, 1.234]),
+        (["1'234.5", ".5"], [1234.5, 0.5]),
+        (["2,5e3", "+1,0"], [2500, 1]),
+        (["1.234", "5"], [1.234, 5]),  # as programs write numbers
+        ([".", "-"], [NAN, NAN]),
+    ],
+)
+def test_numbers_in_other_notations(texts: list[str], values: list[float], tmp_path: Path) -> None:
+    lines = "".join(f"{text};{row}\n" for row, text in enumerate([*texts, "7"]))
+    series = read(tmp_path, "a;b\n" + lines, None, ["a"])
+    assert series.values[:, 0].tolist() == pytest.approx([*values, 7], nan_ok=True)
+    if not math.isnan(values[-1]):  # a further file of the same hand
+        further = read(tmp_path, f"a;b\n{texts[-1]};1\n", None, ["a"], decimal=series.decimal)
+        assert further.values[0, 0] == pytest.approx(values[-1])
+
+
+def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
+    text = "a;b\n1,234;3\n2,345;7\n"
+    with pytest.raises(
+        UserError,
+        match=r"line 2, column 'a': '1,234' can be 1234 \(task\.decimal=point\) or 1\.234 \(task\.decimal=comma\)",
+    ):
+        read(tmp_path, text)
+    assert read(tmp_path, text, decimal="comma").values[:, 0].tolist() == [1.234, 2.345]
+    assert read(tmp_path, text, decimal="point").values[:, 0].tolist() == [1234, 2345]
+    assert read(tmp_path, "a\n1.234\n5\n", decimal="comma").values[:, 0].tolist() == [1234, 5]
+
+
+def test_an_empty_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"column 'b' is empty; leave it out with task\.columns=\[a,c\]"):
+        read(tmp_path, "a,b,c\n1,,3\n2,.,3\n")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +198,12 @@ def test_years_are_numbers_unless_named_as_dates(tmp_path: Path) -> None:
         (b"", "the file is empty"),
         (b"\n\n", "the file is empty"),
         (b"a,b\n", "a header but no row"),
-        (b"a,b\n1,2\n3,\xff\n", r"not UTF-8 \(byte 10\)"),
+        (b"a,b\n1,2\n3,\xff\n", r"not UTF-8 in line 3 \(byte 10\)"),
+        ('a,b\n1,"' + "2" * 200_000, "line 2: field larger than field limit"),
         ("day,a\n2001-01-01,1\n2001-01-02,much\n", r"line 3, column 'a': 'much' is not a number"),
         ("a,b\n1,inf\n", "line 2, column 'b': 'inf' is not a number"),
-        ("a;b\n1;2,5\n", "line 2, column 'b': '2,5' is not a number"),
+        ("a;b\n1;2,5\n1;3.5\n", "line 3, column 'b': '3.5' is written in another way than the numbers before"),
+        ("a;b\n1;2,5,1\n", "line 2, column 'b': '2,5,1' is not a number"),
         ("a,b\n1,2\n3\n", "line 3 has 1 fields, but the header 2"),
         ("a,b\n1,2\n\n3,4\n", "line 3 has 1 fields, but the header 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 fields, but the header 2"),
@@ -140,8 +258,56 @@ def test_a_column_that_is_not_there(date: str | None, columns: list[str] | None,
 )
 def test_the_season_of_dates(spacing: timedelta, rows: int) -> None:
     dates = [datetime(2001, 1, 1) + spacing * row for row in range(50) if row % 10 != 5]
-    assert season_of(dates) == rows
-    assert season_of(dates[:1]) == season_of([]) == 1
+    calendar = calendar_of(dates)
+    assert calendar is not None and calendar.season == rows and calendar.missing == 5
+    assert calendar_of(dates[:1]) is calendar_of([]) is None
+
+
+def every(hours: int, rows: int, keep: Callable[[datetime], bool]) -> list[datetime]:
+    """The first `rows` moments from a Monday on, so many hours apart, that are kept."""
+    moments = (datetime(2024, 1, 1) + timedelta(hours=hours * k) for k in count())
+    return list(islice(filter(keep, moments), rows))
+
+
+@pytest.mark.parametrize(
+    ("hours", "keep", "season", "name"),
+    [
+        (24, lambda d: d.weekday() < 5, 261, "Mon, Tue, Wed, Thu, Fri"),
+        (24, lambda d: d.weekday() in (0, 2, 4), 157, "Mon, Wed, Fri"),
+        (1, lambda d: 9 <= d.hour < 17, 8, "8 times a day"),
+        (1, lambda d: 9 <= d.hour < 17 and d.weekday() < 5, 8, "8 times a day, Mon, Tue, Wed, Thu, Fri"),
+        (1, lambda d: d.hour in (6, 14), 2, "2 times a day"),
+        (24, lambda d: d.day == 1, 12, "every month"),
+        (24, lambda d: d.day == 1 and d.month % 3 == 1, 4, "every 3 months"),
+        (24, lambda d: d.day == d.month == 1, 1, "every year"),
+        (24, lambda d: (d + timedelta(days=1)).day == 1, 12, "every month"),
+        (24, lambda d: True, 365, "every day"),
+        (8, lambda d: True, 3, "every 8 hours"),
+    ],
+)
+@pytest.mark.parametrize("gap", [0, 3])
+def test_calendars(hours: int, keep: Callable[[datetime], bool], season: int, name: str, gap: int) -> None:
+    """Found with rows missing, too; and they go on as they would have."""
+    dates = every(hours, 204, keep)
+    known = dates[:30] + dates[30 + gap : 200]
+    calendar = calendar_of(known)
+    assert calendar is not None
+    assert (calendar.season, calendar.name, calendar.missing) == (season, name, gap)
+    assert [calendar.at(number) for number in range(calendar.numbers[0], calendar.numbers[-1] + 1)] == dates[:200]
+    assert following(known, 4) == dates[200:]
+
+
+def test_working_days_at_the_ends_of_months() -> None:
+    dates = [datetime(2024, 1, 31), datetime(2024, 2, 29), datetime(2024, 3, 28), datetime(2024, 4, 30)]
+    calendar = calendar_of(dates)
+    assert calendar is not None and calendar.name == "every month" and not calendar.missing
+
+
+def test_dates_without_a_calendar() -> None:
+    generator = random.Random(1)
+    moments = sorted({datetime(2024, 1, 1) + timedelta(seconds=generator.randrange(10**7)) for _ in range(100)})
+    for dates in (moments, moments[:20], [datetime(2024, 1, 1) + timedelta(days=2**k) for k in range(9)]):
+        assert calendar_of(dates) is None and len(following(dates, 3)) == 3
 
 
 @pytest.mark.parametrize(

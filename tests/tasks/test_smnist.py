@@ -44,6 +44,14 @@ def digit(cell: str = "gru", by: Any = "row", permute: bool = False, **options: 
 # The files
 
 
+def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnzoo.tasks.smnist.LARGEST", 100_000)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(1_000_000)))
+    with pytest.raises(UserError, match=r"idx3-ubyte\.gz: more than 100,000 bytes when unpacked"):
+        read_idx(path)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 28, 28)])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_an_idx_file_is_read(shape: tuple[int, ...], suffix: str, tmp_path: Path) -> None:

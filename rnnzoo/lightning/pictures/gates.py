@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnnzoo import Recurrent, UserError
 from rnnzoo.explain.equations import gates
+from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.pictures.picture import Picture, Seen, panels
 
 
@@ -50,7 +51,7 @@ class GateActivations(Picture):
             shares.set(xlabel="epoch", ylim=(-0.02, 1.02), title="share open, > 0.9 (—); closed, < 0.1 (--)")
             means.legend(frameon=False, ncols=2)
             for axes in (means, shares):
-                axes.xaxis.get_major_locator().set_params(integer=True)
+                count_along(axes)
         return figure
 
 

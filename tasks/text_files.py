@@ -1,0 +1,134 @@
+"""Text from files, the same for all tasks: which files are data, how they are encoded, and how much of them is read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from rnnzoo import UserError
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read at once; training on more would need tens of gigabytes of memory."""
+
+MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    BOM_UTF32_LE: "utf-32-le", BOM_UTF32_BE: "utf-32-be", BOM_UTF8: "utf-8", BOM_UTF16_LE: "utf-16-le",
+    BOM_UTF16_BE: "utf-16-be",
+}  # fmt: skip
+WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+PLAIN = "UTF-8"
+
+LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
+
+
+class Text(NamedTuple):
+    """The characters of a file, and the encoding they were found in."""
+
+    characters: str
+    found: str
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name, relative to a person's folder, can be data.
+
+    Hidden files and those that file managers leave behind are not: macOS puts `._x` beside each `x` on other file
+    systems and in archives.
+    """
+    parts = PurePosixPath(name).parts
+    return not any(part.startswith(".") or part.lower() in LEFT_BY_SYSTEMS for part in parts)
+
+
+def files_in(folder: Path, ending: str) -> list[tuple[str, Path]]:
+    """Names relative to a folder, and paths, of all data files below it that end so; links are followed.
+
+    Raises `OSError` for a folder that cannot be read, for the reader of a half must not take it for the whole.
+    """
+    return sorted((name, path) for name, path in _walk(folder, frozenset()) if name.endswith(ending) and is_data(name))
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
+    place = os.path.realpath(folder)
+    if place in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.name, folder / entry.name
+            elif is_data(entry.name):
+                below = _walk(folder / entry.name, above | {place})
+                yield from ((f"{entry.name}/{name}", path) for name, path in below)
+
+
+def read_bytes(path: Path, source: str, largest: int = LARGEST) -> bytes:
+    """A file's contents; `UserError` that begins with `source` for what cannot be read or is larger than that."""
+    try:
+        with path.open("rb") as file:  # not by its size: of a pipe or of /dev/zero that says nothing
+            raw = file.read(largest + 1)
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}") from None
+    if len(raw) > largest:
+        raise UserError(
+            f"{source}: larger than {largest:,} bytes; cut it into parts, or see whether it is the right one"
+        )
+    return raw
+
+
+def read_text(path: Path, source: str) -> str:
+    """The characters of a text file; an encoding other than plain UTF-8 is said on stderr.
+
+    Raises `UserError` that begins with `source` for what is no text.
+    """
+    text = decode(read_bytes(path, source), source)
+    if text.found != PLAIN:
+        print(f"{source}: read as {text.found}", file=sys.stderr)
+    return text.characters
+
+
+def decode(raw: bytes, source: str) -> Text:
+    """The characters that bytes stand for: UTF-8, or UTF-16 or UTF-32 with a byte order mark or told by their zeros.
+
+    Byte order marks are no characters of the text, wherever they are: files put together keep each one's own.
+    Raises `UserError` naming the line of the first byte that does not fit.
+    """
+    mark = next((mark for mark in MARKS if raw.startswith(mark)), b"")
+    encoding, found = MARKS.get(mark, "utf-8"), PLAIN
+    if mark:
+        found = f"{encoding.upper()} with a byte order mark"
+    elif b"\0" in raw:
+        encoding = _told_by_zeros(raw, source)
+        found = f"{encoding.upper()} without a byte order mark"
+    try:
+        characters = raw[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        start = error.start + len(mark)
+        name = PLAIN if encoding == "utf-8" else encoding.upper()
+        line = raw.count(b"\n", 0, start) + 1
+        cure = "; convert it first, as by iconv -f WINDOWS-1252 -t UTF-8" if encoding == "utf-8" else "; it is damaged"
+        raise UserError(f"{source}: not {name} in line {line} (byte {start}){cure}") from None
+    if "\0" in characters:
+        raise UserError(f"{source}: holds the character NUL, as no text does; is it the right file?")
+    if "\ufeff" in characters:
+        characters = characters.replace("\ufeff", "")
+        found = f"{encoding.upper()} with byte order marks"
+    return Text(characters, found)
+
+
+def _told_by_zeros(raw: bytes, source: str) -> str:
+    """The wide encoding in which the bytes are text."""
+    fitting = {}
+    for encoding in WIDE:
+        try:
+            different = set(raw.decode(encoding))
+        except UnicodeDecodeError:
+            continue
+        if not any(unicodedata.category(c) in ("Cc", "Cn", "Co") and c not in "\t\n\v\f\r\x85" for c in different):
+            # Bytes taken in the wrong order are spread over many blocks; of a language's own letters that is not so.
+            fitting[encoding] = len({ord(character) >> 8 for character in different})
+    if not fitting:
+        line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
+        raise UserError(f"{source}: holds zero bytes, as no text does, the first in line {line}; is it the right file?")
+    return min(fitting, key=lambda encoding: fitting[encoding])
