@@ -31,10 +31,8 @@ def evaluate(run: Path) -> bool:
     data.setup()
     if not data.has_test:
         raise UserError(f"{run}: task={task['name']} has no test")
-    path = trained.folder / "summary.json"
-    summary: Any = json.loads(path.read_bytes()) if path.is_file() else {"metrics": {}, "steps": 0}
-    recorded = summary["metrics"]
-    module.expect(summary["steps"])  # so that the engine is the one that trained
+    recorded, steps = recorded_metrics(trained.folder / "summary.json")
+    module.expect(steps)  # so that the engine is the one that trained
     quieten()
     with tempfile.TemporaryDirectory() as folder:  # pictures of the test are in the run's own
         trainer = pl.Trainer(
@@ -55,3 +53,14 @@ def evaluate(run: Path) -> bool:
     Console().print(table)
     print("equal to the recorded ones" if equal else "NOT equal to the recorded ones")
     return equal
+
+
+def recorded_metrics(path: Path) -> tuple[dict[str, float], int]:
+    """Metrics and steps of a run's summary.json, none of a run that was not finished; `UserError` if it is damaged."""
+    if not path.is_file():
+        return {}, 0
+    try:
+        summary: Any = json.loads(path.read_bytes())
+        return {str(name): float(value) for name, value in summary["metrics"].items()}, int(summary["steps"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); move it away to go on without") from error
