@@ -131,6 +131,11 @@ def loaded(name: str) -> ModuleType | None:
     return next((module for key, module in _loaded.items() if name in (key, Path(key).stem)), None)
 
 
+def all_loaded() -> list[ModuleType]:
+    """All modules that `load` has read."""
+    return list(_loaded.values())
+
+
 def find(target: str) -> type[Cell]:
     """The class that `target` names: a registered cell, or `FILE.py:Class` or `module:Class`, registered or not.
 

@@ -58,6 +58,7 @@ class Watch:
         last: the run's last.ckpt.
         launcher: of the run's other processes.
         alone: whether the run is one process.
+        cells: a person's own code, which has to be named again.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,7 @@ class Watch:
         self.last: Path | None = None
         self.launcher: Launcher | None = None
         self.alone = True
+        self.cells: str | None = None
 
     @property
     def code(self) -> int:
@@ -101,7 +103,8 @@ class Watch:
         ended = "interrupted" if name == "SIGINT" else f"ended by {name}"
         next_step = "run the same command again"
         if self.last is not None and self.last.is_file():
-            next_step = f"go on with {shlex.quote(f'resume={self.last.parent.parent}')}"
+            named = [f"resume={self.last.parent.parent}", *([f"cells={self.cells}"] if self.cells else [])]
+            next_step = f"go on with {shlex.join(named)}"
         print(f"{ended}; {next_step}", file=sys.stderr, flush=True)
 
 

@@ -117,11 +117,13 @@ def test_goes_on_as_if_nothing_had_happened(
     arguments = cell(tmp_path, f"if {moment}: signalled(signal.{number})")
     broken = tmp_path / "broken"
     said = ended(*arguments, f"hydra.run.dir={broken}")
-    assert ("interrupted" if number == "SIGINT" else number) in said and f"resume={broken}" in said
+    assert (
+        "interrupted" if number == "SIGINT" else number
+    ) in said and f"resume={broken} cells={tmp_path / 'signalled.py'}" in said
     assert not list(broken.rglob("*.partial"))
     assert not (broken / "summary.json").exists()
     assert steps_taken(broken) == steps
-    train(f"resume={broken}")
+    train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
     equal(train(*arguments), broken)
 
 
@@ -134,7 +136,7 @@ def test_gradients_that_were_being_gathered_are_not_lost(
     broken = tmp_path / "broken"
     ended(*arguments, f"hydra.run.dir={broken}")
     assert steps_taken(broken) == 2
-    train(f"resume={broken}")
+    train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
     equal(train(*arguments), broken)
 
 
@@ -171,6 +173,7 @@ def test_only_a_requeued_job_that_left_a_checkpoint_resumes(tmp_path: Path, monk
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert requeued(command) == [f"resume='{tmp_path}'"]
+    assert requeued([*command, "cells=own.py"]) == [f"resume='{tmp_path}'", "cells=own.py"]
     assert requeued(["resume=elsewhere", *command]) == ["resume=elsewhere", *command]
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert requeued(command) == command
@@ -226,7 +229,7 @@ def test_two_processes_agree(tmp_path: Path, command: Command, train: Train) -> 
     done = command("train.py", *arguments, f"hydra.run.dir={folder}", timeout=100)
     told(done.returncode, done.stderr.splitlines(keepends=True)[-1], f"resume={folder}")
     assert steps_taken(folder) == 3
-    train(f"resume={folder}", "hardware.devices=1", "hardware.strategy=auto")
+    train(f"resume={folder}", f"cells={tmp_path / 'signalled.py'}", "hardware=cpu")
     resumed, whole = (
         next(row for row in metrics(run) if row["train/loss"]) for run in (folder, train(*arguments[:-2]))
     )
