@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.hydra.models import named_models, register_models
@@ -52,9 +52,21 @@ def command(main: Callable[[], Any]) -> None:
                 sys.argv[1:] += ["hydra.run.dir=.", "hydra.output_subdir=null"]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
         refused.clear()
-        main()
+        with _own_folder(sys.argv[1:]):
+            main()
     if refused:
         sys.exit(1)
+
+
+def _own_folder(arguments: list[str]) -> AbstractContextManager[None]:
+    """Keeps the folder of a single run to this process, before Hydra writes its configuration there."""
+    flags = {argument for argument in arguments if argument.startswith("-")} - {"--config-path", "--config-name"}
+    folders = [argument for argument in arguments if argument.startswith("hydra.run.dir=") and "${" not in argument]
+    if flags or not folders or rank() > 0:
+        return nullcontext()
+    from rnnzoo.lightning.run_lock import locked
+
+    return locked(Path(str(value_of(folders[-1]))))
 
 
 def announced(arguments: list[str]) -> list[str]:
@@ -122,8 +134,9 @@ def prepare(arguments: list[str]) -> list[str]:
         return arguments
     if "param_match" in values:
         raise UserError(f"param_match={values['param_match']}: a resumed run keeps its hidden size; leave it out")
-    resume = OmegaConf.create([resume])[0]  # ${} is an interpolation, and \${} is not
     folder = Path(str(resume)).expanduser().resolve()
+    if "${" in str(folder):
+        raise UserError(f"resume={folder}: what stands after a ${{ is Hydra's to fill in; rename the folder")
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
             raise UserError(f"resume={resume}: nothing to resume there, {folder / needed} is missing")

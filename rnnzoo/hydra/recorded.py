@@ -71,9 +71,7 @@ def named(settings: Mapping[str, Any]) -> str:
     for section, key in (("task", "name"), ("model", "cell")):
         name = settings[section][key]
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-            raise UserError(
-                f"{section}.{key}={name!r}: no name of a task or cell; letters, digits and _ . + - make one"
-            )
+            raise UserError(f"{section}.{key}={name!r}: no name of a task or cell; letters, digits, _ . + and -")
     return f"{settings['task']['name']}_{settings['model']['cell']}"
 
 

@@ -23,7 +23,9 @@ from rnnzoo.lightning.arguments import build, refuse_unknown
 from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.preempt import watch
+from rnnzoo.lightning.ranks import rank
 from rnnzoo.lightning.records import MetricsCSV
+from rnnzoo.lightning.run_lock import locked
 from rnnzoo.lightning.wandb_run import finishing
 
 
@@ -34,6 +36,8 @@ def run(config: DictConfig) -> list[str]:
         config = _grouped(config)
         if is_separate(config):
             return run_separately(config, folder)
+        if rank() == 0:
+            stack.enter_context(locked(folder))
         settings = resolve(config, folder)
         trial = None
         if settings["sweep"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,13 +89,12 @@ def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra and OmegaConf have to be given it to read just that."""
-    escaped = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)  # else an interpolation
-    return QuotedString(escaped, Quote.single).with_quotes()
+    """A text as Hydra has to be given it to read just that."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def quoted_value(value: Any) -> str:
     """A value of a YAML file of the project as an override; interpolations in it stay what they are."""
     if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
+        return quoted(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

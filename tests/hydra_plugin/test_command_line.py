@@ -444,7 +444,8 @@ def test_help_names_all_choices_and_does_not_wait_for_torch(
     assert done.returncode == 0 and done.stderr == ""
     *text, imported = done.stdout.splitlines()
     assert imported == "imported:"
-    listed = dict(line.split(": ", 1) for line in text if re.match(r"\w+: \w", line))
+    unfolded = "\n".join(text).replace("\n  ", " ").splitlines()
+    listed = dict(line.split(": ", 1) for line in unfolded if re.match(r"\w+: \w", line))
     for option in OPTIONS:
         group, _, name = option.partition("=")
         assert name in listed[group].split(", ")

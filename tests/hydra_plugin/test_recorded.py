@@ -324,13 +324,17 @@ def test_names_from_files_do_not_become_paths(name: str, run: Path, refused: Cal
 
 @pytest.mark.parametrize(
     "name",
-    ["it's", "a=b", "a,b", "{a}", "a b", "[a]", "(a)", "$a", "${a}", "a\\b", 'say "a"', "100%", "ü", "#1", "a:b", "~a"],
+    ["it's", "a=b", "a,b", "{a}", "a b", "[a]", "(a)", "$a", "a\\b", 'say "a"', "100%", "ü", "#1", "a:b", "~a"],
 )
 def test_a_folder_of_any_name_is_resumed(name: str, run: Path, tmp_path: Path, train: Callable[..., Path]) -> None:
     folder = run.rename(tmp_path / name)
     train(f"resume={folder}", "trainer.max_epochs=2")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["epochs"] == 2
+
+
+def test_a_folder_whose_name_hydra_would_fill_in(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "rename the folder" in refused(f"resume={run.rename(tmp_path / '${a}')}")
 
 
 @pytest.mark.parametrize("name", ["it's", "a=b", "a,b", "{a}", "a b", "(a)"])
