@@ -27,6 +27,7 @@ from rnnzoo.hydra.refusals import refused, refusing_bad_input
 from rnnzoo.hydra.search.sweeper import register_sweepers
 from rnnzoo.hydra.settings import GROUPS, quoted, quoted_value, repeating
 from rnnzoo.lightning.ranks import rank, started
+from rnnzoo.plain import printable
 
 CONF = Path(str(importlib.import_module("rnnzoo.conf").__file__)).parent
 """The folder of choices: `conf/` of a clone, or the package's own."""
@@ -81,10 +82,10 @@ def announced(arguments: list[str]) -> list[str]:
         chosen["hardware"] = "auto (a GPU)" if Path("/dev/nvidiactl").exists() else "auto (the CPU)"
     what = ", ".join(f"{key} {value}" for key, value in chosen.items())
     if several or any("," in value for value in chosen.values()):
-        print(f"{what}: several runs", flush=True)
+        print(printable(f"{what}: several runs"), flush=True)
         return arguments
     folder = given.get("hydra.run.dir") or f"outputs/{chosen['task']}/{chosen['model']}/{datetime.now():{TIME}}"
-    print(f"{what}, folder {folder}", flush=True)
+    print(printable(f"{what}, folder {folder}"), flush=True)
     return arguments if "hydra.run.dir" in given else [*arguments, f"hydra.run.dir={folder}"]
 
 

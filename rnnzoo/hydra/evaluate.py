@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo.errors import UserError
@@ -16,6 +17,7 @@ from rnnzoo.hydra.trained import load
 from rnnzoo.hydra.trainer import quieten
 from rnnzoo.lightning.arguments import build
 from rnnzoo.lightning.framework import pl
+from rnnzoo.plain import printable
 
 
 def evaluate(run: Path) -> bool:
@@ -44,7 +46,7 @@ def evaluate(run: Path) -> bool:
             default_root_dir=folder,
         )
         found = trainer.test(module, data, verbose=False)[0]
-    table = Table("metric", "now", "recorded", title=f"{trained.checkpoint}", title_justify="left")
+    table = Table("metric", "now", "recorded", title=escape(printable(trained.checkpoint)), title_justify="left")
     equal = True
     for name, value in found.items():
         before = recorded.get(name)

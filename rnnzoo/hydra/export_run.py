@@ -11,6 +11,7 @@ from rnnzoo.export import export as export_model
 from rnnzoo.files import writing
 from rnnzoo.hydra.recorded import named
 from rnnzoo.hydra.trained import load
+from rnnzoo.plain import printable
 
 
 def export(run: Path, form: str, out: Path | None) -> None:
@@ -30,4 +31,4 @@ def export(run: Path, form: str, out: Path | None) -> None:
     path = out or trained.folder / f"{name}.{form}"
     with writing(path) as partial:
         partial.write_bytes(file)
-    print(f"written: {path}, {len(file):,} bytes")
+    print(printable(f"written: {path}, {len(file):,} bytes"))

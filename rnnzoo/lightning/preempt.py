@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Protocol
 
 from rnnzoo.lightning.ranks import rank
+from rnnzoo.plain import printable
 
 EXIT_CODE = 85
 """Of a run that a signal ended. Linux's ERESTART; Python ends with 1, 2 or 120, a shell with 126, 127 or 128 + n, and
@@ -105,7 +106,7 @@ class Watch:
         if self.last is not None and self.last.is_file():
             named = [f"resume={self.last.parent.parent}", *([f"cells={self.cells}"] if self.cells else [])]
             next_step = f"go on with {shlex.join(named)}"
-        print(f"{ended}; {next_step}", file=sys.stderr, flush=True)
+        print(printable(f"{ended}; {next_step}"), file=sys.stderr, flush=True)
 
 
 watch = Watch()

@@ -52,7 +52,7 @@ class MetricsCSV(pl.loggers.Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        if not self.changed:  # Lightning saves before a resumed run is restored, which may fail
+        if not self.changed and self.path.is_file():  # Lightning saves before a resumed run is restored, which may fail
             return
         columns = ["epoch", *sorted({key for row in self.rows.values() for key in row} - {"epoch"})]
         with writing(self.path) as partial, partial.open("w", newline="") as file:

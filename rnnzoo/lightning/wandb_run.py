@@ -16,6 +16,7 @@ from pydantic import Field
 
 from rnnzoo.errors import UserError
 from rnnzoo.lightning.framework import pl
+from rnnzoo.plain import printable
 
 rank_zero_only = pl.utilities.rank_zero_only
 
@@ -41,8 +42,9 @@ class WandbRun(pl.loggers.WandbLogger):
         settings: dict[str, Any],
         folder: Path,
     ) -> None:
+        told = f"{settings['task']['name']} {settings['model']['cell']} seed {settings['seed']} {folder.name}"
         super().__init__(
-            name=f"{settings['task']['name']} {settings['model']['cell']} seed {settings['seed']} {folder.name}",
+            name=printable(told)[:128],
             project=project,
             mode=mode,
             group=group,

@@ -189,7 +189,7 @@ def test_the_best_run_need_not_be_in_the_best_row(tmp_path: Path) -> None:
             )  # fmt: skip
     [table] = collect([tmp_path]).tables
     assert [row.first.model for row in table.rows] == ["steady", "lucky"]
-    assert table.best.command == "python train.py model=lucky seed=0"
+    assert table.best.command == "rnnzoo train model=lucky seed=0"
 
 
 def test_different_machines_are_named(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ ODD = (
 def test_commands_survive_a_shell(tmp_path: Path) -> None:
     fabricate(tmp_path / "0", *ODD, "seed=1", "hydra.run.dir=gone")
     found = collect([tmp_path])
-    expected = ["python", "train.py", *ODD, "seed=1"]
+    expected = ["rnnzoo", "train", *ODD, "seed=1"]
     [row] = table_of(tmp_path)
     assert shlex.split(row["command"]) == expected
     assert shlex.split(row["overrides"]) == sorted(ODD)
@@ -342,7 +342,7 @@ def test_the_command_prints_the_table_and_writes_three_files(
     shown = capsys.readouterr().out.replace("\u00a0", " ")
     for text in ("0.50 ± 0.35", "1.00 ± 0.71", "2 (1 2)", "best run: first/0\n", "1 without summary.json", "second/1"):
         assert text in shown
-    assert f"repeat it: {shlex.join(['python', 'train.py', *ODD])}\n" in shown
+    assert f"repeat it: {shlex.join(['rnnzoo', 'train', *ODD])}\n" in shown
     assert sorted(path.name for path in Path("report").iterdir()) == ["results.csv", "results.html", "results.md"]
     [row] = csv.DictReader(Path("report/results.csv").read_text().splitlines())
     assert row["runs"] == "2"
@@ -406,5 +406,5 @@ def test_a_multirun_ends_with_a_table(tmp_path: Path, command: Callable[..., sub
             assert found == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert float(rows[0]["val_mean"]) < float(rows[1]["val_mean"])
     assert end.index(rows[0]["model"]) < end.index(rows[1]["model"])
-    assert end.count("2 (1 2)") == 2 and "repeat it: python train.py " in end
+    assert end.count("2 (1 2)") == 2 and "repeat it: rnnzoo train " in end
     assert (tmp_path / "results.md").is_file() and (tmp_path / "results.html").is_file()
