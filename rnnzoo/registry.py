@@ -90,7 +90,7 @@ def entry(name: str) -> Entry:
     """The registry's record of `name`; `UserError` with the nearest names when there is none."""
     _load_installed()
     if name not in _entries:
-        raise UserError(f"no cell is named {name!r}; {nearest(name, _entries)}")
+        raise UserError(f"no cell is named {name!r}; {nearest(name, _entries)}; rnnzoo list shows all")
     return _entries[name]
 
 

@@ -81,8 +81,9 @@ def announced(arguments: list[str]) -> list[str]:
     if chosen["hardware"] == "auto" and sys.platform == "linux":
         chosen["hardware"] = "auto (a GPU)" if Path("/dev/nvidiactl").exists() else "auto (the CPU)"
     what = ", ".join(f"{key} {value}" for key, value in chosen.items())
-    if several or any("," in value for value in chosen.values()):
+    if several:
         print(printable(f"{what}: several runs"), flush=True)
+    if several or any("," in value for value in chosen.values()):
         return arguments
     folder = given.get("hydra.run.dir") or f"outputs/{chosen['task']}/{chosen['model']}/{datetime.now():{TIME}}"
     print(printable(f"{what}, folder {folder}"), flush=True)

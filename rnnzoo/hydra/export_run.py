@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnnzoo import __version__
 from rnnzoo.export import export as export_model
-from rnnzoo.files import writing
+from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.hydra.recorded import named
 from rnnzoo.hydra.trained import load
 from rnnzoo.plain import printable
@@ -21,6 +21,8 @@ def export(run: Path, form: str, out: Path | None) -> None:
     for, as its data have told: alphabet, vocabulary, classes, columns and scaling.
     Raises `UserError` for what cannot be exported.
     """
+    if out is not None:
+        refuse_missing_parent("--out", out)
     trained = load(run)
     name = named(trained.settings)
     task, cell = trained.settings["task"]["name"], trained.settings["model"]["cell"]

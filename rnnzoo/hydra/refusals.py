@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -82,8 +83,13 @@ def one_line(error: BaseException) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group and error.options:
             hint = nearest(name, error.options)
-            own = "; cells of your own come in with cells=FILE.py" if group == "model" else ""
+            own = (
+                "; rnnzoo list shows all, and cells of your own come in with cells=FILE.py" if group == "model" else ""
+            )
             return f"{group}={name}: no such {group}; {hint}{own}"
+    several = re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", str(error), re.DOTALL)
+    if several:
+        return f"{several[1]}: several values are several runs, which need -m; a list is written [a,b]"
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         known = OmegaConf.to_container(cause.parent_node, resolve=False) if cause.parent_node is not None else None
         problem = str(cause.msg).splitlines()[0]

@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from rnnzoo.errors import UserError
-from rnnzoo.files import writing
+from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.hydra.finished_run import Run, Summary
 from rnnzoo.plain import csv_cell, markdown, printable
 
@@ -233,6 +233,7 @@ def publish(folders: Sequence[Path], out: Path) -> None:
 
     Raises `UserError` as `collect` does, and when a file cannot be written.
     """
+    refuse_missing_parent("--out", out)
     found = collect(folders)
     if out.is_file():
         raise UserError(f"{out}: is a file; name a folder for the results")

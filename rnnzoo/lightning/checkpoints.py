@@ -120,7 +120,8 @@ def load_matching(path: str | None, module: pl.LightningModule) -> int:
     for key, value in checkpoint["hyper_parameters"].items():
         free = key in ("optimizer", "engine", "seed")
         if not free and key in module.hparams and not _same(module.hparams[key], value):
-            raise UserError(f"{path} was trained with {_short(key, value)}, not {_short(key, module.hparams[key])}")
+            theirs, ours = _difference(key, value, module.hparams[key])
+            raise UserError(f"{path} was trained with {theirs}, not {ours}")
     weights, own = checkpoint["state_dict"], module.state_dict()
     if {key: weight.shape for key, weight in weights.items()} != {key: weight.shape for key, weight in own.items()}:
         raise UserError(f"{path} does not fit task and model: it was written by another kind of run")
@@ -134,6 +135,15 @@ def _same(ours: Any, theirs: Any) -> bool:
         return bool(ours == theirs)
     except (RuntimeError, ValueError):
         return False
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> tuple[str, str]:
+    """The first key that two hyperparameters differ in, with the value that it has in each."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for name in (*ours, *theirs):
+            if name not in theirs or name not in ours or not _same(theirs[name], ours[name]):
+                return _difference(f"{key}.{name}", theirs.get(name), ours.get(name))
+    return _short(key, theirs), _short(key, ours)
 
 
 def _short(key: str, value: Any) -> str:

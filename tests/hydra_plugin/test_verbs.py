@@ -267,6 +267,23 @@ def test_a_review_can_be_judged_from_a_file(
     assert refused(capsys, "export", str(review_run), "--pt2", "--out", str(path / "below")).startswith("cannot write ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export RUN --pt2 --out nowhere/m.pt2", "show gru --png nowhere/x.png", "gallery nowhere/site",
+        "report RUN --out nowhere/results", "bench gru --out nowhere/bench",
+    ],
+)  # fmt: skip
+def test_no_command_makes_the_folder_above_what_it_writes(
+    arguments: str, text_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"there is no folder {tmp_path / 'nowhere'}" in refused(
+        capsys, *arguments.replace("RUN", str(text_run)).split()
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
 # Testing again
 
 
