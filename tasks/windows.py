@@ -20,6 +20,7 @@ from torch import Tensor
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
 from rnnzoo.lightning.data import SequenceData, in_order
+from rnnzoo.plain import printable
 
 from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, mackey_glass, read_csv, season_of
 
@@ -140,7 +141,7 @@ class Windows(SequenceData):
                     f"lower it, or change task.val_fraction and task.test_fraction"
                 )
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
-        print(f"{source}: {len(values):,} rows of {', '.join(names)}{span}; a season is {self.season} rows")
+        print(printable(f"{source}: {len(values):,} rows of {', '.join(names)}{span}; a season is {self.season} rows"))
 
     def _origins(self, first: int, end: int) -> Tensor:
         """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""

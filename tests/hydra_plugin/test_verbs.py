@@ -132,6 +132,18 @@ def test_bad_samples(text_run: Path, capsys: pytest.CaptureFixture[str], argumen
     assert refused(capsys, "sample", str(text_run), *arguments.split()) == line
 
 
+def test_a_terminal_obeys_nothing_of_an_alphabet(
+    runs: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs / "wild.txt").write_text("\x1b[31m\x07 wild " * 60)
+    folder = train(*TEXT, f"task.text={runs / 'wild.txt'}")
+    assert "\x1b" not in capsys.readouterr().out
+    said(capsys, "sample", str(folder), "--prime", "\x1b", "--length", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = said(capsys, "sample", str(folder), "--prime", "\x1b", "--length", "50")
+    assert "\x1b" not in shown and "\\x1b" in shown
+
+
 # Judging
 
 
