@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rnnzoo import registry
+from rnnzoo import Cell, registry
+from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
 from rnnzoo.hydra import param_match, summary
 from rnnzoo.hydra.recorded import named
@@ -27,6 +28,7 @@ from rnnzoo.lightning.ranks import rank
 from rnnzoo.lightning.records import MetricsCSV
 from rnnzoo.lightning.run_lock import locked
 from rnnzoo.lightning.wandb_run import finishing
+from rnnzoo.rehearsal import rehearse
 
 
 def run(config: DictConfig) -> list[str]:
@@ -85,6 +87,9 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         record(settings, folder)
     module = build(kinds[1], known, "task")
     module.learn_from(data)
+    for cell in (part for part in module.modules() if isinstance(part, Cell)):
+        if not author(cell).__module__.startswith("rnnzoo."):
+            rehearse(cell)
     resumed = f"{settings['resume']}/checkpoints/last.ckpt" if settings["resume"] else None
     start = load_matching(settings["ckpt"] or resumed, module)
     metrics_csv = MetricsCSV(folder, start)

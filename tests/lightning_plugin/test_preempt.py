@@ -58,6 +58,9 @@ def steps_taken(folder: Path) -> int:
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Train = Callable[..., Path]
 
+REHEARSED = 3
+"""Steps in evaluation that a cell of one's own is tried in before it is trained."""
+
 
 def cell(folder: Path, act: str) -> list[str]:
     """Arguments that train a cell which runs `act` at every step."""
@@ -106,7 +109,7 @@ def equal(left: Path, right: Path) -> None:
         ("SIGUSR1", f"calls[True] == {7 * BATCH + 1}", 8),  # in the eighth batch, after which no checkpoint is due
         ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 9),  # in an epoch's last
         ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 4),
-        ("SIGTERM", f"calls[False] > {3 * BATCH}", 15),
+        ("SIGTERM", f"calls[False] > {3 * BATCH + REHEARSED}", 15),
         ("SIGINT", f"calls[True] == {7 * BATCH + 1}", 8),
     ],
     ids=["batch", "last batch", "validation", "test", "Ctrl-C"],
