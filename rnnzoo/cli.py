@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from rnnzoo import __version__
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.plain import masked, printable
 
 if TYPE_CHECKING:
     from rnnzoo.hydra.verbs import Verb
@@ -67,7 +68,7 @@ def _answer(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(masked(f"error: {error}")), file=sys.stderr)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extras = [extra for extra, modules in EXTRAS.items() if missing in modules]

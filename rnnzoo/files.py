@@ -33,6 +33,13 @@ def writing(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def refuse_missing_parent(option: str, path: Path) -> None:
+    """Raise `UserError` where the folder that `path` would be written into does not exist: it may be misspelt."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {parent}; make it, or name another")
+
+
 def cache_folder() -> Path:
     """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
     own = os.environ.get("RNNZOO_CACHE")

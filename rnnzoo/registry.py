@@ -103,7 +103,7 @@ def entry(name: str) -> Entry:
     """The registry's record of `name`; `UserError` with the nearest names when there is none."""
     _load_installed()
     if name not in _entries:
-        raise UserError(f"no cell is named {name!r}; {nearest(name, _entries)}")
+        raise UserError(f"no cell is named {name!r}; {nearest(name, _entries)}; rnnzoo list shows all")
     return _entries[name]
 
 
@@ -142,6 +142,11 @@ def load(target: str) -> ModuleType:
 def loaded(name: str) -> ModuleType | None:
     """The module that `load` has read, by its own name or by that of its file; None if there is none."""
     return next((module for key, module in _loaded.items() if name in (key, Path(key).stem)), None)
+
+
+def all_loaded() -> list[ModuleType]:
+    """All modules that `load` has read."""
+    return list(_loaded.values())
 
 
 def find(target: str) -> type[Cell]:

@@ -29,6 +29,7 @@ from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture
 from rnnzoo.lightning.pictures.unit_page import UnitPage
 from rnnzoo.lightning.verbs import verb
+from rnnzoo.plain import printable
 from rnnzoo.recurrent import State
 
 from .download import download
@@ -133,7 +134,7 @@ class Characters(SequenceData):
         self.has_test = len(parts[2]) > 1
         self.train, self.val, self.test = (_streams(part, self.streams, self.window) for part in parts)
         if len(self.train) < self.streams:
-            print(f"{source}: {len(codes):,} characters make {len(self.train)} streams, not {self.streams}")
+            print(printable(f"{source}: {len(codes):,} characters make {len(self.train)} streams, not {self.streams}"))
 
     def facts(self) -> dict[str, Any]:
         return {"alphabet": self.alphabet}

@@ -21,7 +21,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.files import writing
+from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
@@ -135,6 +135,7 @@ class Forecast(SequenceModule):
             axes.plot(time[-len(rows) :], [row[k] for row in rows], ".-", color="C3", label="forecast")
             axes.set(ylabel=name)
             axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+        refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
             figure.savefig(partial, dpi=120, format="png")
         print(f"written: {plot}", file=sys.stderr)

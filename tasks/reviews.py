@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.files import cache_folder, writing
+from rnnzoo.plain import printable
 
 from .download import digest, download, one_at_a_time
 from .review_files import files_of, read_reviews
@@ -98,7 +99,7 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
                 return words, train, test
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             warnings.warn(f"{path} is damaged ({error}) and will be made anew", stacklevel=2)
-    print(f"reading the reviews of {source}", flush=True)
+    print(printable(f"reading the reviews of {source}"), flush=True)
     words, train, test = encode(read_reviews(source), vocabulary, maxlen)
     arrays = {
         f"{split}_{k}": v.numpy() for split, r in (("train", train), ("test", test)) for k, v in r._asdict().items()

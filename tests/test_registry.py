@@ -147,7 +147,7 @@ def test_register_without_a_name_is_refused():
 def test_an_unknown_name_suggests_the_nearest(find):
     with pytest.raises(UserError, match=r"no cell is named 'lstn'; did you mean .*lstm"):
         find("lstn")
-    with pytest.raises(UserError, match=r"no cell is named 'qqqqq'; known: .*gru, .*lstm, .*rnn"):
+    with pytest.raises(UserError, match=r"no cell is named 'qqqqq'; known: .*, .* and \d+ more; rnnzoo list shows all"):
         find("qqqqq")
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rnnzoo import bench, bench_report, registry
 from rnnzoo.errors import UserError
+from rnnzoo.files import refuse_missing_parent
 
 
 def measure_cells(options: argparse.Namespace) -> None:
@@ -20,8 +21,9 @@ def measure_cells(options: argparse.Namespace) -> None:
     names = options.names or registry.list_cells()
     for name in names:
         registry.get(name)
+    refuse_missing_parent("--out", options.out)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {options.out}: {error.strerror}; name a folder that can be made") from None
     machine = bench.machine(setting)

@@ -20,6 +20,7 @@ from rnnzoo.engine.plan import describe, plan
 from rnnzoo.errors import UserError
 from rnnzoo.explain import diagram
 from rnnzoo.explain.card import Card, html, latex, text
+from rnnzoo.files import refuse_missing_parent
 from rnnzoo.recurrent import Recurrent
 
 
@@ -27,6 +28,7 @@ def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Pa
     """Print a cell's card, or one of its forms; write its diagram to `png` if that is given."""
     card = Card(registry.entry(name), input_size, hidden_size)
     if png is not None:
+        refuse_missing_parent("--png", png)
         try:
             diagram.png(card.cell, png)
         except OSError as error:

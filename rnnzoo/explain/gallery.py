@@ -15,6 +15,7 @@ from rnnzoo.explain import essay
 from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
+from rnnzoo.files import refuse_missing_parent
 from rnnzoo.progress import steps
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
@@ -55,6 +56,7 @@ def build(out: Path, results: Path | None = None) -> dict[str, str]:
         raise UserError(f"{out}: is a file; name a folder for the gallery")
     if out.is_dir() and any(out.iterdir()) and not (out / "gallery.js").is_file():
         raise UserError(f"{out}: holds other files; name a folder that is empty, new, or a gallery")
+    refuse_missing_parent("gallery", out)
     tables = read_results(results or RESULTS) if results or RESULTS.is_file() else {}
     cards, anatomies, left_out = [], {}, {}
     for name in steps(registry.list_cells(), "reading"):
@@ -65,7 +67,6 @@ def build(out: Path, results: Path | None = None) -> dict[str, str]:
         except UserError as error:
             left_out[name] = str(error)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         # beside its place until it is whole, so that a failure leaves nothing half-written
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".gallery-") as made:
             _write(Path(made), cards, anatomies, tables)

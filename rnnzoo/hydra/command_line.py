@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rnnzoo.errors import UserError
+from rnnzoo.errors import UserError, nearest
 from rnnzoo.hydra.models import named_models, register_models
+from rnnzoo.hydra.recorded import recorded_settings, refuse_unnamed_code
 from rnnzoo.hydra.refusals import refused, refusing_bad_input
 from rnnzoo.hydra.search.sweeper import register_sweepers
-from rnnzoo.hydra.settings import GROUPS, repeating
+from rnnzoo.hydra.settings import GROUPS, quoted, quoted_value, repeating
 from rnnzoo.lightning.ranks import rank, started
+from rnnzoo.plain import printable
 
 CONF = Path(str(importlib.import_module("rnnzoo.conf").__file__)).parent
 """The folder of choices: `conf/` of a clone, or the package's own."""
@@ -50,9 +53,21 @@ def command(main: Callable[[], Any]) -> None:
                 sys.argv[1:] += ["hydra.run.dir=.", "hydra.output_subdir=null"]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself, over several lines
         refused.clear()
-        main()
+        with _own_folder(sys.argv[1:]):
+            main()
     if refused:
         sys.exit(1)
+
+
+def _own_folder(arguments: list[str]) -> AbstractContextManager[None]:
+    """Keeps the folder of a single run to this process, before Hydra writes its configuration there."""
+    flags = {argument for argument in arguments if argument.startswith("-")} - {"--config-path", "--config-name"}
+    folders = [argument for argument in arguments if argument.startswith("hydra.run.dir=") and "${" not in argument]
+    if flags or not folders or rank() > 0:
+        return nullcontext()
+    from rnnzoo.lightning.run_lock import locked
+
+    return locked(Path(str(value_of(folders[-1]))))
 
 
 def announced(arguments: list[str]) -> list[str]:
@@ -66,11 +81,12 @@ def announced(arguments: list[str]) -> list[str]:
     if chosen["hardware"] == "auto" and sys.platform == "linux":
         chosen["hardware"] = "auto (a GPU)" if Path("/dev/nvidiactl").exists() else "auto (the CPU)"
     what = ", ".join(f"{key} {value}" for key, value in chosen.items())
+    if several:
+        print(printable(f"{what}: several runs"), flush=True)
     if several or any("," in value for value in chosen.values()):
-        print(f"{what}: several runs", flush=True)
         return arguments
     folder = given.get("hydra.run.dir") or f"outputs/{chosen['task']}/{chosen['model']}/{datetime.now():{TIME}}"
-    print(f"{what}, folder {folder}", flush=True)
+    print(printable(f"{what}, folder {folder}"), flush=True)
     return arguments if "hydra.run.dir" in given else [*arguments, f"hydra.run.dir={folder}"]
 
 
@@ -95,6 +111,7 @@ def prepare(arguments: list[str]) -> list[str]:
     no run to resume, or one that would be overwritten, and for what Hydra would answer with a traceback.
     """
     values = {}
+    arguments = [_literal(argument) for argument in arguments]
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if equals and not key:
@@ -120,12 +137,51 @@ def prepare(arguments: list[str]) -> list[str]:
     if "param_match" in values:
         raise UserError(f"param_match={values['param_match']}: a resumed run keeps its hidden size; leave it out")
     folder = Path(str(resume)).expanduser().resolve()
+    if "${" in str(folder):
+        raise UserError(f"resume={folder}: what stands after a ${{ is Hydra's to fill in; rename the folder")
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
             raise UserError(f"resume={resume}: nothing to resume there, {folder / needed} is missing")
+    cells = values.get("cells")
+    if "cells" not in values or cells is not None:
+        refuse_unnamed_code(folder, recorded_settings(folder), None if cells is None else str(cells))
     if "--config-path" in arguments:  # a process that rank 0 started with arguments already prepared
         return arguments
-    return repeating(folder, arguments)
+    return repeating(folder, [part for argument in arguments for part in _of_group(argument)])
+
+
+PATHS = ("resume", "hydra.run.dir", "ckpt", "cells")
+"""Arguments that are a path, which a person writes as it is."""
+
+
+def _literal(argument: str) -> str:
+    """The argument, quoted if it is a path that Hydra would read as something else: one with ' = , {} or a space."""
+    key, _, text = argument.partition("=")
+    if key not in PATHS or text in ("", "null") or text[0] in "'\"" or (key == "hydra.run.dir" and "${" in text):
+        return argument
+    here = Path(text).expanduser().exists() or key in ("resume", "hydra.run.dir")
+    return f"{key}={quoted(text)}" if here else argument
+
+
+def _of_group(argument: str) -> list[str]:
+    """The argument for a run that is resumed, in whose record a choice has become the keys that it stood for.
+
+    Raises `UserError` for a choice that is not there, and for one that a run keeps.
+    """
+    key, equals, name = argument.partition("=")
+    if not equals or key not in GROUPS:
+        return [argument]
+    if key not in CHANGEABLE:
+        raise UserError(f"{argument}: a resumed run keeps its {key}; leave it out")
+    names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"{argument}: no such {key}; {nearest(name, names)}")
+    loaded = yaml.safe_load((CONF / key / f"{name}.yaml").read_text(encoding="utf-8"))
+    return [f"~{key}", *(f"+{key}.{k}={quoted_value(value)}" for k, value in loaded.items())]
+
+
+CHANGEABLE = ("optimizer", "hardware", "logger")
+"""Groups of which a resumed run may choose another option."""
 
 
 def help_text(arguments: list[str]) -> str:
@@ -160,4 +216,5 @@ def requeued(arguments: list[str]) -> list[str]:
         return arguments
     if not (Path(str(value_of(folders[-1]))) / "checkpoints" / "last.ckpt").is_file():
         return arguments
-    return ["resume=" + folders[-1].partition("=")[2]]
+    own = [argument for argument in arguments if argument.startswith("cells=")]
+    return ["resume=" + folders[-1].partition("=")[2], *own]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo.errors import UserError
@@ -16,6 +17,7 @@ from rnnzoo.hydra.trained import load
 from rnnzoo.hydra.trainer import quieten
 from rnnzoo.lightning.arguments import build
 from rnnzoo.lightning.framework import pl
+from rnnzoo.plain import printable
 
 
 def evaluate(run: Path) -> bool:
@@ -31,10 +33,8 @@ def evaluate(run: Path) -> bool:
     data.setup()
     if not data.has_test:
         raise UserError(f"{run}: task={task['name']} has no test")
-    path = trained.folder / "summary.json"
-    summary: Any = json.loads(path.read_bytes()) if path.is_file() else {"metrics": {}, "steps": 0}
-    recorded = summary["metrics"]
-    module.expect(summary["steps"])  # so that the engine is the one that trained
+    recorded, steps = recorded_metrics(trained.folder / "summary.json")
+    module.expect(steps)  # so that the engine is the one that trained
     quieten()
     with tempfile.TemporaryDirectory() as folder:  # pictures of the test are in the run's own
         trainer = pl.Trainer(
@@ -46,7 +46,7 @@ def evaluate(run: Path) -> bool:
             default_root_dir=folder,
         )
         found = trainer.test(module, data, verbose=False)[0]
-    table = Table("metric", "now", "recorded", title=f"{trained.checkpoint}", title_justify="left")
+    table = Table("metric", "now", "recorded", title=escape(printable(trained.checkpoint)), title_justify="left")
     equal = True
     for name, value in found.items():
         before = recorded.get(name)
@@ -55,3 +55,14 @@ def evaluate(run: Path) -> bool:
     Console().print(table)
     print("equal to the recorded ones" if equal else "NOT equal to the recorded ones")
     return equal
+
+
+def recorded_metrics(path: Path) -> tuple[dict[str, float], int]:
+    """Metrics and steps of a run's summary.json, none of a run that was not finished; `UserError` if it is damaged."""
+    if not path.is_file():
+        return {}, 0
+    try:
+        summary: Any = json.loads(path.read_bytes())
+        return {str(name): float(value) for name, value in summary["metrics"].items()}, int(summary["steps"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); move it away to go on without") from error

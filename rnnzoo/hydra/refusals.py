@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,16 +17,25 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.lightning.ranks import rank
+from rnnzoo.plain import masked, printable
+
+
+class ProcessDied(RuntimeError):
+    """A process of a job has died, which is not the job's fault: it may be repeated."""
+
 
 refused: list[str] = []
-"""The lines of those jobs of a sweep whose input was bad; the others run."""
+"""The lines of those jobs of a sweep whose input was bad, or which failed; the others run."""
 
 
 @contextmanager
 def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
     """One line when bad input shows, then the end of the process, or of the job if it is one of a sweep.
+
+    Whatever else a job of a sweep raises is its failure alone: a line, and the others run.
 
     Yields a list that takes up the line of such a job, for the sweep to know. The folder `discard` is removed if only
     Hydra wrote to it, with what is empty then above it.
@@ -36,11 +47,13 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
         if discard is not None and rank() == 0 and [path.name for path in discard.glob("*")] == [".hydra"]:
             _remove(discard)
         bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
-        if not bad_input or os.environ.get("RNNZOO_TRACEBACK") == "1":
+        one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        failed = one_of_many and isinstance(error, Exception) and not isinstance(error, ProcessDied)
+        if not (bad_input or failed) or os.environ.get("RNNZOO_TRACEBACK") == "1":
             raise
-        line = f"error: {one_line(error)}"
+        line = printable(masked(f"error: {one_line(error) if bad_input else located(error)}"))
         print(line, file=sys.stderr, flush=True)
-        if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        if not one_of_many:
             sys.exit(1)
         lines.append(line)
 
@@ -55,6 +68,14 @@ def _remove(folder: Path) -> None:
             parent.rmdir()
 
 
+def located(error: BaseException) -> str:
+    """What was raised, in one line, after the line of the person's own code that raised it if there is one."""
+    own = {str(Path(str(module.__file__))) for module in registry.all_loaded() if getattr(module, "__file__", None)}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    where = f"{frames[-1].filename} line {frames[-1].lineno}: " if frames else ""
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def one_line(error: BaseException) -> str:
     """What is wrong and what to do, in one line."""
     cause = error.__cause__
@@ -62,8 +83,13 @@ def one_line(error: BaseException) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group and error.options:
             hint = nearest(name, error.options)
-            own = "; cells of your own come in with cells=FILE.py" if group == "model" else ""
+            own = (
+                "; rnnzoo list shows all, and cells of your own come in with cells=FILE.py" if group == "model" else ""
+            )
             return f"{group}={name}: no such {group}; {hint}{own}"
+    several = re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", str(error), re.DOTALL)
+    if several:
+        return f"{several[1]}: several values are several runs, which need -m; a list is written [a,b]"
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         known = OmegaConf.to_container(cause.parent_node, resolve=False) if cause.parent_node is not None else None
         problem = str(cause.msg).splitlines()[0]

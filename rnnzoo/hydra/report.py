@@ -9,107 +9,28 @@ import csv
 import io
 import math
 import os
+import re
 import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ValidationError
+from omegaconf import DictConfig
 
 from rnnzoo.errors import UserError
-from rnnzoo.files import writing
-
-APART = ("task", "model", "seed")
-"""Overrides that have columns of their own."""
-
-NOT_OF_THE_RUN = ("hydra", "resume", "sweep")  # overrides that say where and why a run was made
+from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.hydra.finished_run import Run, Summary
+from rnnzoo.plain import csv_cell, markdown, printable
 
 CURVES = 5
 """Rows of the table in one chart, which has as many colours."""
 
 DASH = "–"
-
-
-class Summary(BaseModel):
-    """What the table needs of a run's summary.json."""
-
-    task: str
-    model: str
-    seed: int
-    monitor: str
-    mode: Literal["min", "max"]
-    best_epoch: int | None
-    metrics: dict[str, float]
-    parameters: int
-    seconds_per_epoch: float
-    steps_per_second: float | None
-    peak_memory_mib: int
-    peak_gpu_memory_mib: int | None
-    machine: str
-
-    @property
-    def test(self) -> str:
-        """The test metric of the monitor's name."""
-        return "test/" + self.monitor.partition("/")[2]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, its summary, the overrides it was started with, and its monitor by epoch from 1."""
-
-    folder: Path
-    summary: Summary
-    overrides: tuple[str, ...]
-    curve: Sequence[tuple[float, float]]
-
-    @classmethod
-    def read(cls, folder: Path) -> Run:
-        """The run in `folder`; `ValueError` or `OSError` says in one line what is wrong with it."""
-        try:
-            summary = Summary.model_validate_json((folder / "summary.json").read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(" ".join(["summary.json:", *map(str, first["loc"]), first["msg"]])) from None
-        try:
-            overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"), resolve=False)
-        except Exception as error:  # whatever YAML's parser and OmegaConf raise
-            raise ValueError(f".hydra/overrides.yaml: {getattr(error, 'strerror', None) or 'unreadable'}") from None
-        if not isinstance(overrides, list):
-            raise ValueError(".hydra/overrides.yaml: not a list")
-        mine = [text for text in map(str, overrides) if _key(text).partition(".")[0] not in NOT_OF_THE_RUN]
-        return cls(folder, summary, tuple(mine), _curve(folder / "metrics.csv", summary.monitor))
-
-    @cached_property
-    def choices(self) -> tuple[str, ...]:
-        """What was chosen apart from task, model and seed, in an order that does not depend on the command."""
-        last = {_key(text): text for text in self.overrides}
-        return tuple(sorted(text for key, text in last.items() if key not in APART))
-
-    @property
-    def command(self) -> str:
-        """What repeats the run, for a shell."""
-        return shlex.join(["rnnzoo", "train", *self.overrides])
-
-
-def _curve(path: Path, name: str) -> list[tuple[float, float]]:
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(float(row["epoch"]) + 1, float(row[name])) for row in csv.DictReader(file) if row.get(name)]
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise ValueError(f"metrics.csv: {error}") from None
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
 
 
 @dataclass(frozen=True)
@@ -312,6 +233,7 @@ def publish(folders: Sequence[Path], out: Path) -> None:
 
     Raises `UserError` as `collect` does, and when a file cannot be written.
     """
+    refuse_missing_parent("--out", out)
     found = collect(folders)
     if out.is_file():
         raise UserError(f"{out}: is a file; name a folder for the results")
@@ -332,17 +254,17 @@ def _print(found: Found) -> None:
         console.width = max(console.width, 200)
     for table in found.tables:
         columns = table.columns()
-        shown = rich.Table(title=escape(table.title), title_justify="left")
+        shown = rich.Table(title=escape(printable(table.title)), title_justify="left")
         for heading in columns:
             side: Literal["left", "right"] = "left" if heading in ("model", "overrides") else "right"
-            shown.add_column(heading, justify=side, overflow="fold")
+            shown.add_column(escape(printable(heading)), justify=side, overflow="fold")
         for row in table.rows:
-            shown.add_row(*(escape(cell(row)) for cell in columns.values()))
+            shown.add_row(*(escape(printable(cell(row))) for cell in columns.values()))
         console.print(shown)
         for line in (*table.notes(), f"best run: {table.best.folder}", f"repeat it: {table.best.command}"):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(printable(line), markup=False, soft_wrap=True)
     for line in found.left_out:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def as_csv(found: Found) -> str:
@@ -357,11 +279,11 @@ def as_csv(found: Found) -> str:
     ])  # fmt: skip
     for row in (row for table in found.tables for row in table.rows):
         first, best = row.first, row.best
-        writer.writerow([
+        writer.writerow(map(csv_cell, [
             first.task, first.model, shlex.join(best.choices), len(row.runs), row.seeds, first.monitor,
             *(number(name) for name in (first.monitor, first.test) for number in (row.mean, row.spread)),
             *map(row.mean, means), *map(row.largest, peaks), best.command,
-        ])  # fmt: skip
+        ]))  # fmt: skip
     return text.getvalue()
 
 
@@ -371,11 +293,12 @@ def as_markdown(found: Found) -> str:
     for table in found.tables:
         columns = table.columns()
         cells = [list(columns), *([cell(row) for cell in columns.values()] for row in table.rows)]
-        lines = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in cells]
+        lines = ["| " + " | ".join(markdown(text) for text in line) + " |" for line in cells]
         lines.insert(1, "|" + "---|" * len(columns))
-        again = f"Best run: `{table.best.folder}`\n\n```bash\n{table.best.command}\n```"
-        parts += [f"## {table.title}", "\n".join(lines), *table.notes(), again]
-    return "\n\n".join([*parts, *found.left_out]) + "\n"
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", table.best.command)), default=0))
+        again = f"Best run: {markdown(table.best.folder)}\n\n{fence}bash\n{printable(table.best.command)}\n{fence}"
+        parts += [f"## {markdown(table.title)}", "\n".join(lines), *map(markdown, table.notes()), again]
+    return "\n\n".join([*parts, *map(markdown, found.left_out)]) + "\n"
 
 
 def as_html(found: Found) -> str:
@@ -385,7 +308,7 @@ def as_html(found: Found) -> str:
     from rnnzoo.explain.card import stylesheet, templates
 
     template = templates().from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    return template.render(found=found, style=Markup(stylesheet()))
+    return printable(template.render(found=found, style=Markup(stylesheet())))
 
 
 class AtTheEnd(Callback):

@@ -10,19 +10,25 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rnnzoo import registry
+from rnnzoo import Cell, registry
+from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
 from rnnzoo.hydra import param_match, summary
+from rnnzoo.hydra.recorded import named
 from rnnzoo.hydra.refusals import refusing_bad_input
 from rnnzoo.hydra.separate_process import is_separate, run_separately
 from rnnzoo.hydra.settings import record, resolve
 from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.hydra.trainer import build_trainer, find_callback
 from rnnzoo.lightning.arguments import build, refuse_unknown
-from rnnzoo.lightning.checkpoints import load_matching
+from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.preempt import watch
+from rnnzoo.lightning.ranks import rank
 from rnnzoo.lightning.records import MetricsCSV
+from rnnzoo.lightning.run_lock import locked
 from rnnzoo.lightning.wandb_run import finishing
+from rnnzoo.rehearsal import rehearse
 
 
 def run(config: DictConfig) -> list[str]:
@@ -32,6 +38,8 @@ def run(config: DictConfig) -> list[str]:
         config = _grouped(config)
         if is_separate(config):
             return run_separately(config, folder)
+        if rank() == 0:
+            stack.enter_context(locked(folder))
         settings = resolve(config, folder)
         trial = None
         if settings["sweep"]:
@@ -55,6 +63,7 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     pl.seed_everything(seed, workers=True, verbose=False)
     if settings["cells"]:
         registry.load(settings["cells"])
+        watch.cells = settings["cells"]
     if settings["ckpt"] and not settings["test_only"]:
         raise UserError("ckpt= needs test_only=true; to continue a run say resume=RUN_DIR")
     if settings["test_only"] and not settings["ckpt"]:
@@ -64,7 +73,9 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         size = settings["model"]["hidden_size"]
         raise UserError(f"param_match chooses the hidden size; leave out param_match or model.hidden_size={size}")
 
-    kinds = [find_class(task, key) for key in ("datamodule", "module")]
+    resuming = settings["resume"] is not None
+    named(settings)
+    kinds = [find_class(task, key, recorded=resuming) for key in ("datamodule", "module")]
     refuse_unknown(task.keys() - {"name", "datamodule", "module", "preset"}, kinds, "task")
     known = {**task, **{key: settings[key] for key in ("model", "optimizer", "engine", "seed")}}
     data = build(kinds[0], known, "task")
@@ -76,6 +87,9 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         record(settings, folder)
     module = build(kinds[1], known, "task")
     module.learn_from(data)
+    for cell in (part for part in module.modules() if isinstance(part, Cell)):
+        if not author(cell).__module__.startswith("rnnzoo."):
+            rehearse(cell)
     resumed = f"{settings['resume']}/checkpoints/last.ckpt" if settings["resume"] else None
     start = load_matching(settings["ckpt"] or resumed, module)
     metrics_csv = MetricsCSV(folder, start)
@@ -86,13 +100,15 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     if not settings["test_only"]:
         if trainer.is_global_zero:
             summary.print_parameters(module, trainer.strategy.root_device)
-        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        with restoring(resumed):
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:
             trial.value = metrics.get(module.monitor)
         best = find_callback(trainer, pl.callbacks.ModelCheckpoint).best_model_path or None
     if data.has_test:
-        metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
+        with restoring(best):
+            metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
     if trainer.is_global_zero:
         metrics.update(data.baseline())
         summary.finish(folder, settings, module, trainer, metrics)

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from rnnzoo.hydra.refusals import ProcessDied
 from rnnzoo.hydra.settings import repeating
 from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, SIGNALS
 from rnnzoo.lightning.ranks import started
@@ -35,7 +36,7 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     """Run `rnnzoo train` on `config` in the job's folder, and pass signals on to it.
 
     Returns a line if it was refused for bad input, which it has said itself. Ends the sweep as the job ended if a
-    signal has ended that, and raises `RuntimeError` for any other end.
+    signal has ended that, and raises `ProcessDied` for any other end.
     """
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     received = []
@@ -52,5 +53,5 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     if received or code in (EXIT_CODE, INTERRUPTED):
         sys.exit(code if code in (EXIT_CODE, INTERRUPTED) else EXIT_CODE)
     if code not in (0, 1):
-        raise RuntimeError(f"the run in {folder} ended with exit code {code}")
+        raise ProcessDied(f"the run in {folder} ended with exit code {code}")
     return [f"{folder}: refused"] * code

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.hydra.recorded import SINCE_THEN, record_code
 from rnnzoo.lightning.ranks import rank
 
 GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
 
-SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None}
-"""Keys that runs recorded by earlier versions lack, with what these did."""
+NEEDED = {
+    "task": ("name", "datamodule", "module"), "model": ("cell", "hidden_size"), "hardware": ("accelerator",),
+    "logger": ("name",), "optimizer": ("name", "lr", "schedule"), "trainer": ("precision",),
+}  # fmt: skip
+"""Keys without which nothing can be run, by their sections."""
 
 
 def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -24,9 +29,6 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     resumed from anywhere. Raises `UserError` naming the key.
     """
     settings: dict[str, Any] = {**SINCE_THEN, **OmegaConf.to_container(config, resolve=True)}  # type: ignore[dict-item]
-    for section, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
-        if section.get(key) and Path(str(section[key])).exists():
-            section[key] = str(Path(section[key]).resolve())
     kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
     kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,)) | {
@@ -39,6 +41,13 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
             raise UserError(
                 f"{key}={settings[key]}: must be {'a group of keys' if kind[0] is dict else kind[0].__name__}"
             )
+    for section, keys in NEEDED.items():
+        for key in keys:
+            if key not in settings[section]:
+                raise UserError(f"{section}.{key} is missing")
+    for group, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
+        if group.get(key) and Path(str(group[key])).exists():
+            group[key] = str(Path(group[key]).resolve())
     if settings["seed"] < 0:
         raise UserError(f"seed={settings['seed']}: must not be negative")
     if settings["param_match"] is not None and settings["param_match"] < 1:
@@ -66,12 +75,26 @@ def record(settings: dict[str, Any], folder: Path) -> None:
     path = folder / ".hydra" / "config.yaml"
     if settings["resume"] is None and path.is_file() and rank() == 0:
         OmegaConf.save(OmegaConf.create(settings), path)
+        if settings["cells"]:
+            record_code(folder, settings["cells"])
 
 
 def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
     """Arguments for Hydra to run in `folder` what was recorded there, changed by `arguments`."""
     return [
         "--config-path", str(folder / ".hydra"), "--config-name", "config", *arguments,
-        f"hydra.run.dir='{folder}'", "hydra.output_subdir=null",
+        f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null",
         "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
     ]  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra has to be given it to read just that."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def quoted_value(value: Any) -> str:
+    """A value of a YAML file of the project as an override; interpolations in it stay what they are."""
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

@@ -26,6 +26,7 @@ from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.records import Clock, MetricsCSV, plot_losses
 from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.lightning.wandb_run import WandbRun
+from rnnzoo.plain import printable
 
 
 def print_parameters(module: pl.LightningModule, device: torch.device) -> None:
@@ -85,13 +86,13 @@ def finish(
         table.add_row(name.replace("_", " "), str(summary[name]))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"folder: {folder}", markup=False, soft_wrap=True)
+    console.print(printable(f"folder: {folder}"), markup=False, soft_wrap=True)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return
     where = shlex.quote(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder))
     own = [f"rnnzoo {verb} {where}" for verb in verbs_of(type(module))]
     for line in ("go on with", *own, f"rnnzoo eval {where}", f"rnnzoo export {where} --onnx"):
-        console.print(line if line == "go on with" else f"  {line}", markup=False, soft_wrap=True)
+        console.print(printable(line if line == "go on with" else f"  {line}"), markup=False, soft_wrap=True)
 
 
 def _peak_memory() -> int | None:

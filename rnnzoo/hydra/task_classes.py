@@ -12,6 +12,11 @@ from hydra.utils import get_class
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError
+from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.module import SequenceModule
+
+OWNED = "rnnzoo.tasks."
+"""Where the classes lie that a recorded run may name without a person's word."""
 
 
 def find_class(task: Mapping[str, Any], key: str, recorded: bool = False) -> type[Any]:
@@ -24,13 +29,22 @@ def find_class(task: Mapping[str, Any], key: str, recorded: bool = False) -> typ
     module, _, name = path.rpartition(".")
     own = registry.loaded(module)
     if own is not None and isinstance(getattr(own, name, None), type):
-        return getattr(own, name)
-    if recorded and not path.startswith("rnnzoo."):
+        return _of_a_task(getattr(own, name), path, key)
+    if recorded and not module.startswith(OWNED):
         raise UserError(f"task.{key}={path}: is not rnnzoo's own; if you trust it, say --cells with its file or module")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
-        return get_class(path)
+        found: type[Any] = get_class(path)
     except (ImportError, ValueError) as error:
         raise UserError(f"task.{key}={path}: no such class ({' '.join(str(error).split())})") from error
+    return _of_a_task(found, path, key)
+
+
+def _of_a_task(found: type[Any], path: str, key: str) -> type[Any]:
+    """The class itself. Raises `UserError` for one that is nothing of a task's: a program to run, say."""
+    base = SequenceModule if key == "module" else pl.LightningDataModule
+    if not issubclass(found, base):
+        raise UserError(f"task.{key}={path}: is no {base.__name__}, as a task's {key} has to be")
+    return found

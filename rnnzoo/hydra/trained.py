@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rnnzoo import __version__, registry
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.settings import SINCE_THEN
+from rnnzoo.hydra.recorded import loaded_code, recorded_settings, refuse_other_code
 from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.lightning.arguments import build
 from rnnzoo.lightning.checkpoints import one_cause, read_checkpoint
@@ -52,22 +50,23 @@ def load(run: Path) -> Trained:
     and when its cell is not to be had.
     """
     folder, checkpoint = _find(run)
-    settings = _settings(folder)
+    settings = recorded_settings(folder)
     contents = read_checkpoint(checkpoint)
     given = contents["hyper_parameters"]
-    cell, recorded = settings["model"]["cell"], given.get("model", {}).get("cell")
+    cell, model = settings["model"]["cell"], given.get("model")
+    recorded = model.get("cell") if isinstance(model, dict) else None
     if recorded != cell:
         raise UserError(f"{checkpoint}: is of the cell {recorded}, not of {cell} as its folder says")
     if settings["cells"] and cell not in registry.list_cells():
         raise UserError(f"{folder}: its cell {cell} is of {settings['cells']}; if you trust that, say --cells with it")
+    if settings["cells"] and registry.all_loaded():
+        refuse_other_code(folder, loaded_code())
     kind = find_class(settings["task"], "module", recorded=True)
-    if not issubclass(kind, SequenceModule):
-        raise UserError(f"{folder}: task.module={settings['task']['module']} is not one of the project's modules")
     try:
         module = build(kind, {**settings["task"], **kind.renewed(contents)}, "hyper_parameters")
         module.learn_from(None)
         module.load_state_dict(contents["state_dict"])
-    except (UserError, RuntimeError) as error:
+    except Exception as error:  # whatever a task makes of arguments and weights that are not its own
         version = contents.get("rnnzoo_version", "an earlier version")
         raise UserError(
             f"{checkpoint}: written by rnnzoo {version}, does not fit {__version__} ({one_cause(error)})"
@@ -86,16 +85,3 @@ def _find(run: Path) -> tuple[Path, Path]:
     if not run.is_file():
         raise UserError(f"{run}: no such run; name its folder or one of its checkpoints")
     return run.absolute().parent.parent, run
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: no run there, {path} is missing; a checkpoint is used in its run's folder")
-    try:
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # whatever YAML's parser and OmegaConf raise
-        raise UserError(f"{path}: damaged ({one_cause(error)})") from error
-    if not isinstance(settings, dict) or not {"task", "model", "cells"} <= settings.keys():
-        raise UserError(f"{path}: not the configuration of a run")
-    return {**SINCE_THEN, **settings}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from rnnzoo.errors import UserError
+from rnnzoo.hydra.kept_folder import KeptFolder
 from rnnzoo.lightning.arguments import build, refuse_unknown
 from rnnzoo.lightning.checkpoints import AtomicCheckpointIO
 from rnnzoo.lightning.exact_resume import ExactResume
@@ -79,6 +80,7 @@ def build_trainer(
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
         Clock(),
+        KeptFolder(folder),
         pl.callbacks.ModelCheckpoint(str(checkpoints), "best", monitor, mode=mode, enable_version_counter=False),
         ExactResume(checkpoints / "last.ckpt", settings["checkpoint"]["every_n_steps"], settings["seed"]),
     ]

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import re
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from rnnzoo.errors import UserError
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.lightning.verbs import verbs_of
+from rnnzoo.plain import printable
 
 TYPES: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "Path": Path}
 
@@ -109,5 +113,24 @@ def call(run: Path, verbs: list[Verb], arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"rnnzoo {name} {run}")
     own[0].add_to(parser)
     answer = parser.parse_args(arguments)
-    with torch.no_grad():
+    with torch.no_grad(), _spelt_out():
         getattr(trained.module, name)(**vars(answer))
+
+
+class _SpeltOut(io.TextIOBase):
+    """A terminal that obeys nothing of what a model says: its alphabet is a stranger's file."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+
+    def write(self, text: str) -> int:
+        self.terminal.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.terminal.flush()
+
+
+def _spelt_out() -> AbstractContextManager[Any]:
+    """Spells out control characters if they would reach a terminal; files and pipes get the text as it is."""
+    return redirect_stdout(_SpeltOut(sys.stdout)) if sys.stdout.isatty() else nullcontext()

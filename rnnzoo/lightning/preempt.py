@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Protocol
 
 from rnnzoo.lightning.ranks import rank
+from rnnzoo.plain import printable
 
 EXIT_CODE = 85
 """Of a run that a signal ended. Linux's ERESTART; Python ends with 1, 2 or 120, a shell with 126, 127 or 128 + n, and
@@ -58,6 +59,7 @@ class Watch:
         last: the run's last.ckpt.
         launcher: of the run's other processes.
         alone: whether the run is one process.
+        cells: a person's own code, which has to be named again.
     """
 
     def __init__(self) -> None:
@@ -67,6 +69,7 @@ class Watch:
         self.last: Path | None = None
         self.launcher: Launcher | None = None
         self.alone = True
+        self.cells: str | None = None
 
     @property
     def code(self) -> int:
@@ -101,8 +104,9 @@ class Watch:
         ended = "interrupted" if name == "SIGINT" else f"ended by {name}"
         next_step = "run the same command again"
         if self.last is not None and self.last.is_file():
-            next_step = f"go on with {shlex.quote(f'resume={self.last.parent.parent}')}"
-        print(f"{ended}; {next_step}", file=sys.stderr, flush=True)
+            named = [f"resume={self.last.parent.parent}", *([f"cells={self.cells}"] if self.cells else [])]
+            next_step = f"go on with {shlex.join(named)}"
+        print(printable(f"{ended}; {next_step}"), file=sys.stderr, flush=True)
 
 
 watch = Watch()

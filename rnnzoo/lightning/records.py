@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rnnzoo.errors import UserError
 from rnnzoo.files import writing
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.framework import pl
@@ -23,17 +24,15 @@ class MetricsCSV(pl.loggers.Logger):
     Args:
         folder: of the run.
         step: where a resumed run goes on; rows it will write again are dropped.
+
+    Raises `UserError` when the rows before it cannot be read.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self.rows: dict[int, dict[str, Any]] = {}
-        if step and self.path.is_file():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if int(row["step"]) < step:
-                        self.rows[int(row["step"])] = {k: float(v) for k, v in row.items() if v != "" and k != "step"}
+        self.rows = read_metrics(self.path, step) if step and self.path.is_file() else {}
+        self.changed = False
 
     @property
     def name(self) -> str:
@@ -50,9 +49,12 @@ class MetricsCSV(pl.loggers.Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.setdefault(step or 0, {}).update(metrics)
+        self.changed = True
 
     @rank_zero_only
     def save(self) -> None:
+        if not self.changed and self.path.is_file():  # Lightning saves before a resumed run is restored, which may fail
+            return
         columns = ["epoch", *sorted({key for row in self.rows.values() for key in row} - {"epoch"})]
         with writing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
@@ -68,6 +70,29 @@ class MetricsCSV(pl.loggers.Logger):
     def best(self, monitor: str) -> dict[str, float]:
         """The validation metrics in `best_row`."""
         return {name: float(value) for name, value in self.best_row(monitor).items() if name.startswith("val/")}
+
+
+def read_metrics(path: Path, before: int) -> dict[int, dict[str, Any]]:
+    """The rows of `metrics.csv` before a step, by their steps. Raises `UserError` naming file and line."""
+    rows: dict[int, dict[str, Any]] = {}
+    line = 1
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if header[:2] != ["step", "epoch"] or len(set(header)) != len(header):
+                raise ValueError("its first two columns are not step and epoch, or a column is there twice")
+            for row in reader:
+                line += 1
+                if len(row) != len(header):
+                    raise ValueError(f"{len(row)} values in {len(header)} columns")
+                if int(row[0]) < before:
+                    rows[int(row[0])] = {k: float(v) for k, v in zip(header[1:], row[1:]) if v != ""}
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}: damaged, line {line}: {' '.join(str(error).split())}; mend it, or move it away to go on without"
+        ) from error
+    return rows
 
 
 class Clock(pl.Callback):

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from rnnzoo.errors import UserError
 from rnnzoo.lightning.framework import pl
+from rnnzoo.plain import printable
 
 rank_zero_only = pl.utilities.rank_zero_only
 
@@ -41,8 +42,10 @@ class WandbRun(pl.loggers.WandbLogger):
         settings: dict[str, Any],
         folder: Path,
     ) -> None:
+        told = f"{settings['task']['name']} {settings['model']['cell']} seed {settings['seed']} {folder.name}"
         super().__init__(
-            name=f"{settings['task']['name']} {settings['model']['cell']} seed {settings['seed']} {folder.name}",
+            name=printable(told)[:128],
+            id=_earlier(folder),
             project=project,
             mode=mode,
             group=group,
@@ -82,6 +85,12 @@ class WandbRun(pl.loggers.WandbLogger):
         self.log_metrics(found)
         figures = {key: value for key, value in summary.items() if key != "metrics"}
         self.experiment.summary.update({**figures, **summary["metrics"]})
+
+
+def _earlier(folder: Path) -> str | None:
+    """What W&B calls the run that was begun in a folder, for a resumed one to go on in it."""
+    begun = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name.partition("run-")[2])
+    return begun[-1].name.rpartition("-")[2] if begun else None
 
 
 @contextmanager

@@ -222,7 +222,7 @@ def test_experiments_yield_to_overrides(tmp_path: Path) -> None:
     ("argument", "said"),
     [
         ("model=gruu", ["model=gruu", "did you mean gru", "cells=FILE.py"]),
-        ("model=qqq", ["model=qqq", "known: ", "gru", "lstm"]),
+        ("model=qqq", ["model=qqq", "known: ", " more; rnnzoo list shows all"]),
         ("task=sin", ["task=sin", "did you mean sine"]),
         ("optimizer=adm", ["optimizer=adm", "adam or adamw"]),
         ("hardware=gppu", ["hardware=gppu", "did you mean gpu"]),
@@ -334,6 +334,21 @@ def test_an_argument_that_cannot_be_read(argument: str, refusal: Callable[..., s
 def test_a_value_that_must_be_quoted_is_told_so(argument: str, refusal: Callable[..., str]) -> None:
     error = refusal("task=char_lm", argument)
     assert argument in error and "quote" in error
+
+
+@pytest.mark.parametrize("argument", ["model=lstm,gru", "seed=1,2", "task.window=3,4"])
+def test_several_values_without_m(argument: str, refusal: Callable[..., str]) -> None:
+    assert (
+        refusal(argument)
+        == f"error: {argument}: several values are several runs, which need -m; a list is written [a,b]"
+    )
+
+
+def test_a_checkpoint_of_another_cell(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = train(*SINE, "model=rnn") / "checkpoints" / "best.ckpt"
+    with pytest.raises(SystemExit):
+        train(*SINE, "model=gru", "test_only=true", f"ckpt={path}")
+    assert capsys.readouterr().err == f"error: {path} was trained with model.cell=rnn, not model.cell=gru\n"
 
 
 @pytest.mark.parametrize("argument", ["model=null", "task=5"])

@@ -367,3 +367,82 @@ def test_two_machines_share_a_study_over_postgresql(here: Path, postgres: str) -
     assert sorted(int(run.name) for run in runs) == sorted(trial.number for trial in ended)
     assert all(list(machine.glob("sweeps/*/*/.hydra")) for machine in machines)  # both have had a share
     assert all(f"best trial: {min(ended, key=lambda t: t.value or 0).number}," in text for text in said)
+
+
+@pytest.mark.parametrize(
+    "search", [["task=char_lm", "task.restart=0.1,0.2"], ["model=indrnn", "model.nonlinearity=relu,tanh"]]
+)
+def test_keys_that_only_the_chosen_task_or_cell_has(
+    search: list[str], train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are composed: a budget that is refused only afterwards shows it."""
+    with pytest.raises(SystemExit):
+        train("sweep=optuna", *search, "hardware=cpu", "sweep.storage=nonsense")
+    assert "sweep.storage=nonsense: Could not parse" in capsys.readouterr().err
+    key = search[1].partition("=")[0]
+    with pytest.raises(SystemExit):
+        train("sweep=optuna", f"{search[0]}", f"{key}x=1,2", "hardware=cpu")
+    assert f"{key}x: no such key" in capsys.readouterr().err
+
+
+def test_values_that_do_not_go_together_are_refused_at_once(
+    train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """gru has no nonlinearity to choose: no trial has to be begun to see it."""
+    toy = [argument for argument in TOY if not argument.startswith("model=")]
+    search = ["model=indrnn,gru", "+model.nonlinearity=relu"]
+    with pytest.raises(SystemExit):
+        train(*toy, "sweep=optuna", "sweep.study=s", "sweep.sampler=grid", *search)
+    assert "nonlinearity" in capsys.readouterr().err
+
+
+FALLIBLE = MY_CELL.replace("mine", "fallible").replace(
+    "        return", "        1 / (self.hidden_size - 4)\n        return"
+)
+
+
+@pytest.mark.parametrize("sweep", [["sweep=optuna", "sweep.study=s", "sweep.sampler=grid"], ["-m"]])
+def test_a_job_that_raises_fails_alone(
+    sweep: list[str], train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "fallible.py").write_text(FALLIBLE)
+    line = FALLIBLE.splitlines().index("        1 / (self.hidden_size - 4)") + 1
+    toy = [argument for argument in TOY if not argument.startswith("model")]
+    with pytest.raises(SystemExit) as end:
+        train(*sweep, *toy, "cells=fallible.py", "model=fallible", "model.hidden_size=4,5", "hydra.sweep.dir=many")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.count("\n") == 1
+    assert f"{here / 'fallible.py'} line {line}: ZeroDivisionError: " in error
+    assert len(list(here.glob("many/*/summary.json"))) == 1
+    if "-m" not in sweep:
+        found = {trial.params["model.hidden_size"]: trial for trial in trials(here / "many")}
+        assert {key: trial.state for key, trial in found.items()} == {"4": TrialState.FAIL, "5": TrialState.COMPLETE}
+        assert "ZeroDivisionError" in found["4"].user_attrs[ERROR]
+
+
+def test_a_database_that_is_read_only(
+    train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with storage_at(f"sqlite:///{here / 'study.db'}"):
+        pass
+    url = f"sqlite:///file:{here / 'study.db'}?mode=ro&uri=true"
+    with pytest.raises(SystemExit) as end:
+        train(*TOY, "sweep=optuna", "seed=1,2", f"sweep.storage='{url}'")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error == f"error: sweep.storage={url}: attempt to write a readonly database\n"
+
+
+def test_the_password_of_a_database_is_in_no_file_and_no_line(
+    train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///file:{here / 'study.db'}?uri=true&password=sesame"
+    train(*TOY, "sweep=optuna", "seed=1,2", "sweep.n_trials=2", "sweep.study=s", f"sweep.storage='{url}'")
+    assert len(list(here.glob("sweeps/s/*/summary.json"))) == 2
+    said = capsys.readouterr()
+    assert "sesame" not in said.out + said.err
+    assert not [path for path in here.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
+    for wrong in ("nodb://me:sesame@host/x", "sqlite+nodb://me:ses@me@host/x?sslpassword=sesame"):
+        with pytest.raises(SystemExit):
+            train(*TOY, "sweep=optuna", "seed=1,2", f"sweep.storage='{wrong}'")
+        error = capsys.readouterr().err
+        assert "ses" not in error and "***" in error and error.count("\n") == 1

@@ -81,8 +81,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert main(list(arguments)) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    return captured.err.removeprefix("error: ")
+    error = "".join(line for line in captured.err.splitlines(keepends=True) if not line.startswith("exporting "))
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error.removeprefix("error: ")
 
 
 # Sampling
@@ -141,6 +142,18 @@ def test_sample_writes_prime_and_length(text_run: Path, capsys: pytest.CaptureFi
 )
 def test_bad_samples(text_run: Path, capsys: pytest.CaptureFixture[str], arguments: str, line: str) -> None:
     assert refused(capsys, "sample", str(text_run), *arguments.split()) == line
+
+
+def test_a_terminal_obeys_nothing_of_an_alphabet(
+    runs: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs / "wild.txt").write_text("\x1b[31m\x07 wild " * 60)
+    folder = train(*TEXT, f"task.text={runs / 'wild.txt'}")
+    assert "\x1b" not in capsys.readouterr().out
+    said(capsys, "sample", str(folder), "--prime", "\x1b", "--length", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = said(capsys, "sample", str(folder), "--prime", "\x1b", "--length", "50")
+    assert "\x1b" not in shown and "\\x1b" in shown
 
 
 # Judging
@@ -356,6 +369,23 @@ def test_a_review_can_be_judged_from_a_file(
     assert refused(capsys, "export", str(review_run), "--pt2", "--out", str(path / "below")).startswith("cannot write ")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export RUN --pt2 --out nowhere/m.pt2", "show gru --png nowhere/x.png", "gallery nowhere/site",
+        "report RUN --out nowhere/results", "bench gru --out nowhere/bench",
+    ],
+)  # fmt: skip
+def test_no_command_makes_the_folder_above_what_it_writes(
+    arguments: str, text_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"there is no folder {tmp_path / 'nowhere'}" in refused(
+        capsys, *arguments.replace("RUN", str(text_run)).split()
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
 # Testing again
 
 
@@ -389,8 +419,8 @@ def test_a_cell_of_ones_own_comes_from_where_the_run_had_it(
     sample = ["-m", "rnnzoo", "sample", str(folder), "--length", "5"]
     elsewhere = cells.rename(tmp_path / "moved.py")
     lost = command(*sample)
-    assert lost.returncode == 1 and lost.stderr.startswith(f"error: {folder}: cells={cells}")
-    assert lost.stderr.endswith("say with --cells where its cells are now\n")
+    assert lost.returncode == 1 and lost.stderr.startswith(f"error: {folder}: its cell of_my_own is of {cells}")
+    assert lost.stderr.endswith("say --cells with it\n")
     assert command(*sample, "--cells", str(elsewhere)).returncode == 0
 
 
@@ -455,5 +485,5 @@ def test_no_class_but_the_projects_is_made(text_run: Path, tmp_path: Path) -> No
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     config.task.module = "subprocess.Popen"
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    with pytest.raises(UserError, match=r"task.module=subprocess.Popen is not one of the project's modules"):
+    with pytest.raises(UserError, match=r"task.module=subprocess.Popen: is not rnnzoo's own"):
         load(folder)

@@ -58,6 +58,9 @@ def steps_taken(folder: Path) -> int:
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Train = Callable[..., Path]
 
+REHEARSED = 3
+"""Steps in evaluation that a cell of one's own is tried in before it is trained."""
+
 
 def cell(folder: Path, act: str) -> list[str]:
     """Arguments that train a cell which runs `act` at every step."""
@@ -106,7 +109,7 @@ def equal(left: Path, right: Path) -> None:
         ("SIGUSR1", f"calls[True] == {7 * BATCH + 1}", 8),  # in the eighth batch, after which no checkpoint is due
         ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 9),  # in an epoch's last
         ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 4),
-        ("SIGTERM", f"calls[False] > {3 * BATCH}", 15),
+        ("SIGTERM", f"calls[False] > {3 * BATCH + REHEARSED}", 15),
         ("SIGINT", f"calls[True] == {7 * BATCH + 1}", 8),
     ],
     ids=["batch", "last batch", "validation", "test", "Ctrl-C"],
@@ -117,11 +120,13 @@ def test_goes_on_as_if_nothing_had_happened(
     arguments = cell(tmp_path, f"if {moment}: signalled(signal.{number})")
     broken = tmp_path / "broken"
     said = ended(*arguments, f"hydra.run.dir={broken}")
-    assert ("interrupted" if number == "SIGINT" else number) in said and f"resume={broken}" in said
+    assert (
+        "interrupted" if number == "SIGINT" else number
+    ) in said and f"resume={broken} cells={tmp_path / 'signalled.py'}" in said
     assert not list(broken.rglob("*.partial"))
     assert not (broken / "summary.json").exists()
     assert steps_taken(broken) == steps
-    train(f"resume={broken}")
+    train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
     equal(train(*arguments), broken)
 
 
@@ -134,7 +139,7 @@ def test_gradients_that_were_being_gathered_are_not_lost(
     broken = tmp_path / "broken"
     ended(*arguments, f"hydra.run.dir={broken}")
     assert steps_taken(broken) == 2
-    train(f"resume={broken}")
+    train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
     equal(train(*arguments), broken)
 
 
@@ -171,6 +176,7 @@ def test_only_a_requeued_job_that_left_a_checkpoint_resumes(tmp_path: Path, monk
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert requeued(command) == [f"resume='{tmp_path}'"]
+    assert requeued([*command, "cells=own.py"]) == [f"resume='{tmp_path}'", "cells=own.py"]
     assert requeued(["resume=elsewhere", *command]) == ["resume=elsewhere", *command]
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert requeued(command) == command
@@ -226,7 +232,7 @@ def test_two_processes_agree(tmp_path: Path, command: Command, train: Train) -> 
     done = command("train.py", *arguments, f"hydra.run.dir={folder}", timeout=100)
     told(done.returncode, done.stderr.splitlines(keepends=True)[-1], f"resume={folder}")
     assert steps_taken(folder) == 3
-    train(f"resume={folder}", "hardware.devices=1", "hardware.strategy=auto")
+    train(f"resume={folder}", f"cells={tmp_path / 'signalled.py'}", "hardware=cpu")
     resumed, whole = (
         next(row for row in metrics(run) if row["train/loss"]) for run in (folder, train(*arguments[:-2]))
     )

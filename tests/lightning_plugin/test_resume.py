@@ -89,7 +89,7 @@ def test_resumed_equals_uninterrupted(at: int, tmp_path: Path, train: Callable[.
     folder = tmp_path / "broken"
     with pytest.raises(RuntimeError, match="killed"):
         train(*SINE, f"cells={cells}", f"model=mortal_{at}", f"hydra.run.dir={folder}")
-    assert train(f"resume={folder}") == folder
+    assert train(f"resume={folder}", f"cells={cells}") == folder
     assert same(whole, folder)
     assert losses(whole) == losses(folder)
     assert (folder / "summary.json").is_file()
@@ -108,7 +108,7 @@ def test_carried_state_and_dropout_come_back(at: int, tmp_path: Path, train: Cal
     folder = tmp_path / "broken"
     with pytest.raises(RuntimeError, match="killed"):
         train(*TEXT, f"cells={cells}", f"model={name}", f"hydra.run.dir={folder}")
-    train(f"resume={folder}")
+    train(f"resume={folder}", f"cells={cells}")
     assert same(whole, folder)
     assert losses(whole) == losses(folder)
 
@@ -122,7 +122,7 @@ def test_kill_minus_nine(tmp_path: Path, command: Callable[..., subprocess.Compl
     arguments = ["train.py", *SINE, f"cells={cells}", "model=mortal"]
     assert command(*arguments, f"hydra.run.dir={broken}").returncode == -signal.SIGKILL
     assert command(*arguments, f"hydra.run.dir={whole}").returncode == 0
-    resumed = command("train.py", f"resume={broken}")
+    resumed = command("train.py", f"resume={broken}", f"cells={cells}")
     assert resumed.returncode == 0, resumed.stderr
     assert same(whole, broken)
 

@@ -108,6 +108,17 @@ def metrics(folder: Path) -> dict[int, dict[str, float]]:
         return {int(row.pop("step")): {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)}
 
 
+def test_a_resumed_run_goes_on_in_its_wandb_run(train: Callable[..., Path]) -> None:
+    import wandb
+
+    folder = train(*SINE, "logger=wandb")
+    wandb.teardown()
+    train(f"resume={folder}", "trainer.max_epochs=2")
+    wandb.teardown()
+    names = {path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")}
+    assert len(names) == 1
+
+
 def test_a_run_is_kept_whole(train: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     folder = train(*TEXT, "logger=wandb", "logger.project=zoo", "pictures=true")
     output = capfd.readouterr()

@@ -25,10 +25,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rnnzoo.errors import UserError
+from rnnzoo.plain import masked
 
 SIGN, FOLDER, ERROR, REPEATS = "sign of life", "folder", "error", "repeats"
 """Attributes of a trial: when it was last heard of, its run's folder, why its job was refused, the number of the trial
 whose process died."""
+
+STORAGE = "RNNZOO_SWEEP_STORAGE"
+"""The variable that tells trials the URL of a database with a password, which no file of theirs may hold."""
 
 SIGNS = 6
 """Signs of life in the time after which a trial counts as dead."""
@@ -49,11 +53,13 @@ def storage_at(url: str) -> Iterator[RDBStorage]:
             storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": PATIENCE}} if lite else None)
             break
         except ImportError as error:
-            raise UserError(f"sweep.storage={url}: needs a package more: pip install {_missing(error)}") from error
+            raise UserError(
+                f"sweep.storage={masked(url)}: needs a package more: pip install {_missing(error)}"
+            ) from error
         except (OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
             if last or not isinstance(error, sqlalchemy.exc.DBAPIError):
                 cause = getattr(error.__cause__ or error, "orig", error.__cause__ or error)
-                raise UserError(f"sweep.storage={url}: {str(cause).splitlines()[0]}") from error
+                raise UserError(f"sweep.storage={masked(url)}: {masked(str(cause).splitlines()[0])}") from error
             time.sleep(0.5)  # another process may be making the tables at this moment
     if lite:  # else two processes may both find a trial waiting before either takes it
         sqlalchemy.event.listen(storage.engine, "connect", _leave_transactions_to_us)
@@ -64,6 +70,17 @@ def storage_at(url: str) -> Iterator[RDBStorage]:
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+@contextmanager
+def naming_storage(url: str) -> Iterator[None]:
+    """Within, whatever the database refuses is a `UserError` that names it: a file that is read-only, say."""
+    try:
+        yield
+    except (OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        line = str(getattr(cause, "orig", cause)).splitlines()[0]
+        raise UserError(f"sweep.storage={masked(url)}: {masked(line)}") from error
 
 
 def _missing(error: BaseException) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,16 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.refusals import refused
+from rnnzoo.hydra.refusals import one_line, refused
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
+from rnnzoo.hydra.settings import quoted
 from rnnzoo.lightning.ranks import refuse_sweep
+from rnnzoo.plain import masked
 
 if TYPE_CHECKING:
     import optuna
@@ -111,6 +117,7 @@ class Optuna(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Read search space and settings, and give the sweep its folder. Raises `UserError` naming the key."""
+        from rnnzoo.hydra.search.study import STORAGE
         from rnnzoo.hydra.task_classes import find_class
         from rnnzoo.lightning.arguments import build, refuse_unknown
 
@@ -139,6 +146,10 @@ class Optuna(Sweeper):
         self.study_name: str = config.sweep.study
         self.folder = Path(config.hydra.sweep.dir)
         self.storage = settings.storage or f"sqlite:///{self.folder.resolve() / 'study.db'}"
+        self.fixed.pop("sweep.storage", None)  # which may hold a password, and trials record what they are given
+        os.environ.pop(STORAGE, None)
+        if masked(self.storage) != self.storage:
+            os.environ[STORAGE] = self.storage
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -158,21 +169,24 @@ class Optuna(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until as many as wanted have ended, here or elsewhere."""
         from rnnzoo.hydra.search.conclusion import conclude
-        from rnnzoo.hydra.search.study import Budget, open_study, storage_at
+        from rnnzoo.hydra.search.study import Budget, naming_storage, open_study, storage_at
         from rnnzoo.hydra.search.trial import PRUNERS
         from rnnzoo.lightning.metrics import mode_of
 
         refuse_sweep()
         s = self.settings
         for key, kind in self.space.items():  # bad ones show now, not when they are proposed
-            self.validate_batch_is_legal([[f"{key}={value}"] for value in getattr(kind, "choices", ())])
+            first = {k: getattr(other, "choices", [getattr(other, "low", None)])[0] for k, other in self.space.items()}
+            for value in getattr(kind, "choices", ()):  # with all others, for a key may be only one task's or cell's
+                job = self.fixed | first | {key: value}
+                self.validate_batch_is_legal([[f"{k}={v}" for k, v in job.items()]])
         self.folder.mkdir(parents=True, exist_ok=True)
         sampler, pruner = make_sampler(s.sampler, s.seed, self.space), PRUNERS[s.pruner]()
         direction: Literal["minimize", "maximize"] = "minimize" if mode_of(self.monitor) == "min" else "maximize"
         n_trials = (
             min(s.n_trials, math.prod(map(len, grid(self.space).values()))) if s.sampler == "grid" else s.n_trials
         )
-        with storage_at(self.storage) as storage:
+        with naming_storage(self.storage), storage_at(self.storage) as storage:
             study = open_study(self.study_name, storage, direction, self.described, sampler, pruner)
             budget = Budget(study, n_trials, s.dead_after, s.attempts)
             print(f"study {self.study_name}: {len(budget.counted())} of {n_trials} trials there", flush=True)
@@ -197,7 +211,10 @@ class Optuna(Sweeper):
                 continue
             waiting = False
             with SignsOfLife(trials, budget.dead_after):
-                jobs = [self._overrides(study, trial) for trial in trials]
+                composed = [(trial, self._overrides(study, trial)) for trial in trials]
+                trials, jobs = [t for t, job in composed if job], [job for _, job in composed if job]
+                if not jobs:
+                    continue
                 try:
                     results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
                     note_refused(results)
@@ -210,22 +227,41 @@ class Optuna(Sweeper):
                     if all(ended) or barren == BARREN:
                         raise
                     line = " ".join(str(error).split())[:200]
-                    print(f"a process died ({type(error).__name__}: {line}); its trials will be repeated", flush=True)
+                    print(
+                        f"a process died ({type(error).__name__}: {masked(line)}); its trials will be repeated",
+                        flush=True,
+                    )
         return returns
 
     def _overrides(self, study: optuna.Study, trial: optuna.Trial) -> list[str]:
-        """A trial's job. Raises what Hydra does if it cannot be composed, `UserError` if its folder is taken."""
+        """A trial's job, empty if it cannot be composed, which is the trial's failure.
+
+        Raises `UserError` if its folder is taken.
+        """
         from optuna.trial import TrialState
+
+        from rnnzoo.hydra.search.study import ERROR
 
         proposed = {key: trial._suggest(key, kind) for key, kind in self.space.items()}
         job = [f"{key}={value}" for key, value in (self.fixed | proposed).items()]
-        job += [f"sweep.study='{self.study_name}'", f"sweep.storage='{self.storage}'", f"sweep.trial={trial.number}"]
+        job += [
+            f"sweep.study='{self.study_name}'",
+            f"sweep.storage={quoted(masked(self.storage))}",
+            f"sweep.trial={trial.number}",
+        ]
         try:
             if (self.folder / str(trial.number)).exists():
                 raise UserError(f"{self.folder / str(trial.number)} is there, but its study is not; move it away")
             self.validate_batch_is_legal([job])
-        except BaseException:
+        except BaseException as error:
+            wrong_together = isinstance(error, (HydraException, OmegaConfBaseException))
+            if wrong_together:
+                refused.append(f"error: trial {trial.number}: {one_line(error)}")
+                print(refused[-1], file=sys.stderr, flush=True)
+                trial.set_user_attr(ERROR, refused[-1])
             study.tell(trial, state=TrialState.FAIL)
+            if wrong_together:
+                return []
             raise
         return job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 import optuna
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.exceptions import OptunaError, TrialPruned, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from rnnzoo import UserError
-from rnnzoo.hydra.search.study import ERROR, FOLDER, SignsOfLife, give_up, storage_at
+from rnnzoo.hydra.refusals import ProcessDied, located
+from rnnzoo.hydra.search.study import ERROR, FOLDER, STORAGE, SignsOfLife, give_up, storage_at
 from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import Diverged
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
+from rnnzoo.plain import masked
 
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
@@ -72,7 +76,7 @@ class OwnTrial(pl.Callback):
         """Tell the study how the run has ended, unless it was given up in the meantime."""
         try:
             if error is not None:
-                self.trial.set_user_attr(ERROR, " ".join(str(error).split()))
+                self.trial.set_user_attr(ERROR, masked(" ".join(str(error).split())))
             self.study.tell(self.trial, value, state)
         except (ValueError, UpdateFinishedTrialError):
             print(f"trial {self.trial.number} was silent for too long and has been given up; it is repeated")
@@ -82,11 +86,11 @@ class OwnTrial(pl.Callback):
 def own_trial(settings: Mapping[str, Any], folder: Path) -> Iterator[OwnTrial]:
     """The trial that this run is; the study is told of its end.
 
-    A result is told, and so is that the run was pruned, diverged, or was refused for bad input, which raises once more.
-    A run that ends in any other way is given up, to be repeated.
+    A result is told, and so is that the run was pruned, diverged, was refused for bad input or has failed, which raises
+    once more. A run that a signal ends is given up, to be repeated.
     """
     sweep, kind = settings["sweep"], find_class(settings["task"], "module")
-    with storage_at(sweep["storage"]) as storage:
+    with storage_at(os.environ.get(STORAGE) or sweep["storage"]) as storage:
         yield from _told(OwnTrial(sweep, storage, folder, kind.monitor), sweep["dead_after"])
 
 
@@ -107,6 +111,11 @@ def _told(own: OwnTrial, dead_after: float) -> Iterator[OwnTrial]:
             print(f"trial {number}: {error}", flush=True)
         except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
             own.tell(TrialState.FAIL, error=error)
+            raise
+        except Exception as error:
+            if isinstance(error, (OptunaError, SQLAlchemyError)):  # the database's fault, not the trial's
+                raise ProcessDied(str(error)) from error
+            own.tell(TrialState.FAIL, error=located(error))
             raise
         except BaseException:
             watch.last = None  # the same command repeats the trial

@@ -1,0 +1,50 @@
+"""A wrong step of one's own is one line with file and line, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_recorded import SINE
+
+CELL = """
+import torch
+from rnnzoo import Cell, gate, register
+
+@register("wrong_{name}")
+class Wrong(Cell):
+    W, U, b = gate()
+
+    def step(self, x, h):
+        {body}
+"""
+WRONG = {
+    "shape": (
+        "return torch.tanh(x @ self.U + h @ self.U)",
+        "line 10: x @ self.U: [B, input=1] @ [hidden=5, hidden=5] do not fit; a weight for x is Input()",
+    ),
+    "in_place": ("h += x @ self.W; return h", "line 10: step writes to h, which others read"),
+    "weights": ("self.b.mul_(2); return h + x @ self.W", "line 10: step writes to self.b, which others read"),
+    "rows": ("return h + x @ self.W + (x @ self.W).mean(0)", "line 9: step mixes rows of the batch: h of a row"),
+    "states": ("return h, h", "line 9: step has to return h"),
+    "narrower": ("return (h + x @ self.W)[:, :2]", "line 9: step returns h as [B, 2], and was given [B, hidden=5]"),
+    "typo": ("return h + x @ self.Q", "line 10: AttributeError: "),
+    "sum": ("return h + self.U", "line 10: h + self.U: [B, hidden=5] + [hidden=5, hidden=5] do not fit"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_step_is_one_line(
+    name: str, tmp_path: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    body, said = WRONG[name]
+    path = tmp_path / "own.py"
+    path.write_text(CELL.format(name=name, body=body))
+    own = [argument for argument in SINE if not argument.startswith("model")]
+    with pytest.raises(SystemExit) as end:
+        train(*own, f"cells={path}", f"model=wrong_{name}", "model.hidden_size=5")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert f"{path} {said}" in error
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["own.py"]
