@@ -170,8 +170,8 @@ class Windows(SequenceData):
                     f"lower it, or change task.val_fraction and task.test_fraction"
                 )
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
-        read = f"{len(values):,} rows of {', '.join(names)}{rhythm}{span}"
-        print(printable(f"{source}: {read}; a season is {self.season} rows"))
+        found = f"{len(values):,} rows of {', '.join(names)}{rhythm}{span}"
+        print(printable(f"{source}: {found}; a season is {self.season} rows"))
 
     def _origins(self, first: int, end: int) -> Tensor:
         """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""
