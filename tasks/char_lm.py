@@ -14,17 +14,18 @@ import sysconfig
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.carried_state import CarriedState, with_states
-from rnnzoo.lightning.data import Batches, SequenceData, share
+from rnnzoo.lightning.data import Batches, SequenceData, parts_of, share
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture
 from rnnzoo.lightning.pictures.unit_page import UnitPage
@@ -35,8 +36,6 @@ from rnnzoo.recurrent import State
 from .download import download
 from .one_hot import OneHot
 from .text_files import is_data, read_text
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _hello() -> str:
@@ -99,16 +98,12 @@ class Characters(SequenceData):
         text: str | None = None,
         window: PositiveInt = 64,
         streams: PositiveInt = 32,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        val_fraction: Portion = 0.1,
         test_fraction: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.corpus, self.text, self.window, self.streams = corpus, text, window, streams
         self.fractions = val_fraction, test_fraction
-        if sum(self.fractions) >= 1:
-            raise UserError(
-                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
-            )
 
     def prepare_data(self) -> None:
         if self.text is None:
@@ -122,8 +117,7 @@ class Characters(SequenceData):
         self.alphabet = "".join(sorted(set(characters)))
         number = {character: index for index, character in enumerate(self.alphabet)}
         codes = torch.tensor([number[character] for character in characters])
-        held_out = [int(len(codes) * fraction) for fraction in self.fractions]
-        parts = codes.split([len(codes) - sum(held_out), *held_out])
+        parts = codes.split(parts_of(len(codes), *self.fractions))
         if len(parts[0]) <= self.window:
             raise UserError(
                 f"{source}: {len(parts[0]):,} characters to train on are fewer than a window of {self.window} and the "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
 
 from rnnzoo.errors import UserError
+from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, in_order, shuffled
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
@@ -29,8 +30,6 @@ from rnnzoo.lightning.verbs import verb
 from .bag_of_words import bag_of_words
 from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
 from .text_files import decode, read_text
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Batch(NamedTuple):
@@ -61,7 +60,7 @@ class Sentiments(SequenceData):
         maxlen: PositiveInt = 400,
         batch_size: PositiveInt = 64,
         pool: PositiveInt = 100,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        val_fraction: Portion = 0.1,
         seed: int = 1,
     ) -> None:
         super().__init__()

@@ -12,20 +12,21 @@ import ast
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
-from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.arguments import Fraction, Portion
+from rnnzoo.lightning.data import SequenceData, parts_of
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.recurrent import State
 
-from .char_lm import FORWARD_ONLY, Fraction, LanguageModel, draw
+from .char_lm import FORWARD_ONLY, LanguageModel, draw
 from .text_files import is_data, read_text
 
 BOUNDARY = 0
@@ -111,7 +112,7 @@ class Names(SequenceData):
         self,
         data: str | None = None,
         batch_size: PositiveInt = 64,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        val_fraction: Portion = 0.1,
         test_fraction: Fraction = 0.1,
         seed: int = 1,
     ) -> None:
@@ -126,15 +127,15 @@ class Names(SequenceData):
         self.alphabet = "".join(sorted(set("".join(different))))
         self.longest = max(map(len, different))
 
-        held_out = [int(len(different) * fraction) for fraction in self.fractions]
-        if held_out[0] < 1 or sum(held_out) >= len(different):
+        counts = parts_of(len(different), *self.fractions)
+        if counts[0] < 1 or counts[1] < 1:
             val_fraction, test_fraction = self.fractions
             raise UserError(
                 f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} of {len(different)} names "
                 f"leave none to validate on or none to train on"
             )
         order = torch.randperm(len(different), generator=torch.Generator().manual_seed(self.seed))
-        parts = order.split([len(different) - sum(held_out), *held_out])
+        parts = order.split(counts)
         self.train, self.val, self.test = (self._encode(names, {different[row] for row in part}) for part in parts)
         self.has_test = len(self.test.labels) > 0
         for label, name in enumerate(self.labels):

@@ -10,23 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
-from rnnzoo.lightning.data import SequenceData, in_order
+from rnnzoo.lightning.arguments import Fraction, Portion
+from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
 
 from .calendars import calendar_of
 from .numerals import Decimal
 from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, completed, mackey_glass, read_csv
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 AT_ONCE = 1024
 """Windows evaluated at once."""
@@ -81,7 +80,7 @@ class Windows(SequenceData):
         missing: Missing = "refuse",
         scaling: Scaling = "standard",
         season: PositiveInt | None = None,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        val_fraction: Portion = 0.1,
         test_fraction: Fraction = 0.2,
         batch_size: PositiveInt = 32,
         seed: int = 1,
@@ -96,10 +95,6 @@ class Windows(SequenceData):
         self.fractions = val_fraction, test_fraction
         if data is None and (date, columns) != (None, None):
             raise UserError("task.date and task.columns choose from a file; give one with task.data=FILE")
-        if val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
-            )
 
     def read(self) -> None:
         data, date, columns, targets = self.chosen
@@ -130,8 +125,7 @@ class Windows(SequenceData):
             raise UserError("task.targets: name at least one column, and each only once; null for all")
         self.at = [names.index(name) for name in self.targets]
 
-        held_out = [int(len(values) * fraction) for fraction in self.fractions]
-        rows = len(values) - sum(held_out)  # of the training part
+        rows, held_out, _ = parts_of(len(values), *self.fractions)
         if rows < window + horizon:
             raise UserError(
                 f"{source}: of {len(values)} rows, the {rows} to train on are too few for one window of {window} and a "
@@ -160,7 +154,7 @@ class Windows(SequenceData):
                     f"task.season={self.season}: in the training part, {name!r} is never known to differ from a season "
                     f"before, which leaves MASE without a scale; set another task.season"
                 )
-        ends = [0, rows, rows + held_out[0], len(values)]
+        ends = [0, rows, rows + held_out, len(values)]
         self.train, self.val, self.test = (self._origins(*part) for part in pairwise(ends))
         self.has_test = self.fractions[1] > 0
         for name, part in (("train", self.train), ("validate", self.val), ("test", self.test)):

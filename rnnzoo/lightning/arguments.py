@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from rnnzoo.errors import UserError, nearest
 
 T = TypeVar("T")
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""A share, or a probability, that may be none."""
+
+Portion = Annotated[float, Field(gt=0, lt=1)]
+"""A share that is something."""
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -78,6 +78,16 @@ def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tens
     return [order[batch] for batch in in_order(rows, batch_size)]
 
 
+def parts_of(rows: int, val_fraction: float, test_fraction: float) -> tuple[int, int, int]:
+    """Rows of the training, validation and test part; `UserError` where the fractions leave none to train on."""
+    held_out = int(rows * val_fraction), int(rows * test_fraction)
+    if val_fraction + test_fraction >= 1:
+        raise UserError(
+            f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} leave no training part"
+        )
+    return rows - sum(held_out), *held_out
+
+
 class SequenceData(pl.LightningDataModule):
     """Base of the data modules: a training, a validation and a test part in memory, batch by batch.
 
