@@ -57,8 +57,10 @@ class Seen(Cell):
 
     def step(self, x, h):
         global calls
+        rank = os.environ.get("LOCAL_RANK")
+        if rank is None:  # tried before the other processes are started
+            return torch.tanh(x @ self.W + h @ self.U + self.b)
         calls += 1
-        rank = os.environ["LOCAL_RANK"]
         Path(__file__).with_name(f"seen_{self.hidden_size}_{rank}_{os.getpid()}").touch()
         if (calls, self.hidden_size, rank) == (7, 5, "0"):
             os.kill(os.getppid(), signal.SIGTERM)
