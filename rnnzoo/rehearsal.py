@@ -140,7 +140,11 @@ def _operands(cell: Cell, frame: FrameType, line: int, rows: int) -> str:
         except RuntimeError:
             sign = SIGNS.get(type(node.op), "and")
             shapes = f"{_shape(cell, left, rows)} {sign} {_shape(cell, right, rows)}"
-            cure = "a weight for x is Input(), one for a state Recurrent()" if sign == "@" else "make the two alike"
+            cure = (
+                "a weight for x is InputWeight(), one for a state RecurrentWeight()"
+                if sign == "@"
+                else "make the two alike"
+            )
             return f"{ast.unparse(node)}: {shapes} do not fit; {cure}"
     return ""
 
