@@ -25,12 +25,12 @@ SMALL = Size(5, 2, 3, 4)
 
 @pytest.fixture
 def rnnzoo_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`rnnzoo_bench("gru", ...)` runs the command into tmp_path / "new" / "out" and returns what it prints."""
+    """`rnnzoo_bench("gru", ...)` runs the command into tmp_path / "out" and returns what it prints."""
 
     def run(*arguments: str) -> str:
         printed = io.StringIO()
         monkeypatch.setattr(benching, "Console", lambda: Console(file=printed))
-        assert cli.main(["bench", *arguments, "--out", str(tmp_path / "new" / "out")]) == 0
+        assert cli.main(["bench", *arguments, "--out", str(tmp_path / "out")]) == 0
         return printed.getvalue()
 
     return run
@@ -41,7 +41,7 @@ def rows(tmp_path: Path) -> Callable[[], dict[tuple[str, str], dict[str, str]]]:
     """The rows of bench.csv by cell and contender."""
 
     def read() -> dict[tuple[str, str], dict[str, str]]:
-        with (tmp_path / "new" / "out" / "bench.csv").open(newline="", encoding="utf-8") as file:
+        with (tmp_path / "out" / "bench.csv").open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             found = {(row["cell"], row["contender"]): row for row in reader}
             assert tuple(reader.fieldnames or ()) == bench_report.COLUMNS
@@ -75,10 +75,10 @@ def test_what_it_leaves(
         for ratio in ("fwd_ratio", "fwdbwd_ratio", "memory_ratio"):
             assert (row[ratio] == "") == (contender == OURS)
     assert found["mgu", "loop"]["memory_ratio"] == "1"  # the same loop twice
-    assert imread(tmp_path / "new" / "out" / "bench.png").shape[2] == 4
+    assert imread(tmp_path / "out" / "bench.png").shape[2] == 4
 
     assert found["lstm", OURS]["machine"] in printed and "÷ torch" in printed and "÷ loop" in printed
-    assert str(tmp_path / "new" / "out") in printed.replace("\n", "")
+    assert str(tmp_path / "out") in printed.replace("\n", "")
     progress = capsys.readouterr().err.splitlines()
     assert [line.split(" ms")[0].rpartition(":")[0] for line in progress] == ["[1/2] lstm 5,2,3,4", "[2/2] mgu 5,2,3,4"]
     assert "of torch" in progress[0] and "of torch" not in progress[1]
