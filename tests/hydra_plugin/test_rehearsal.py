@@ -22,7 +22,7 @@ class Wrong(Cell):
 WRONG = {
     "shape": (
         "return torch.tanh(x @ self.U + h @ self.U)",
-        "line 10: x @ self.U: [B, input=1] @ [hidden=5, hidden=5] do not fit; a weight for x is Input()",
+        "line 10: x @ self.U: [B, input=1] @ [hidden=5, hidden=5] do not fit; a weight for x is InputWeight()",
     ),
     "in_place": ("h += x @ self.W; return h", "line 10: step writes to h, which others read"),
     "weights": ("self.b.mul_(2); return h + x @ self.W", "line 10: step writes to self.b, which others read"),
