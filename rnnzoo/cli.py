@@ -83,10 +83,12 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:
-        return train(arguments[1:])
     anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # before the command or after it
     anywhere.add_argument("--cells")
+    if "train" in arguments[:1] or (arguments[:1] == ["--cells"] and arguments[2:3] == ["train"]):
+        if any(argument.partition("=")[0] == "--cells" for argument in arguments):
+            raise UserError("rnnzoo train takes code of your own as cells=FILE, without dashes")
+        return train(arguments[1:])
     own, rest = anywhere.parse_known_args(arguments)
     parser, commands = _parser()
     if rest and not rest[0].startswith("-") and rest[0] not in commands:

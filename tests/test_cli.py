@@ -245,3 +245,8 @@ def test_nothing_that_only_posix_has_is_needed(
     done = command("-c", hide + train)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["peak_memory_mib"] is None
+
+
+@pytest.mark.parametrize("arguments", [["train", "--cells", "mine.py"], ["--cells", "mine.py", "train", "task=sine"]])
+def test_train_has_a_key_for_cells(arguments: list[str], refusal: Callable[..., str]) -> None:
+    assert "cells=FILE, without dashes" in refusal(*arguments)

@@ -25,7 +25,7 @@ from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
-from rnnzoo.lightning.records import MetricsCSV
+from rnnzoo.lightning.records import Clock, MetricsCSV
 from rnnzoo.lightning.run_lock import locked
 from rnnzoo.lightning.wandb_run import finishing
 from rnnzoo.rehearsal import rehearse
@@ -102,6 +102,9 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
             summary.print_parameters(module, trainer.strategy.root_device)
         with restoring(resumed):
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        had = find_callback(trainer, Clock).epochs
+        if resumed and 0 < (trainer.max_epochs or 0) < had:
+            raise UserError(f"{resumed}: its run has had {had} epochs; set trainer.max_epochs to more")
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:
             trial.value = metrics.get(module.monitor)

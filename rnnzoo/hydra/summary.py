@@ -90,8 +90,12 @@ def finish(
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return
     where = shlex.quote(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder))
-    own = [f"rnnzoo {verb} {where}" for verb in verbs_of(type(module))]
-    for line in ("go on with", *own, f"rnnzoo eval {where}", f"rnnzoo export {where} --onnx"):
+    kind = type(module)
+    own_task = not kind.__module__.startswith("rnnzoo.")
+    code = settings["cells"] or (sys.modules[kind.__module__].__file__ if own_task else None)
+    named = f" --cells {shlex.quote(code)}" if code else ""  # code of a person's own is loaded only by name
+    own = [f"rnnzoo {verb} {where}{named}" for verb in verbs_of(kind)]
+    for line in ("go on with", *own, f"rnnzoo eval {where}{named}", f"rnnzoo export {where} --onnx{named}"):
         console.print(printable(line if line == "go on with" else f"  {line}"), markup=False, soft_wrap=True)
 
 

@@ -101,6 +101,8 @@ def restoring(path: str | None) -> Iterator[None]:
         of_lightning = [f.name for f in frames if Path(f.filename).stem == "checkpoint_connector"]
         if path is None or not any("restore" in name or "resume" in name for name in of_lightning):
             raise
+        if "current_epoch" in str(error):
+            raise UserError(f"{path}: its run has had more epochs; set trainer.max_epochs to more") from error
         raise UserError(f"{path}: damaged, cannot go on from it ({one_cause(error)})") from error
 
 

@@ -61,3 +61,11 @@ def test_its_words_are_known(old: Callable[[str], Path], capsys: pytest.CaptureF
     assert load(folder).module.hparams["words"][:2] == ["<padding>", "<unknown>"]
     assert main(["predict", str(folder), "--text", "it is a fine film"]) == 0
     assert "along the 5 words read" in capsys.readouterr().out
+
+
+def test_an_end_that_is_past_is_called_so(
+    old: Callable[[str], Path], train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train(f"resume={old('sine')}", "trainer.max_epochs=1")
+    assert "set trainer.max_epochs to more" in capsys.readouterr().err
