@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"cannot read the argument {argument!r}; arguments are KEY=VALUE")
         if key == "model.cell":
             raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
-        if key in ("cells", "resume", "hydra.run.dir", "param_match"):
+        if key in ("cells", "resume", "hydra.run.dir"):
             values[key] = value_of(argument)
         chooses = equals and key in GROUPS and argument not in ("experiment=null", "sweep=null")
         if chooses and isinstance(value_of(argument), (int, float, type(None))):
@@ -134,8 +135,6 @@ def prepare(arguments: list[str]) -> list[str]:
         if (folder / "checkpoints").is_dir() and rank() == 0:
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
-    if "param_match" in values:
-        raise UserError(f"param_match={values['param_match']}: a resumed run keeps its hidden size; leave it out")
     folder = Path(str(resume)).expanduser().resolve()
     if "${" in str(folder):
         raise UserError(f"resume={folder}: what stands after a ${{ is Hydra's to fill in; rename the folder")
@@ -147,7 +146,25 @@ def prepare(arguments: list[str]) -> list[str]:
         refuse_unnamed_code(folder, recorded_settings(folder), None if cells is None else str(cells))
     if "--config-path" in arguments:  # a process that rank 0 started with arguments already prepared
         return arguments
+    _refuse_other_run(arguments)
     return repeating(folder, [part for argument in arguments for part in _of_group(argument)])
+
+
+CHANGEABLE = (
+    "resume", "cells", "hydra", "trainer", "checkpoint", "early_stopping", "optimizer", "hardware", "logger", "pictures",
+    "engine", "task.data", "task.text",
+)  # fmt: skip
+"""What a resumed run may be given anew, by sections and keys: how long and where it goes on, and where its data are."""
+
+
+def _refuse_other_run(arguments: list[str]) -> None:
+    """Raise `UserError` for an argument that would make another run of the one that is resumed."""
+    for key in (argument.partition("=")[0].lstrip("+~") for argument in arguments if not argument.startswith("-")):
+        section = re.split(r"[./]", key)[0]
+        if key not in CHANGEABLE and section not in CHANGEABLE:
+            raise UserError(
+                f"{key}: a resumed run keeps its {section}; leave it out, or begin a new run without resume="
+            )
 
 
 PATHS = ("resume", "hydra.run.dir", "ckpt", "cells")
@@ -166,22 +183,16 @@ def _literal(argument: str) -> str:
 def _of_group(argument: str) -> list[str]:
     """The argument for a run that is resumed, in whose record a choice has become the keys that it stood for.
 
-    Raises `UserError` for a choice that is not there, and for one that a run keeps.
+    Raises `UserError` for a choice that is not there.
     """
     key, equals, name = argument.partition("=")
     if not equals or key not in GROUPS:
         return [argument]
-    if key not in CHANGEABLE:
-        raise UserError(f"{argument}: a resumed run keeps its {key}; leave it out")
     names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
     if name not in names:
         raise UserError(f"{argument}: no such {key}; {nearest(name, names)}")
     loaded = yaml.safe_load((CONF / key / f"{name}.yaml").read_text(encoding="utf-8"))
     return [f"~{key}", *(f"+{key}.{k}={quoted_value(value)}" for k, value in loaded.items())]
-
-
-CHANGEABLE = ("optimizer", "hardware", "logger")
-"""Groups of which a resumed run may choose another option."""
 
 
 def help_text(arguments: list[str]) -> str:

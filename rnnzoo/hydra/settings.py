@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo.errors import UserError, nearest
-from rnnzoo.hydra.recorded import SINCE_THEN, record_code
+from rnnzoo.files import writing
+from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_settings
 from rnnzoo.lightning.ranks import rank
 
 GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
@@ -77,6 +78,20 @@ def record(settings: dict[str, Any], folder: Path) -> None:
         OmegaConf.save(OmegaConf.create(settings), path)
         if settings["cells"]:
             record_code(folder, settings["cells"])
+
+
+def record_changes(settings: dict[str, Any], folder: Path, overrides: Iterable[str]) -> None:
+    """Record what a resumed run does otherwise than before, so that whoever uses its folder has the same in mind."""
+    before = recorded_settings(folder)
+    now = {**before, **{key: value for key, value in settings.items() if key not in ("resume", "sweep")}}
+    if now == before:
+        return
+    path = folder / ".hydra" / "overrides.yaml"
+    mine = [text.lstrip("+") for text in overrides if not text.startswith(("~", "resume=", "cells="))]
+    known = list(OmegaConf.load(path)) if path.is_file() else []
+    for name, content in (("config", now), ("overrides", [*known, *(text for text in mine if text not in known)])):
+        with writing(path.with_stem(name)) as partial:
+            OmegaConf.save(OmegaConf.create(content), partial)
 
 
 def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
