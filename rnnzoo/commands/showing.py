@@ -26,7 +26,7 @@ from rnnzoo.recurrent import Recurrent
 
 def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Path | None) -> None:
     """Print a cell's card, or one of its forms; write its diagram to `png` if that is given."""
-    card = Card(registry.entry(name), input_size, hidden_size)
+    card = Card(registry.described(name), input_size, hidden_size)
     if png is not None:
         refuse_missing_parent("--png", png)
         try:

@@ -63,7 +63,7 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     task, seed = settings["task"], settings["seed"]
     pl.seed_everything(seed, workers=True, verbose=False)
     if settings["cells"]:
-        registry.load(settings["cells"])
+        registry.load_all(settings["cells"])
         watch.cells = settings["cells"]
     if settings["ckpt"] and not settings["test_only"]:
         raise UserError("ckpt= needs test_only=true; to continue a run say resume=RUN_DIR")

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.files import writing
 from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_settings
@@ -46,7 +47,10 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
         for key in keys:
             if key not in settings[section]:
                 raise UserError(f"{section}.{key} is missing")
-    for group, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
+    if settings["cells"]:
+        places = [(path, Path(path).expanduser()) for path in registry.split(settings["cells"])]
+        settings["cells"] = ",".join(str(place.resolve()) if place.exists() else path for path, place in places)
+    for group, key in ((settings["task"], "data"), (settings["task"], "text")):
         if group.get(key) and Path(str(group[key])).exists():
             group[key] = str(Path(group[key]).resolve())
     if settings["seed"] < 0:
@@ -99,6 +103,14 @@ def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
     return [
         "--config-path", str(folder / ".hydra"), "--config-name", "config", *arguments,
         f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null",
+        "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
+    ]  # fmt: skip
+
+
+def testing(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Arguments for Hydra to test, in a new folder, a checkpoint of the run that was recorded in `folder`."""
+    return [
+        "--config-path", str(folder / ".hydra"), "--config-name", "config", "++sweep=null", *arguments,
         "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
     ]  # fmt: skip
 
