@@ -1,15 +1,12 @@
 """Long memories: the copy and the adding problem, whose answer hangs on what was read up to T steps before.
 
-Every batch is drawn anew from the seed, the split, the epoch and its number: nothing is stored, nothing seen twice.
-
 Shapes: T as in the papers, B batch. Batches have their rows first, the layers time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,72 +15,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from rnnzoo.lightning.data import Batches, SequenceData, in_order, share
 from rnnzoo.lightning.module import SequenceModule
 
+from .drawn import Batch, Drawn
 from .one_hot import OneHot
-
-TRAIN, VAL, TEST = range(3)
-Key = tuple[int, int, int, int]
-"""Split, epoch, number and sequences of a batch."""
 
 SYMBOLS, KINDS = 10, 8
 """Of the copy problem: how many symbols are to be remembered, and how many different ones there are."""
 
 BLANK, DELIMITER = KINDS, KINDS + 1
-
-
-class Batch(NamedTuple):
-    """Input and target of B sequences."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Drawn(SequenceData):
-    """Base of the two problems' data.
-
-    Args:
-        T: the problem's length in time steps.
-        samples: training sequences an epoch; a tenth as many are drawn for validation, and for the test.
-        batch_size: sequences in a batch.
-        seed: of all that is drawn.
-    """
-
-    def __init__(
-        self,
-        T: PositiveInt = 100,
-        samples: PositiveInt = 32000,
-        batch_size: PositiveInt = 64,
-        seed: int = 1,
-    ) -> None:
-        super().__init__()
-        self.T, self.samples, self.batch_size, self.seed = T, samples, batch_size, seed
-        self.held_out = max(samples // 10, 2)
-
-    def read(self) -> None:
-        """Nothing: batches are drawn when they are wanted."""
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` sequences."""
-        raise NotImplementedError
-
-    def train_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(TRAIN, epoch, self.samples), self._share, self.position)
-
-    def val_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(VAL, 0, self.held_out), self._share)
-
-    def test_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(TEST, 0, self.held_out), self._share)
-
-    def _keys(self, split: int, epoch: int, samples: int) -> Sequence[Key]:
-        return [(split, epoch, number, len(rows)) for number, rows in enumerate(in_order(samples, self.batch_size))]
-
-    def _share(self, key: Key) -> Batch:
-        *drawn_from, count = key
-        generator = torch.Generator().manual_seed(hash((self.seed, *drawn_from)) % 2**63)
-        return Batch(*map(share, self.draw(count, generator)))
 
 
 class Copies(Drawn):

@@ -16,7 +16,8 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import Cell
-from rnnzoo.tasks.memory import Adding, Batch, Copies, Copy, Drawn, Sums
+from rnnzoo.tasks.drawn import Batch, Drawn
+from rnnzoo.tasks.memory import Adding, Copies, Copy, Sums
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 
