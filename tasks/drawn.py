@@ -21,6 +21,10 @@ Key = tuple[int, int, int, int]
 """Split, epoch, number and sequences of a batch."""
 
 
+IGNORED = -100
+"""Where nothing is asked for, as `torch.nn.functional.cross_entropy` has it."""
+
+
 class Batch(NamedTuple):
     """Input and target of B sequences."""
 
@@ -29,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Drawn(SequenceData):
-    """Base of the two problems' data.
+    """Base of the data.
 
     Args:
         T: the problem's length in time steps.
@@ -52,9 +56,13 @@ class Drawn(SequenceData):
     def read(self) -> None:
         """Nothing: batches are drawn when they are wanted."""
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` sequences."""
+    def draw(self, count: int, T: int, generator: torch.Generator) -> Batch:
+        """`count` sequences of length T."""
         raise NotImplementedError
+
+    def length(self, split: int) -> int:
+        """The length of a split's sequences."""
+        return self.T
 
     def train_dataloader(self) -> Any:
         return Batches(lambda epoch: self._keys(TRAIN, epoch, self.samples), self._share, self.position)
@@ -71,4 +79,4 @@ class Drawn(SequenceData):
     def _share(self, key: Key) -> Batch:
         *drawn_from, count = key
         generator = torch.Generator().manual_seed(hash((self.seed, *drawn_from)) % 2**63)
-        return Batch(*map(share, self.draw(count, generator)))
+        return Batch(*map(share, self.draw(count, self.length(key[0]), generator)))
