@@ -170,6 +170,17 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="of results.csv, .md, .html; default: report"
     )
 
+    claiming = add("claims", "what papers claimed of their cells, tried here", _claims)
+    claiming.add_argument("names", nargs="*", metavar="NAME", help="files of conf/experiment/claim; all without")
+    claiming.add_argument("--show", action="store_true", help="only what has been run already")
+    claiming.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/claims"),
+        metavar="FOLDER",
+        help="of the runs; default: outputs/claims",
+    )
+
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
     for command in (testing, exporting):
@@ -260,6 +271,12 @@ def _report(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.report import publish
 
     publish(options.folders, options.out)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.claims import publish
+
+    publish(options.names, options.out, options.show)
 
 
 def _eval(options: argparse.Namespace) -> int:
