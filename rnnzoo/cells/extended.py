@@ -144,9 +144,9 @@ class _Rhythm(Cell):
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, or is the input's first number if `timed`, as in the paper; τ is learned as its logarithm. In the authors' layer too,
-    r_on is not learned by default and the leak alpha is there in training only; their freq_task.py draws such periods.
-    The layer has t + s for t - s, and starts f's bias at 2.
+    Differs: t counts steps, or is the input's first number if `timed`, as in the paper; τ is learned as its logarithm.
+    In the authors' layer too, r_on is not learned by default and the leak alpha is there in training only; their
+    freq_task.py draws such periods. The layer has t + s for t - s, and starts f's bias at 2.
     """
 
     W_i, U_i, b_i, w_i = *gate(role="input"), Diagonal()
