@@ -181,6 +181,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         help="of the runs; default: outputs/claims",
     )
 
+    probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
+    probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
+    probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
+
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
     for command in (testing, exporting):
@@ -277,6 +281,12 @@ def _claims(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.claims import publish
 
     publish(options.names, options.out, options.show)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.probe_run import probe_runs
+
+    probe_runs(options.runs, options.out)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ Shapes: T time steps, B sequences, I input size, S numbers of all states togethe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,58 +34,58 @@ def inputs_of(layer: Recurrent, x: Tensor) -> list[Tensor]:
     """
     if layer.bidirectional:
         raise UserError("a bidirectional layer has no single direction of time; look at its cells one by one")
-    found: dict[int, list[Tensor]] = {index: [] for index in range(len(layer.cells))}
-    handles = [
-        cell.register_forward_pre_hook(lambda _, given, index=index: found[index].append(given[0]))
-        for index, cell in enumerate(layer.cells)
-    ]
-    engine = layer.engine
-    try:
-        layer.engine = "reference"
+    found: list[list[Tensor]] = [[] for _ in layer.cells]
+    with _in_the_open(layer, lambda index: lambda _, given: found[index].append(given[0])):
         layer(x)
-    finally:
-        layer.engine = engine
-        for handle in handles:
-            handle.remove()
-    return [torch.stack(steps) for steps in found.values()]
+    return [torch.stack(steps) for steps in found]
 
 
-def gradients(layer: Recurrent, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """‖∂L/∂s_t‖ for the states s_t after each step t, for every cell: [T] each, root mean squares over the sequences.
+def gradients(layer: Recurrent, run: Callable[[], Tensor]) -> list[Tensor]:
+    """‖∂L/∂s_t‖ for the states s_t between the steps of a layer, for every cell: [T - 1] each, t = 1 first.
+
+    Root mean squares over the sequences. A state's way through its later self counts, its way beside it does not, as
+    from an LSTM's c to its h. For the backward direction of a bidirectional layer, time runs as the cell reads.
 
     Args:
-        layer: what is looked at, as it is, in training or not.
-        x: [T, B, I].
-        loss: of the layer's output [T, B, F], a number; each state's way through its later self counts, its way beside
-            it does not, as from an LSTM's c to its h.
+        layer: what is looked at.
+        run: runs the layer once, as by `lambda: layer(x)[0].square().mean()`, and returns the loss L.
     """
     given: list[list[tuple[Tensor, ...]]] = [[] for _ in layer.cells]
 
     def copied(index: int) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def hook(cell: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            states = tuple(s.clone() if s.requires_grad else s.clone().requires_grad_() for s in arguments[1:])
-            given[index].append(states)
-            return (arguments[0], *states)
+            given[index].append(tuple(_copy(state) for state in arguments[1:]))
+            return (arguments[0], *given[index][-1])
 
         return hook
 
-    handles = [cell.register_forward_pre_hook(copied(index)) for index, cell in enumerate(layer.cells)]
-    engine = layer.engine
-    try:
-        layer.engine = "reference"
-        with torch.enable_grad():
-            value = loss(layer(x)[0])
-    finally:
-        layer.engine = engine
-        for handle in handles:
-            handle.remove()
-    flat = [state for steps in given for states in steps for state in states]
+    with _in_the_open(layer, copied), torch.enable_grad():
+        value = run()
+    flat = [state for steps in given for states in steps for state in states if state.is_floating_point()]
     found = iter(torch.autograd.grad(value, flat, allow_unused=True))
     norms = []
     for steps in given:
         squares = [sum(float(g.square().sum()) for _ in states if (g := next(found)) is not None) for states in steps]
-        norms.append(torch.tensor(squares[1:]).div(x.shape[1]).sqrt())
+        norms.append(torch.tensor(squares[1:]).div(len(steps[0][0])).sqrt())
     return norms
+
+
+def _copy(state: Tensor) -> Tensor:
+    return state.clone() if state.requires_grad else state.clone().requires_grad_()
+
+
+@contextmanager
+def _in_the_open(layer: Recurrent, hook: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+    """The layer in the plain loop, each of its cells with a hook before every step."""
+    handles = [cell.register_forward_pre_hook(hook(index)) for index, cell in enumerate(layer.cells)]
+    engine, every = layer.engine, layer.checkpoint_every
+    try:
+        layer.engine, layer.checkpoint_every = "reference", 0
+        yield
+    finally:
+        layer.engine, layer.checkpoint_every = engine, every
+        for handle in handles:
+            handle.remove()
 
 
 def reach(cell: Cell, x: Tensor, lags: int) -> Tensor:
