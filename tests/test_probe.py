@@ -62,6 +62,20 @@ def test_a_linear_cells_jacobians_and_exponents_are_its_matrix() -> None:
     torch.testing.assert_close(exponents, torch.tensor([0.95, 0.5, 0.2], dtype=torch.float64).log(), atol=1e-2, rtol=0)
 
 
+class Ladder(Cell):
+    """The second number doubles and feeds the first, which alone would vanish."""
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.cat([h[:, :1] / 2 + h[:, 1:], 2 * h[:, 1:]], 1) + 0 * x
+
+
+def test_the_largest_exponent_is_found_where_axes_are_kept() -> None:
+    x = torch.zeros(60, 1, 2, dtype=torch.float64)
+    assert float(dynamics.lyapunov(Ladder(2, 2), x, 1, burn_in=20)) == pytest.approx(math.log(2), abs=1e-6)
+    both = dynamics.lyapunov(Ladder(2, 2), x, 2, burn_in=20)
+    assert both.tolist() == pytest.approx([math.log(2), math.log(0.5)], abs=1e-6)
+
+
 def test_the_logistic_map_is_chaotic() -> None:
     """From a point that is on no short cycle, over so many steps that the mean is near its limit."""
     start, x = torch.full((1, 1, 1), 0.2345, dtype=torch.float64), SINGLE.expand(20_000, 1, 1)
@@ -150,6 +164,9 @@ def test_dead_units_and_participation() -> None:
     states[..., 4] *= 1e-6
     assert probe.dead(states) == [2, 4]
     line = torch.randn(50, 40, 1) * torch.tensor([1.0, 2.0, -1.0])
+    axis = probe.principal_axes(line, 2)[:, 0]
+    torch.testing.assert_close(axis.abs(), torch.tensor([1.0, 2.0, 1.0]) / 6**0.5)
+    assert probe.principal_axes(line[..., :1], 2).tolist() in ([[1.0, 0.0]], [[-1.0, 0.0]])
     assert probe.participation_ratio(line) == pytest.approx(1, rel=1e-4)
 
 

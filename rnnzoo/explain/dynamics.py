@@ -102,7 +102,9 @@ def lyapunov(cell: Cell, x: Tensor, count: int = 8, burn_in: int = 0) -> Tensor:
     visited = trajectory(cell, x)
     size = visited.shape[-1]
     count = min(count, size)
-    q = torch.eye(size, count, dtype=visited.dtype).expand(x.shape[1], -1, -1)
+    # drawn, for axes may be directions that the step keeps among themselves
+    drawn = torch.randn(size, count, dtype=visited.dtype, generator=torch.Generator().manual_seed(0))
+    q = torch.linalg.qr(drawn).Q.expand(x.shape[1], -1, -1)
     total = torch.zeros(count, dtype=visited.dtype)
     for t, (s, x_t) in enumerate(zip(visited, x)):
         q, r = torch.linalg.qr(jacobians(cell, s, x_t) @ q)

@@ -161,6 +161,13 @@ def participation_ratio(states: Tensor) -> float:
     return float(squares.sum().square() / squares.square().sum())
 
 
+def principal_axes(states: Tensor, count: int) -> Tensor:
+    """The directions in which states [..., S] spread most, [S, count], filled up with zeros if S is less than count."""
+    centred = states.flatten(0, -2) - states.flatten(0, -2).mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:count].T
+    return torch.cat([axes, axes.new_zeros(len(axes), count - axes.shape[1])], 1)
+
+
 def decodability(
     states: Tensor, target: Tensor, folds: int = 5, strengths: tuple[float, ...] = (1e-3, 1e-1, 1e1)
 ) -> Tensor:

@@ -39,6 +39,9 @@ LARGEST = 1024
 
 Rows = list[dict[str, Any]]
 
+TABLES = ("summary", "gradients", "reach", "eigenvalues", "gates", "units", "trajectories", "fixed_points")
+"""What is written, each to a CSV file."""
+
 
 def probe_runs(runs: Sequence[Path], out: Path | None) -> None:
     """Measure each run and write what was found to its folder `probe`, or below `out`, beside one page for all.
@@ -66,7 +69,7 @@ def probe_runs(runs: Sequence[Path], out: Path | None) -> None:
 def measure(trained: Trained) -> dict[str, Rows]:
     """Everything that is measured, table by table."""
     module, layers, inputs, batch = _at_work(trained)
-    tables: dict[str, Rows] = {name: [] for name in ("summary", "gradients", "reach", "eigenvalues", "gates", "units")}
+    tables: dict[str, Rows] = {name: [] for name in TABLES}
     for name in steps(layers, "layer"):
         layer = layers[name]
         norms = probe.gradients(layer, lambda: module.score(batch)[0])
@@ -138,7 +141,16 @@ def _of_cell(cell: Cell, x: Tensor, where: dict[str, str], tables: dict[str, Row
     ]
     constants = probe.time_constants(cell, x)
     tables["units"] += [{**where, "unit": n, "time constant": float(c)} for n, c in enumerate(constants)]
-    still = dynamics.fixed_points(cell, points[-1], x.mean((0, 1)), steps=500)
+    still = dynamics.fixed_points(cell, visited[-1], x.mean((0, 1)), steps=500)
+    centre, axes = visited.flatten(0, 1).mean(0), probe.principal_axes(visited, 2)
+    for sequence, path in enumerate(((visited - centre) @ axes).unbind(1)):
+        tables["trajectories"] += [
+            {**where, "sequence": sequence, "step": t, "first": float(a), "second": float(b)}
+            for t, (a, b) in enumerate(path)
+        ]
+    for (a, b), speed, unstable in zip((still.points - centre) @ axes, still.speeds, still.unstable):
+        place = {"first": float(a), "second": float(b)}
+        tables["fixed_points"].append({**where, **place, "speed": float(speed), "unstable directions": unstable})
     return {
         "states": size,
         "memory length": probe.memory_length(norms),
@@ -151,34 +163,44 @@ def _of_cell(cell: Cell, x: Tensor, where: dict[str, str], tables: dict[str, Row
 
 
 def draw(tables: dict[str, Rows], title: str) -> Figure:
-    """Gradients by step, reach by lag, eigenvalues, and time constants, a colour for each layer."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    """Gradients, reach, eigenvalues, time constants, paths with fixed points, gates; a colour for each layer."""
+    figure = Figure(figsize=(14, 8), layout="constrained")
     figure.suptitle(title)
-    kinds = figure.subplots(2, 2).flat
-    for axes, (table, x, y, kind) in zip(
-        kinds,
-        (
-            ("gradients", "step", "norm", "‖∂L/∂s(t)‖ by step t"),
-            ("reach", "lag", "norm", "‖∂s(T)/∂s(T − k)‖ by lag k"),
-            ("eigenvalues", "real", "imaginary", "eigenvalues of the step's Jacobian"),
-            ("units", "unit", "time constant", "time constants in steps"),
-        ),
+    (gradient, reach, paths), (plane, units, gates) = figure.subplots(2, 3)
+    turn = torch.linspace(0, 2 * torch.pi, 200)
+    plane.plot(turn.cos(), turn.sin(), color="0.6", linewidth=0.8)
+    for number, layer in enumerate(row["layer"] for row in tables["summary"]):
+        of_layer = {name: [row for row in rows if row["layer"] == layer] for name, rows in tables.items()}
+        color = f"C{number}"
+
+        def column(name: str, key: str, of_layer: dict[str, Rows] = of_layer) -> list[Any]:
+            return [row[key] for row in of_layer[name]]
+
+        gradient.plot(column("gradients", "step"), column("gradients", "norm"), color=color, label=layer)
+        reach.plot(column("reach", "lag"), column("reach", "norm"), color=color)
+        plane.plot(column("eigenvalues", "real"), column("eigenvalues", "imaginary"), ".", color=color)
+        units.plot(sorted(column("units", "time constant")), color=color)
+        for sequence in dict.fromkeys(column("trajectories", "sequence")):
+            path = [row for row in of_layer["trajectories"] if row["sequence"] == sequence]
+            paths.plot([r["first"] for r in path], [r["second"] for r in path], color=color, linewidth=0.7, alpha=0.5)
+        for row in of_layer["fixed_points"]:
+            face = "none" if row["unstable directions"] else color
+            paths.plot(row["first"], row["second"], "o", color=color, markerfacecolor=face, markersize=8)
+        names = [f"{gate} ({layer})" for gate in column("gates", "gate")]
+        gates.barh(names, column("gates", "mean"), color=color)
+        gates.plot(column("gates", "closed"), names, "|", color="0.3", markersize=12)
+    for axes, along, kind in (
+        (gradient, "time step t", "‖ ∂ loss / ∂ state(t) ‖"),
+        (reach, "lag k in time steps", "‖ ∂ state(T) / ∂ state(T − k) ‖"),
+        (units, "units, by their time constant", "time constants in steps"),
     ):
-        for number, layer in enumerate(dict.fromkeys(row["layer"] for row in tables[table])):
-            rows = [row for row in tables[table] if row["layer"] == layer]
-            values = [row[y] for row in rows]
-            along = range(len(rows)) if table == "units" else [row[x] for row in rows]
-            style = f"C{number}" + ("." if table == "eigenvalues" else "-")
-            axes.plot(along, sorted(values) if table == "units" else values, style, label=layer)
-        if table == "eigenvalues":
-            turn = torch.linspace(0, 2 * torch.pi, 200)
-            axes.plot(turn.cos(), turn.sin(), color="0.6", linewidth=0.8)
-            axes.set_aspect("equal", "datalim")
-        else:
-            axes.set(yscale="log", xlabel="unit, by its time constant" if table == "units" else x)
-        axes.set_title(kind)
-        if tables[table]:
-            axes.legend(frameon=False)
+        axes.set(yscale="log", xlabel=along, title=kind)
+    plane.set_aspect("equal", "datalim")
+    plane.set_title("eigenvalues of the step's Jacobian")
+    paths.set(xlabel="first principal component", ylabel="second", title="paths; fixed points ● attract, ○ repel")
+    gates.set(xlim=(0, 1), title="gates: mean (bar), share closed (|)")
+    gates.invert_yaxis()
+    gradient.legend(frameon=False)
     return figure
 
 

@@ -33,7 +33,7 @@ def test_what_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     folder = run / "probe"
     assert "parity · indrnn" in said and f"written: {folder / 'probe.html'}" in said
-    names = ("summary", "gradients", "reach", "eigenvalues", "gates", "units")
+    names = ["summary", "gradients", "reach", "eigenvalues", "gates", "units", "trajectories", "fixed_points"]
     assert {path.name for path in folder.iterdir()} == {*(f"{name}.csv" for name in names), "probe.png", "probe.html"}
 
     summary = rows(folder / "summary.csv")

@@ -28,11 +28,15 @@ class Observed(NamedTuple):
         output: of the last step, [B, F].
         states: given to each step but the first, those that depend on the input (a clock does not), [B, ...] each.
         gates: of each step, [T, B, H] each, by their names in `step`.
+        cell: itself, as it is when not training.
+        inputs: what it has read, [T, B, I].
     """
 
     output: Tensor
     states: list[list[Tensor]]
     gates: dict[str, Tensor]
+    cell: Cell
+    inputs: Tensor
 
 
 def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Observed]:
@@ -46,18 +50,23 @@ def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Obse
         cells: list[Any] = list(probe.cells)
         given: list[list[tuple[Tensor, ...]]] = [[] for _ in cells]
         final: dict[int, tuple[Tensor, ...]] = {}
+        handles: list[Any] = []
         for index, cell in enumerate(cells):
-            cell.register_forward_pre_hook(partial(_copied, given[index]))
-            cell.register_forward_hook(lambda cell, _, new, index=index: final.update({index: new}))
+            handles.append(cell.register_forward_pre_hook(partial(_copied, given[index])))
+            handles.append(cell.register_forward_hook(lambda cell, _, new, index=index: final.update({index: new})))
         # with the weights fixed, what needs a gradient is what depends on the input
         x = x.to(next((p.dtype for p in layer.parameters()), x.dtype)).clone().requires_grad_()
         with noting(cells, tuple(names)) as values:
             probe(x)
+        for handle in handles:
+            handle.remove()
         return [
             Observed(
                 cell.readout(given[index][-1][0], *final[index]),
                 [[state for state in states if state.requires_grad] for _, *states in given[index][1:]],
                 {name: torch.stack(steps).detach() for name, steps in values[index].items()},
+                cell,
+                torch.stack([x for x, *_ in given[index]]).detach(),
             )
             for index, cell in enumerate(cells)
         ]
