@@ -100,22 +100,21 @@ class Run:
         self.process.start()
         theirs.close()
 
-    def listen(self, count: int | None = None) -> bool:
-        """Hear of `count` moments, or of all; whether there were so many."""
+    def listen(self, count: int | None = None) -> None:
+        """Hear of `count` moments, or of all that there are."""
         with suppress(EOFError, ConnectionResetError):
             while count is None or len(self.moments) < count:
                 self.moments.append(self.told.recv())
-            return True
+            return
         self.process.join()
-        return False
 
     def kill(self) -> str | None:
         """What it was doing when it was killed; None if it had ended."""
         self.process.kill()
         self.listen()
+        assert self.process.exitcode in (0, -9), self.log.read_text()[-3000:]
         if self.process.exitcode == 0:
             return None
-        assert self.process.exitcode == -9, self.log.read_text()[-3000:]
         return self.moments[-1][0] or "elsewhere" if self.moments else "start"
 
     def finish(self) -> None:
@@ -129,8 +128,7 @@ def killed(run: Run, like: Run, chance: random.Random) -> str | None:
     begun = [k for k, (name, _) in enumerate(like.moments) if name == phase and phase]
     if begun:
         at = chance.choice(begun)
-        if not run.listen(at + 1):
-            return None
+        run.listen(at + 1)
         time.sleep(chance.random() * (like.moments[at + 1][1] - like.moments[at][1]))
     else:
         time.sleep(max(0.0, chance.uniform(0, like.moments[-1][1] - like.began)))
