@@ -40,7 +40,9 @@ class ExactResume(pl.callbacks.Checkpoint):
         self.ending = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        watch.last, watch.launcher, watch.alone = self.path, trainer.strategy.launcher, trainer.world_size == 1
+        watch.last, watch.alone = self.path, trainer.world_size == 1
+        if watch.guard is not None:
+            watch.guard.launcher = trainer.strategy.launcher
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watch.heed()
