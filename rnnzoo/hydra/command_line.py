@@ -131,7 +131,8 @@ def prepare(arguments: list[str]) -> list[str]:
     if resume is None:
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
-        if (folder / "checkpoints").is_dir() and rank() == 0:
+        left = ("checkpoints/last.ckpt", "summary.json")  # else it was killed too early to go on from there
+        if rank() == 0 and any((folder / name).is_file() for name in left):
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
     if "param_match" in values:
