@@ -84,23 +84,24 @@ def _answer(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # before the command or after it
-    anywhere.add_argument("--cells")
+    anywhere.add_argument("--cells", action="append")
     if "train" in arguments[:1] or (arguments[:1] == ["--cells"] and arguments[2:3] == ["train"]):
         if any(argument.partition("=")[0] == "--cells" for argument in arguments):
             raise UserError("rnnzoo train takes code of your own as cells=FILE, without dashes")
         return train(arguments[1:])
-    own, rest = anywhere.parse_known_args(arguments)
+    given, rest = anywhere.parse_known_args(arguments)
+    cells = ",".join(given.cells or ())
     parser, commands = _parser()
     if rest and not rest[0].startswith("-") and rest[0] not in commands:
-        verbs = _verbs(own.cells)
+        verbs = _verbs(cells)
         if rest[0] in verbs:
-            return _ask(verbs[rest[0]], rest[1:], own.cells)
+            return _ask(verbs[rest[0]], rest[1:], cells)
         parser.error(f"{rest[0]}: no such command; {nearest(rest[0], [*commands, *verbs])}")
     options = parser.parse_args(rest)
-    if own.cells:
+    if cells:
         from rnnzoo import registry
 
-        registry.load(own.cells)
+        registry.load_all(cells)
     return commands[options.command](options) or 0
 
 
@@ -118,7 +119,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"rnnzoo {__version__}")
-    parser.add_argument("--cells", metavar="FILE", help="a file or module with code of your own, with any command")
+    parser.add_argument(
+        "--cells", metavar="FILE", help="a file or module with code of your own, or several, with any command"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     calls: dict[str, Callable[[argparse.Namespace], int | None]] = {}
 
@@ -136,7 +139,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     listing.add_argument("--fidelity", action="store_true", help="what each cell was checked against")
 
     showing = add("show", "one cell: source, equations as code, parameters, engines", _show)
-    showing.add_argument("name")
+    showing.add_argument("name", metavar="TARGET", help="a registered name, or FILE.py:Class")
     showing.add_argument("--input-size", type=int, default=64, help="default: 64")
     showing.add_argument("--hidden-size", type=int, default=128, help="default: 128")
     form = showing.add_mutually_exclusive_group()
@@ -196,11 +199,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     return parser, calls
 
 
-def _verbs(cells: str | None = None) -> dict[str, list[Verb]]:
-    """The commands that tasks bring along, those in a file of a person's own too."""
+def _verbs(cells: str = "") -> dict[str, list[Verb]]:
+    """The commands that tasks bring along, those in files of a person's own too."""
+    from rnnzoo import registry
     from rnnzoo.hydra.verbs import of_all_tasks
 
-    return of_all_tasks(Path(cells) if cells is not None and Path(cells).is_file() else None)
+    return of_all_tasks([path for path in map(Path, registry.split(cells)) if path.is_file()])
 
 
 def _epilog() -> str:
@@ -212,7 +216,7 @@ def _epilog() -> str:
     return "commands for the runs of one task, rnnzoo COMMAND RUN:\n" + "\n".join(lines)
 
 
-def _ask(verbs: list[Verb], arguments: list[str], cells: str | None) -> int:
+def _ask(verbs: list[Verb], arguments: list[str], cells: str) -> int:
     """A command that one or several tasks bring along, whichever is the run's."""
     helped = not arguments or bool({"-h", "--help"} & set(arguments))
     for verb in verbs if helped or len(verbs) == 1 else ():
@@ -229,7 +233,7 @@ def _ask(verbs: list[Verb], arguments: list[str], cells: str | None) -> int:
     from rnnzoo.hydra.verbs import call
 
     if cells:
-        registry.load(cells)
+        registry.load_all(cells)
     call(Path(arguments[0]), verbs, arguments[1:])
     return 0
 

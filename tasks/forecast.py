@@ -26,6 +26,7 @@ from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
+from rnnzoo.plain import csv_cell
 
 from .calendars import calendar_of, following
 from .numerals import Decimal
@@ -54,6 +55,7 @@ class Forecast(SequenceModule):
         naive_error: of each target, see `Errors`.
         day_first: whether dates begin with the day.
         decimal: what stands before a number's fraction.
+        rhythm: of the dates, see `calendar_of`.
         base: see `SequenceModule`.
     """
 
@@ -72,6 +74,7 @@ class Forecast(SequenceModule):
         naive_error: list[float] | None = None,
         day_first: bool | None = None,
         decimal: Decimal | None = None,
+        rhythm: list[Any] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -120,12 +123,13 @@ class Forecast(SequenceModule):
         targets = self.hparams["targets"]
         form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
         series = read_csv(str(data), source=str(data), **form)
-        series = completed(series, calendar_of(series.dates), self.hparams["missing"], str(data))
+        rhythm = self.hparams["rhythm"]
+        series = completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], str(data))
         try:
             rows = self.following_rows(series.values).tolist()
         except UserError as error:
             raise UserError(f"{data}: {error}") from None
-        dates = following(series.dates, len(rows))
+        dates = following(series.dates, len(rows), rhythm)
         time: list[Any] = [*series.dates, *dates] if dates else [*range(1, len(series.values) + len(rows) + 1)]
         figure = Figure(figsize=(10, 3 * len(targets)), layout="constrained")
         shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
@@ -141,7 +145,7 @@ class Forecast(SequenceModule):
         print(f"written: {plot}", file=sys.stderr)
         clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
         written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerow([series.date or "row", *targets])
+        written.writerow([csv_cell(name) for name in (series.date or "row", *targets)])
         for moment, row in zip(time[-len(rows) :], rows):
             written.writerow([f"{moment:%Y-%m-%d}" if dates and clock else moment, *(f"{v:.6g}" for v in row)])
 

@@ -23,7 +23,7 @@ from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
 
-from .calendars import calendar_of
+from .calendars import Rhythm, calendar_of
 from .numerals import Decimal
 from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, completed, mackey_glass, read_csv
 
@@ -100,12 +100,14 @@ class Windows(SequenceData):
         data, date, columns, targets = self.chosen
         window, horizon = self.window, self.horizon
         source = f"task.data={data or 'null'}"
+        self.rhythm: Rhythm | None = None
         self.season = self.given_season or TURN
         if data is None:
             self.series, rhythm = mackey_glass(), ""
         else:
             read = read_csv(data, date, columns, targets=targets, day_first=self.day_first, decimal=self.decimal)
             calendar = calendar_of(read.dates)
+            self.rhythm = calendar.rhythm if calendar else None
             if calendar is None and len(read.dates) > 1 and self.given_season is None:
                 raise UserError(
                     f"{source}: the dates of {read.date!r} come in no rhythm of months, days or hours; say with "
@@ -182,6 +184,7 @@ class Windows(SequenceData):
             "date": self.series.date,
             "day_first": self.series.day_first,
             "decimal": self.series.decimal,
+            "rhythm": self.rhythm,
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
             "naive_error": self.naive_error.tolist(),

@@ -35,10 +35,10 @@ def register_models(cells: str | None) -> None:
     """The same for a run of rnnzoo's own, in the group `model`, where the task sets what the layer leaves open.
 
     Args:
-        cells: a file or module with further cells; `UserError` if it cannot be loaded.
+        cells: a file or module with further cells, or several; `UserError` if one cannot be loaded.
     """
     if cells is not None:
-        registry.load(cells)
+        registry.load_all(cells)
     for name in registry.list_cells():
         _store("model", name, _within_a_run)
 
@@ -96,6 +96,6 @@ def _of_the_cell(name: str) -> list[Any]:
 
 def named_models(cells: str | None) -> list[str]:
     """The names of `register_models`, read off the source without importing anything: enough for help."""
-    own = [Path(cells)] if cells is not None and Path(cells).is_file() else []
+    own = [path for path in map(Path, registry.split(cells or "")) if path.is_file()]
     paths = [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]
     return [name for path in paths for name in registry.scan(path)]

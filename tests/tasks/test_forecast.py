@@ -405,7 +405,6 @@ def test_the_default_beats_the_baselines_on_real_temperatures(train: Callable[..
             "task=forecast",
             f"task.data={DATA / 'daily-min-temperatures.csv'}",
             "trainer.max_epochs=4",
-            "task.missing=previous",  # it lacks the last days of leap years
         )
     )
     for baseline in ("persistence", "seasonal", "linear"):
