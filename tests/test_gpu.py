@@ -86,6 +86,7 @@ def test_engines_on_a_gpu(name: str, way: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", sorted(WHOLE | {"gru", "min_gru"}))
 def test_lesser_precisions(name: str, way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, and under autocast to bfloat16, as near to the plain loop in float64 as the plain loop is itself."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     engine = way if way in ENGINES else "serial"
     torch.manual_seed(0)
     layers = [Recurrent(name, 16, 32, engine="reference").cuda() for _ in range(2)]

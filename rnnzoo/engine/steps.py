@@ -72,7 +72,7 @@ class Steps:
         pieces = _pieces([*targets, *tensors[len(names) :]], steps)
         function.share(shared)
         for rows, places in zip(_pieces(sequences, steps), pieces):
-            found = function(rows, states)
+            found = function([_given(row) for row in rows], states)
             states = [values[-1] for values in found[: len(stacks)]]
             _copy(places, found)
         for stack, slot, state in zip(stacks, slots, states):
