@@ -159,7 +159,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     measuring.add_argument("--train", action="store_true", help="tasks instead: rnnzoo train beside a bare loop")
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", help="default: five usual ones")
-    measuring.add_argument("--against", default="torch,loop", help="some of torch,loop,torchrecurrent")
+    measuring.add_argument(
+        "--against", default="torch,loop", help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,flashrnn"
+    )
     measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan")
     measuring.add_argument("--threads", type=int, help="default: torch's")
     measuring.add_argument("--dtype", default="float32", help="one of float32, float64, bfloat16")
