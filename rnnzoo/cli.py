@@ -159,7 +159,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     measuring.add_argument("--train", action="store_true", help="tasks instead: rnnzoo train beside a bare loop")
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", help="default: five usual ones")
-    measuring.add_argument("--against", default="torch,loop", help="some of torch,loop,torchrecurrent")
+    measuring.add_argument(
+        "--against", default="torch,loop", help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,flashrnn"
+    )
     measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan")
     measuring.add_argument("--threads", type=int, help="default: torch's")
     measuring.add_argument("--dtype", default="float32", help="one of float32, float64, bfloat16")
@@ -172,6 +174,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     reporting.add_argument(
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="of results.csv, .md, .html; default: report"
     )
+
+    claiming = add("claims", "what papers claimed of their cells, tried here", _claims)
+    claiming.add_argument("names", nargs="*", metavar="NAME", help="files of conf/experiment/claim; all without")
+    claiming.add_argument("--show", action="store_true", help="only what has been run already")
+    claiming.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/claims"),
+        metavar="FOLDER",
+        help="of the runs; default: outputs/claims",
+    )
+
+    probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
+    probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
+    probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
 
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
@@ -264,6 +281,18 @@ def _report(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.report import publish
 
     publish(options.folders, options.out)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.claims import publish
+
+    publish(options.names, options.out, options.show)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.probe_run import probe_runs
+
+    probe_runs(options.runs, options.out)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class Forecast(SequenceModule):
         day_first: whether dates begin with the day.
         decimal: what stands before a number's fraction.
         rhythm: of the dates, see `calendar_of`.
+        strategy: to forecast all rows at once (direct), or one row, which is then read as if it had come true, and so
+            on (recursive); the latter forecasts all that it reads.
         base: see `SequenceModule`.
     """
 
@@ -75,6 +77,7 @@ class Forecast(SequenceModule):
         day_first: bool | None = None,
         decimal: Decimal | None = None,
         rhythm: list[Any] | None = None,
+        strategy: Literal["direct", "recursive"] = "direct",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -83,20 +86,45 @@ class Forecast(SequenceModule):
     def build(self) -> None:
         columns, targets, scale = (self.hparams[key] for key in ("columns", "targets", "scale"))
         self.at = [columns.index(name) for name in targets]
-        self.layer = self.recurrent(len(columns))
+        self.recursive = self.hparams["strategy"] == "recursive"
+        if self.recursive and targets != columns:
+            raise UserError(
+                f"task.strategy=recursive: forecasts are read as the next input, so that task.targets must be all "
+                f"columns, {', '.join(columns)}"
+            )
+        self.layer = self.recurrent(len(columns), "task.strategy=recursive reads on" if self.recursive else "")
         read = self.layer.output_size * (1 + self.layer.bidirectional)
-        self.head = nn.Linear(read, self.hparams["horizon"] * len(targets))
+        self.head = nn.Linear(read, (1 if self.recursive else self.hparams["horizon"]) * len(targets))
         errors = Errors(targets, [scale[column] for column in self.at], self.hparams["naive_error"])
         self.add_metrics(errors=errors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to forecasts [H, B, K]."""
-        output, _ = self.layer(x.to(self.head.weight.dtype))
-        read = output[-1]
+        read, state = self.read(x)
+        if not self.recursive:
+            change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
+            return x[-1:, :, self.at] + change.transpose(0, 1)
+        rows = [x[-1] + self.single(self.head(read))]
+        while len(rows) < self.hparams["horizon"]:
+            read, state = self.layer.step(rows[-1].to(read.dtype), state)
+            rows.append(rows[-1] + self.single(self.head(read)))
+        return torch.stack(rows)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Any]:
+        """What the head reads of windows x [T, B, n], [B, F], and the layer's state after them."""
+        output, state = self.layer(x.to(self.head.weight.dtype))
         if self.layer.bidirectional:  # the backward direction has read all of the window at its first row
-            read = torch.cat([read, output[0]], -1)
-        change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
-        return x[-1:, :, self.at] + change.transpose(0, 1)
+            return torch.cat([output[-1], output[0]], -1), state
+        return output[-1], state
+
+    @torch.no_grad()
+    def regression(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features and changes of those windows whose targets are all known."""
+        read, _ = self.read(batch.x)
+        rows = batch.y[:1] if self.recursive else batch.y
+        change = (rows - batch.x[-1:, :, self.at]).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
+        known = ~change.isnan().any(1)
+        return read[known], change[known].to(read.dtype)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Mean square error over the known targets; also forecasts and truth [H, B, K]."""

@@ -144,7 +144,8 @@ def prepare(arguments: list[str]) -> list[str]:
             return testing(folder, [part for argument in arguments for part in _of_group(argument)])
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
-        if (folder / "checkpoints").is_dir() and rank() == 0:
+        left = ("checkpoints/last.ckpt", "summary.json")  # else it was killed too early to go on from there
+        if rank() == 0 and any((folder / name).is_file() for name in left):
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
     folder = Path(str(resume)).expanduser().resolve()

@@ -29,6 +29,7 @@ from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.lightning.records import MetricsCSV
 from rnnzoo.lightning.run_lock import locked
+from rnnzoo.lightning.together import together
 from rnnzoo.lightning.wandb_run import finishing
 
 
@@ -105,14 +106,14 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     if not settings["test_only"]:
         if trainer.is_global_zero:
             summary.print_parameters(module, trainer.strategy.root_device)
-        with restoring(resumed):
+        with together(trainer), restoring(resumed):
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:
             trial.value = metrics.get(module.monitor)
         best = find_callback(trainer, pl.callbacks.ModelCheckpoint).best_model_path or None
     if data.has_test:
-        with restoring(best):
+        with together(trainer), restoring(best):
             metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
     if trainer.is_global_zero:
         metrics.update(data.baseline())

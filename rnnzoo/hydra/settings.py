@@ -31,11 +31,11 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     resumed from anywhere. Raises `UserError` naming the key.
     """
     settings: dict[str, Any] = {**SINCE_THEN, **OmegaConf.to_container(config, resolve=True)}  # type: ignore[dict-item]
-    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
+    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,)}
+    kinds |= dict.fromkeys(("test_only", "pictures", "probe"), (bool,))
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
-    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,)) | {
-        "sweep": (dict, type(None))
-    }
+    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,))
+    kinds |= dict.fromkeys(("sweep", "claim"), (dict, type(None)))
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
     for key, kind in kinds.items():

@@ -64,8 +64,8 @@ def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
         "forecast": ("task.window=5",),
         "smnist": digits,
         "psmnist": digits,
-        "copy": (),
-        "adding": (),
+        **dict.fromkeys(("copy", "adding", "selective_copy", "first", "frequency", "recall"), ()),
+        **dict.fromkeys(("parity", "modular", "automaton"), ()),
         "addition": ("task.samples=20",),
         "names": (f"task.data={names}", "task.embedding=3"),
     }

@@ -415,8 +415,10 @@ def test_errors_are_in_the_datas_units() -> None:
     found = {name: float(value) for name, value in errors.compute().items()}
     difference = ((forecast - target) * torch.tensor([2, 10])).numpy().reshape(-1, 2)
     mae, rmse = np.nanmean(np.abs(difference), 0), np.sqrt(np.nanmean(difference**2, 0))
+    last = np.sqrt(np.nanmean(((forecast - target) * torch.tensor([2, 10])).numpy()[-1] ** 2, 0))
     assert found == pytest.approx(
         {
+            "rmse_last_a": last[0], "rmse_last_b": last[1],
             "mae_a": mae[0], "mae_b": mae[1], "rmse_a": rmse[0], "rmse_b": rmse[1],
             "mase_a": mae[0] / 0.5, "mase_b": mae[1] / 4,
         }, rel=1e-5,
