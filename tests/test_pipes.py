@@ -35,6 +35,8 @@ COMMANDS = {
     "help of train": "train --help",
     "report": "report {run} --out {folder}/report",
     "eval": "eval {run}",
+    "probe": "probe {run} --out {folder}/probe",
+    "claims": "claims --show --out {folder}/claims",
     "export": "export {run} --pt2 --out {folder}/m.pt2",
 }
 
