@@ -328,6 +328,17 @@ def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda
     return list(found)
 
 
+def merge_equal(graph: fx.Graph, among: Callable[[fx.Node], bool]) -> None:
+    """Of the operations for which `among` holds, those that do the same to the same operands become one."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and among(node):
+            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if made is not node:
+                node.replace_all_uses_with(made, propagate_meta=False)
+                graph.erase_node(node)
+
+
 def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> fx.Graph:
     """A new graph that computes the nodes `wanted` from those `given`, which become its placeholders, so named.
 
