@@ -269,7 +269,7 @@ def run(
         shape = firsts[0].shape
         found = zip(solution.run(*(known[name] for name in solution.reads)), solution.rows)
         values = iter([value.unflatten(0, (T, B)) if rows else value for value, rows in found])
-        factors = [next(values) if number is None else firsts[0].new_tensor(number) for number in solution.numbers]
+        factors = [next(values) if number is None else firsts[0].new_full((), number) for number in solution.numbers]
         if solution.affine:
             anew = factors.pop() if solution.replaced else None
             if len(firsts) == 2:

@@ -87,6 +87,7 @@ class SequenceModule(pl.LightningModule):
         self.is_built = False
         self.ridge: Ridge | None = None
         self.last_loss = self.last_norm = torch.zeros(())
+        self.first_loss: Tensor | None = None
         self.train_loss = MeanLoss()
         self.make_optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
@@ -214,6 +215,8 @@ class SequenceModule(pl.LightningModule):
     def training_loss(self, loss: Tensor, count: int) -> Tensor:
         """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
+        if self.first_loss is None:
+            self.first_loss = self.last_loss
         if not self.train_loss.update_called:  # once an epoch is enough for a metric, and to log takes long
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.train_loss.update(self.last_loss, count)
@@ -343,8 +346,10 @@ class SequenceModule(pl.LightningModule):
         checkpoint["rnnzoo_version"] = __version__
         with self.train_loss.sync_context():
             checkpoint["train_loss"] = self.train_loss.metric_state
+        checkpoint["first_loss"] = self.first_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.first_loss = checkpoint.get("first_loss")
         if self.global_rank == 0:  # the sums are those of all processes
             for name, state in checkpoint.get("train_loss", {}).items():
                 getattr(self.train_loss, name).copy_(state)
