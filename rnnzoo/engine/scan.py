@@ -40,6 +40,7 @@ from rnnzoo.engine.trace import (
     module,
     outputs,
     reason,
+    recorded,
 )
 from rnnzoo.errors import UserError
 
@@ -90,6 +91,15 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     if isinstance(found, str):
         raise UserError(f"{made.name} is not affine in its state: {found}")
     return found
+
+
+def unproven(prepared: list[Solution], cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run by beside plan and device, or None on a CPU, where the suite proves all cells."""
+    return None if x.device.type == "cpu" else (f"gradients: {recorded(cell, x)}",)
+
+
+def ready(prepared: list[Solution], cell: Cell, x: Tensor) -> None:
+    """Nothing: torch's own operations run it."""
 
 
 _solutions: weakref.WeakKeyDictionary[Plan, list[Solution] | str] = weakref.WeakKeyDictionary()

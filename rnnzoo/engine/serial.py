@@ -19,7 +19,7 @@ from rnnzoo.engine.emit import write
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
+from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
 from rnnzoo.errors import UserError
 
 
@@ -81,20 +81,32 @@ def only(name: str) -> Iterator[None]:
 _only: str | None = None
 
 
-def _candidates(device: str) -> tuple[str, ...]:
-    return loops(device) if _only is None else (_only,)
+def _candidates(plan: Plan) -> tuple[str, ...]:
+    """The loops that may run a plan, what is tried first first."""
+    device = inputs(plan.recur)[0].meta["val"].device.type
+    names = loops(device) if _only is None else (_only,)
+    return tuple(name for name in names if name not in _distrusted.get(plan, ()))
+
+
+_distrusted: MutableMapping[Plan, set[str]] = weakref.WeakKeyDictionary()
+
+
+def distrust(cell: Cell, x: Tensor) -> bool:
+    """Have another loop run the cell's plan from now on; whether there is another."""
+    made = plan(cell, x)
+    _distrusted.setdefault(made, set()).add(prepare(cell, x).loop.label)
+    return bool(_candidates(made))
 
 
 def loop(plan: Plan, half: bool = False) -> Any:
     """What runs the plan's loop. Raises `Unsupported` where nothing does."""
-    device = inputs(plan.recur)[0].meta["val"].device.type
     missing = None
-    for name in _candidates(device):
+    for name in _candidates(plan):
         try:
             return LOOPS[name](plan, half)
         except Unsupported as error:
             missing = error
-    raise missing or AssertionError
+    raise missing or Unsupported("a loop that is trusted")
 
 
 class Program:
@@ -127,9 +139,8 @@ _programs: MutableMapping[Plan, dict[tuple[bool, tuple[str, ...]], Program]] = w
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell, x)
-    device = sample(cell, x).device.type
-    half = _precision(device) == torch.bfloat16
-    key = half, _candidates(device)
+    half = _precision(sample(cell, x).device.type) == torch.bfloat16
+    key = half, _candidates(made)
     own = _programs.get(made)
     if own is None:
         own = _programs[made] = {}
@@ -143,6 +154,17 @@ def prepare(cell: Cell, x: Tensor | None = None) -> Program:
                 f"{made.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
             ) from error
     return own[key]
+
+
+def unproven(prepared: Program, cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run over x by beside plan and device, or None where the suite proves the loop."""
+    loop = prepared.loop
+    return None if loop.proven else (loop.label, loop.compiled_for(x.shape[1]), f"gradients: {recorded(cell, x)}")
+
+
+def ready(prepared: Program, cell: Cell, x: Tensor) -> None:
+    """Compile what a run over x and the backward pass after it need. Raises `UserError` when that cannot be."""
+    prepared.loop.ready(x.shape[1], x.device, recorded(cell, x))
 
 
 def _precision(device: str) -> torch.dtype | None:

@@ -190,6 +190,11 @@ def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
     return next(numbers, torch.empty(0) if x is None else x)
 
 
+def recorded(cell: Cell, x: Tensor) -> bool:
+    """Whether autograd records what the cell makes of x."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cell.parameters()))
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error, or its kind where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
