@@ -115,7 +115,9 @@ def solve(plan: Plan) -> list[Solution]:
     left = list(plan.states)
     while left:
         solved = set(plan.states).difference(left)
-        together = next((group for n in (1, 2) for group in combinations(left, n) if ready(group, reads, solved)), None)
+        together = next(
+            (group for n in (1, 2) for group in combinations(left, n) if _solvable(group, reads, solved)), None
+        )
         name = " and ".join(state.partition("_")[2] for state in together or left)
         if together is None:
             raise NotAffine(f"{name} depend on each other")
@@ -142,7 +144,7 @@ def solve(plan: Plan) -> list[Solution]:
     return solutions
 
 
-def ready(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[str]) -> bool:
+def _solvable(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[str]) -> bool:
     """Whether these states, one or two, read nothing but each other and what has been solved."""
     return all(reads[state] <= solved | set(states) for state in states)
 
