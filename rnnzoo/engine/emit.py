@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, shape_of
+from rnnzoo.engine.lower import Lowering, Operation, Value
 from rnnzoo.engine.operations import number
+from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 

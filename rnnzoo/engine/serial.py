@@ -15,7 +15,7 @@ from torch import Tensor
 from rnnzoo.cell import Cell
 from rnnzoo.engine.cpp import Kernel, empty, writable
 from rnnzoo.engine.emit import write
-from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
