@@ -108,10 +108,10 @@ def solve(plan: Plan) -> list[Solution]:
             raise NotAffine(f"{those} depend on each other")
         own = state in reads[state]
         factors: tuple[Factor, ...] = (new[state],)
-        replacing = _replacing(given[state], new[state]) if own else None
+        replacing = replacing(given[state], new[state]) if own else None
         if own:
             start = given[state] if replacing is None else replacing
-            factors = _affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
+            factors = affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
         if replacing is not None:
             factors = (*factors, *args_of(replacing)[:2])
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
@@ -126,7 +126,7 @@ def solve(plan: Plan) -> list[Solution]:
     return solutions
 
 
-def _replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
+def replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
     """The node where(anew, value, state) that alone reads the state on the way to `result`, if there is one."""
     users = [node for node in ancestors([result]) if state in node.all_input_nodes]
     if len(users) != 1 or users[0].target is not aten.where.self:
@@ -135,7 +135,7 @@ def _replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
     return users[0] if old is state and state not in ancestors([anew, value]) else None
 
 
-def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, name: str) -> tuple[Factor, Factor]:
+def affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, name: str) -> tuple[Factor, Factor]:
     """a and b such that `result` is a · state + b, neither depending on the state, which is called `name`."""
     shape = state.meta["val"].shape[1:]
     pairs: dict[fx.Node, tuple[Factor, Factor]] = {state: (1.0, 0.0)}
