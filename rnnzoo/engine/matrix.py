@@ -24,7 +24,7 @@ from rnnzoo.engine import serial
 from rnnzoo.engine.cpp import addresses_of, call, empty
 from rnnzoo.engine.emit import header, text, write
 from rnnzoo.engine.library import load
-from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.memory import Memory, find
 from rnnzoo.engine.operations import number
 from rnnzoo.engine.plan import Plan, plan
@@ -135,7 +135,8 @@ class _Through(torch.autograd.Function):
         ctx: Any, made: Program, lengths: Tensor | None, anew: Tensor | None, state: Tensor, *factors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         saving = any(ctx.needs_input_grad)
-        given = [state.contiguous(), *(None if f is None else f.contiguous() for f in factors)]
+        start = state.contiguous()
+        given = [start, *(None if f is None else f.contiguous() for f in factors)]
         p = given[2]
         assert p is not None
         T, B = p.shape[:2]
@@ -143,7 +144,7 @@ class _Through(torch.autograd.Function):
         anew = None if anew is None else anew.contiguous()
         lengths = None if lengths is None else lengths.contiguous()
         kept = empty(p, -(-T // stretch), B, made.row) if saving else None
-        o, after = empty(p, *p.shape), torch.empty_like(given[0])
+        o, after = empty(p, *p.shape), torch.empty_like(start)
         function = made.library.step if saving else made.library.recur
         call(function, B, T, c_int64(stretch), lengths, addresses_of([*given, anew, kept, o, after]))
         ctx.set_materialize_grads(False)
@@ -157,7 +158,7 @@ class _Through(torch.autograd.Function):
             raise UserError(f"{ctx.made.name}: engine=matrix has no second derivatives; use engine=reference")
         given: Sequence[Tensor | None] = ctx.saved_tensors[:-1]
         p, q = given[2], given[4]
-        assert p is not None
+        assert p is not None and q is not None
         T, B = p.shape[:2]
         d_o, d_after = (None if d is None else d.contiguous() for d in gradients)
         used = list(given)

@@ -20,7 +20,7 @@ from torch import fx
 
 from rnnzoo.engine.plan import Plan, assemble, rewrite
 from rnnzoo.engine.rewrite import MUL, NEG, SUB, Parts
-from rnnzoo.engine.scan import NotAffine, affine, replacing
+from rnnzoo.engine.scan import NotAffine, affine, replacement
 from rnnzoo.engine.trace import (
     VIEWS,
     ancestors,
@@ -105,7 +105,7 @@ class _Search:
     def memory(self) -> Memory:
         new = outputs(self.graph)[:-1]
         written, loop = new[self.number], [n for k, n in enumerate(new) if k != self.number]
-        replaced = replacing(self.state, written)
+        replaced = replacement(self.state, written)
         start = self.state if replaced is None else replaced
         keys, query, o = self._read(written)
         before = old = None
@@ -165,7 +165,11 @@ class _Search:
             elif node.target is MUL and not node.kwargs:
                 other = next((n for n in node.args if n is not operand), None)
                 axis = self._along(other, node, places[operand]) if isinstance(other, fx.Node) else None
-                if axis is not None and node.users and all(self._sums(n, node, places[operand][axis]) for n in node.users):
+                if (
+                    axis is not None
+                    and node.users
+                    and all(self._sums(n, node, places[operand][axis]) for n in node.users)
+                ):
                     assert isinstance(other, fx.Node)
                     found += [(total, axis, other) for total in node.users]
         return found
@@ -197,7 +201,7 @@ class _Search:
         return [d % product.meta["val"].dim() for d in args_of(node)[1] or ()] == [dim]
 
     def _read(self, source: fx.Node) -> tuple[int, fx.Node, fx.Node]:
-        """How a matrix is read: the axis of the keys, the vector, and the result [N, V], which is made a placeholder."""
+        """How a matrix is read: the axis of the keys, the vector, and the result [N, V], now a placeholder."""
         reads = self._reads(source)
         if len(reads) != 1:
             raise NoMemory(f"{len(reads) or 'no'} products with a vector read it")

@@ -108,7 +108,7 @@ def solve(plan: Plan) -> list[Solution]:
             raise NotAffine(f"{those} depend on each other")
         own = state in reads[state]
         factors: tuple[Factor, ...] = (new[state],)
-        replacing = replacing(given[state], new[state]) if own else None
+        replacing = replacement(given[state], new[state]) if own else None
         if own:
             start = given[state] if replacing is None else replacing
             factors = affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
@@ -126,7 +126,7 @@ def solve(plan: Plan) -> list[Solution]:
     return solutions
 
 
-def replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
+def replacement(state: fx.Node, result: fx.Node) -> fx.Node | None:
     """The node where(anew, value, state) that alone reads the state on the way to `result`, if there is one."""
     users = [node for node in ancestors([result]) if state in node.all_input_nodes]
     if len(users) != 1 or users[0].target is not aten.where.self:
