@@ -24,9 +24,9 @@ from rnnzoo.engine import serial
 from rnnzoo.engine.cpp import addresses_of, call, empty
 from rnnzoo.engine.emit import header, text, write
 from rnnzoo.engine.library import load
-from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.memory import Memory, find
 from rnnzoo.engine.operations import number
+from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.trace import effective, module, reason, sample
 from rnnzoo.errors import UserError
@@ -71,10 +71,9 @@ _memories: MutableMapping[Plan, Memory | str] = weakref.WeakKeyDictionary()
 class Program:
     """A memory, with what is around it, compiled."""
 
-    def __init__(self, found: Memory, half: bool) -> None:
-        self.around = serial.Program(found.around, half)
-        self.name, self.dtype = self.around.name, self.around.dtype
-        self.state, self.size = found.state, found.keys * found.values
+    def __init__(self, found: Memory, around: serial.Program) -> None:
+        self.around, self.name, self.dtype = around, around.name, around.dtype
+        self.state = found.state
         self.row = -(-found.keys // LANES) * LANES * found.values
         self.prepare, self.tail = module(found.prepare), module(found.tail)
         self.anew = None if found.anew is None else module(found.anew)
@@ -94,17 +93,17 @@ def _source(found: Memory, dtype: torch.dtype) -> str:
     return text(dtype, [header("kernel.h"), sizes, kinds, *flags, header("memory.h")])
 
 
-_programs: MutableMapping[Memory, dict[bool, Program]] = weakref.WeakKeyDictionary()
+_programs: MutableMapping[Memory, dict[serial.Program, Program]] = weakref.WeakKeyDictionary()
 
 
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled memory of this cell; compiled once. Raises `UserError` when it cannot be."""
     found = memory(cell, x)
-    half = serial.precision("cpu") == torch.bfloat16
+    around = serial.program(found.around, "cpu")
     own = _programs.setdefault(found, {})
-    if half not in own:
-        own[half] = Program(found, half)
-    return own[half]
+    if around not in own:
+        own[around] = Program(found, around)
+    return own[around]
 
 
 def run(
