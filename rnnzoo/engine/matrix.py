@@ -155,7 +155,8 @@ class _Through(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         if torch.is_grad_enabled():
             raise UserError(f"{ctx.made.name}: engine=matrix has no second derivatives; use engine=reference")
-        given: Sequence[Tensor | None] = ctx.saved_tensors[:-1]
+        tensors: Sequence[Tensor | None] = ctx.saved_tensors  # once: under a checkpoint each look computes them again
+        given, kept = tensors[:-1], tensors[-1]
         p, q = given[2], given[4]
         assert p is not None and q is not None
         T, B = p.shape[:2]
@@ -164,7 +165,7 @@ class _Through(torch.autograd.Function):
         if d_o is None:  # then q, which is read by nothing, must not matter
             d_o, used[4] = torch.zeros_like(p), torch.zeros_like(q)
         results = [None if f is None else empty(f, *f.shape) for f in given]
-        pointers = [*used, ctx.anew, ctx.saved_tensors[-1], None, None, d_o, d_after, *results[1:], results[0]]
+        pointers = [*used, ctx.anew, kept, None, None, d_o, d_after, *results[1:], results[0]]
         call(ctx.made.library.back, B, T, c_int64(ctx.stretch), ctx.lengths, addresses_of(pointers))
         if gradients[0] is None:
             results[4] = None
