@@ -7,7 +7,8 @@ An engine is a module with
   output [T, B, H], zero past a sequence's end; each final state [B, H], taken at a sequence's end.
 
 `reference` is the plain loop, `native` torch's own kernels, `serial` the derived and compiled loop, `scan`
-parallel over time for recurrences that are affine in the state.
+parallel over time for recurrences that are affine in the state, `matrix` for matrix memories, which it keeps in the
+cache.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine import native, plan, reference, scan, serial, verify
+from rnnzoo.engine import matrix, native, plan, reference, scan, serial, verify
 from rnnzoo.engine.hooks import hooks
 from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
-ENGINES: dict[str, ModuleType] = {"reference": reference, "native": native, "serial": serial, "scan": scan}
+ENGINES: dict[str, ModuleType] = {
+    "reference": reference, "native": native, "serial": serial, "scan": scan, "matrix": matrix,
+}  # fmt: skip
 """All engines by name."""
+
+COMPILED = ("serial", "scan", "matrix")
+"""Those that are made ready before they run, and run numbers only."""
 
 TYPICAL_LENGTH = 100
 """Time steps of a call, as far as they can be known before all calls are made: what an engine computes differs in the
@@ -78,6 +84,8 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
         return "scan", "affine in the state, so all time steps at once"
     if device != "cpu" and steps < PAYS_BACK_GRAPHS:
         return before, f"compiling pays back after {PAYS_BACK_GRAPHS:,} time steps"
+    if device == "cpu" and matrix.refuses(cell) is None:
+        return "matrix", "compiled: the matrix memory stays in the cache"
     return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
 
 
@@ -115,11 +123,11 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
             _tell(cell, _refused(cell, x.device.type))
     else:
         chosen = name
-        if (special and name in ("serial", "scan")) or (hooked and name != "reference"):
+        if (special and name in COMPILED) or (hooked and name != "reference"):
             raise UserError(f"engine={name} cannot run under {special or hooked}; use engine=reference")
     if x.shape[1] == 0:  # no sequence, so nothing that an engine would have to be made ready for
         return "reference"
-    if chosen in ("serial", "scan"):
+    if chosen in COMPILED:
         try:
             verify.check(chosen, ENGINES[chosen], ENGINES[chosen].prepare(cell, x), cell, x)
         except UserError as error:

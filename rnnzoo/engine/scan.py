@@ -124,10 +124,10 @@ def solve(plan: Plan) -> list[Solution]:
         states, results = [given[s] for s in together], [new[s] for s in together]
         own = any(reads[s] & set(together) for s in together)
         factors: tuple[Factor, ...] = (*results,)
-        replacing = _replacing(states, results) if own else None
+        replacing = replaced_by(states, results) if own else None
         if own:
             starts = states if replacing is None else replacing
-            found = [_affine(plan.tracer, graph, starts, result, name) for result in results]
+            found = [affine(plan.tracer, graph, starts, result, name) for result in results]
             factors = found[0] if len(found) == 1 else _complex(name, *found)
         if replacing is not None:
             factors = (*factors, *(args_of(node)[1] for node in replacing), args_of(replacing[0])[0])
@@ -149,7 +149,7 @@ def _solvable(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[s
     return all(reads[state] <= solved | set(states) for state in states)
 
 
-def _replacing(states: list[fx.Node], results: list[fx.Node]) -> list[fx.Node] | None:
+def replaced_by(states: list[fx.Node], results: list[fx.Node]) -> list[fx.Node] | None:
     """The nodes where(anew, value, state), with one `anew`, that alone read the states, if there are such."""
     found = []
     for state in states:
@@ -191,7 +191,7 @@ def _product(x: Factor) -> tuple[float, Counter[fx.Node]]:
     return parts[0][0] * parts[1][0], parts[0][1] + parts[1][1]
 
 
-def _affine(tracer: Tracer, graph: fx.Graph, states: list[fx.Node], result: fx.Node, name: str) -> tuple[Factor, ...]:
+def affine(tracer: Tracer, graph: fx.Graph, states: list[fx.Node], result: fx.Node, name: str) -> tuple[Factor, ...]:
     """a, one for each of the states, and b such that `result` is the sum of a · state, and b; none depends on them."""
     shape = states[0].meta["val"].shape[1:]
     none = (0.0,) * len(states)
