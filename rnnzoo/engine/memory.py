@@ -105,8 +105,8 @@ class _Search:
     def memory(self) -> Memory:
         new = outputs(self.graph)[:-1]
         written, loop = new[self.number], [n for k, n in enumerate(new) if k != self.number]
-        replaced: fx.Node | None
-        [replaced] = replaced_by([self.state], [written]) or [None]
+        found = replaced_by([self.state], [written])
+        replaced = None if found is None else found[0]
         start = self.state if replaced is None else replaced
         keys, query, o = self._read(written)
         before = old = None
