@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from rnnzoo import Cell, InputWeight, Recurrent, UserError
 from rnnzoo import engine as engines
@@ -286,7 +287,8 @@ def test_a_search_over_many_sizes_does_not_grow(own_cache, monkeypatch):
         }
         kept = [part for part in linecache.cache if part.startswith("<eval_with_key>")]
         sources = torch.fx.graph_module._loader.eval_cache
-        sizes.append([len(library._libraries), len(mapped), len(kept), len(sources), len(FakeTensorMode.cache)])
+        shapes = sum(type(thing) is ShapeEnv for thing in gc.get_objects())
+        sizes.append([len(library._libraries), len(mapped), len(kept), len(sources), len(FakeTensorMode.cache), shapes])
     assert sizes[3] == sizes[-1] and sizes[-1][:2] == [3, 3]
 
 
