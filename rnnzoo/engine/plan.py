@@ -29,6 +29,7 @@ from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive
+from rnnzoo.engine.forget import forget_shapes
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.rewrite import CHANGES, INPUT, MM, Parts
@@ -187,6 +188,8 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
         found = _Found(key, shapes, reads, error=str(fault(cell) or text))
     finally:
         reads.forget()
+    if len(_kept) >= KEPT:
+        forget_shapes()
     _kept[:] = [*_kept[1 - KEPT :], found]
     return found
 

@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
+from rnnzoo.engine.forget import forgetting
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.strict import Strict, agree
 from rnnzoo.errors import UserError
@@ -66,7 +67,7 @@ class Tracer:
         table = elementary.everything() if apart else elementary.structure()
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast(), _quiet():
-            graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+            graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
         for node in graph.find_nodes(op="call_function", target=aten.select.int):
@@ -386,4 +387,4 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
 
 def module(graph: fx.Graph) -> fx.GraphModule:
     """The graph as a function on tensors."""
-    return fx.GraphModule(nn.Module(), graph)
+    return forgetting(fx.GraphModule(nn.Module(), graph))
