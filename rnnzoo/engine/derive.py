@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
+from rnnzoo.engine.gradients import opened
 from rnnzoo.engine.trace import (
     Tracer,
     ancestors,
@@ -115,7 +116,10 @@ def _joint(
 
     arguments = [tracer.again(node) for node in given]
     tangents = [tracer.again(node) for node in outputs(recur)]
-    graph = _upright(tracer, _tile(tracer, fx_graph_cse(tracer.trace(joint, arguments, tangents))))
+    graph = tracer.trace(joint, arguments, tangents)
+    if opened(graph):
+        graph = tracer.trace(module(graph), arguments, tangents)
+    graph = _upright(tracer, _tile(tracer, fx_graph_cse(graph)))
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
