@@ -7,6 +7,7 @@ Shapes: T time steps, B batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,23 @@ from torch import fx
 
 from rnnzoo.engine.lower import Lowering, Operation, Value
 from rnnzoo.engine.operations import number
-from rnnzoo.engine.places import Place, Unsupported, shape_of
+from rnnzoo.engine.places import COUNT, Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
-START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {"sum": "{0} += {1};", "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});"}
+START = {"sum": "S(0)", "prod": "S(1)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
+COMBINE = {
+    "sum": "{0} += {1};", "prod": "{0} *= {1};",
+    "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});",
+}  # fmt: skip
 GATHER = COMBINE | {  # of what is no number, the greatest and the least are none
     "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
     "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
 }
 """The same in memory, where no loop waits for it."""
-CLAUSE = {"sum": "+", "max": "largest", "min": "smallest"}
+CLAUSE = {"sum": "+", "prod": "*", "max": "largest", "min": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,8 @@ def _function(
 ) -> str:
     """A C++ function over blocks of rows, with packed matrices and scratch memory."""
     buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
-    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0)
+    most_rows = max((o.shape[0] for o in lowered.operations.values() if o.kind == "products"), default=1)
+    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0) * most_rows
     buffers.append(("halves", str(widest)))  # a row of numbers rounded
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
     carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
@@ -257,12 +262,13 @@ def statements(lowered: Lowering) -> str:
     for stage in range(1 + max((o.stage for o in lowered.operations.values()), default=-1)):
         here = {key: o for key, o in lowered.operations.items() if o.stage == stage}
         for operation in here.values():
-            if operation.kind == "product":
+            if operation.kind.startswith("product"):
                 lines.append(_product(lowered, operation))
-        shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
-        for shape in shapes:
-            group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
-            lines += _loop(shape, group)
+            elif operation.kind in IN_ORDER:
+                lines += _in_order(operation)
+        together = {key: o for key, o in here.items() if not o.kind.startswith(("product", *IN_ORDER))}
+        for shape in dict.fromkeys(o.shape for o in together.values()):
+            lines += _loop(shape, {key: o for key, o in together.items() if o.shape == shape})
     return "\n".join(lines)
 
 
@@ -271,7 +277,47 @@ def _product(lowered: Lowering, operation: Operation) -> str:
     assert isinstance(left, Place)
     _, K, N = lowered.packs[operation.expression]
     to = operation.stores[0].base
+    if operation.kind == "products":
+        times, lda = left.shape[0], left.strides[0]
+        return (
+            f"for (int64_t r = 0; r < rows; ++r) {{ PRODUCT({times}, {left.base} + r * {pitch(left)} + {left.offset}, "
+            f"{lda}, {operation.expression}, {K}, {N}, {operation.buffer}); "
+            f"unpad({times}, {N}, {operation.buffer}, {to} + r * {times * N}); }}"
+        )
     return f"PRODUCT(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, {to});"
+
+
+def _in_order(operation: Operation) -> list[str]:
+    """A loop of its own, in which numbers are taken one after the other."""
+    index = [f"i{k}" for k in range(len(operation.shape))]
+    loops = [f"for (int64_t i{k} = 0; i{k} < {n}; ++i{k}) {{" for k, n in enumerate(operation.shape)]
+    (to,) = operation.stores
+    places = [place for place in (to, *operation.operands) if isinstance(place, Place)]
+    lines = ["for (int64_t r = 0; r < rows; ++r) {", *_rows_of(places)]
+    if operation.kind == "cumulative":
+        (source,) = places[1:]
+        start = f"double run = {int(operation.expression == '*')};"  # as torch, which adds up in double
+        body = [f"run {operation.expression}= {source.at(index)};", f"{to.at(index)} = S(run);"]
+        return [*lines, *loops[:-1], start, loops[-1], *body, "}" * (len(loops) + 1)]
+    _, position, source = places[1:]
+    where, inside = _picked(operation, to, position.at(index), index)
+    return [*lines, *loops, f"if ({inside}) {where} += {source.at(index)};", "}" * (len(loops) + 1)]
+
+
+IN_ORDER = ("scatter", "cumulative")
+
+
+def _picked(operation: Operation, place: Place, position: str, index: list[str]) -> tuple[str, str]:
+    """The element of `place` at a position along the dimension that is picked from, and whether there is one."""
+    (d,) = operation.reduced
+    at = place.at([f"int64_t({position})" if k == d else i for k, i in enumerate(index)])
+    return at, f"({position} >= 0 && {position} < {place.shape[d]})"
+
+
+def _rows_of(places: Iterable[Place]) -> list[str]:
+    """Pointers to a row of each."""
+    found = {place.base: place for place in places if place.base != COUNT}
+    return [f"S* {base}_r = {base} + r * {pitch(place)};" for base, place in found.items()]
 
 
 def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
@@ -297,6 +343,13 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
         return number(operand)
 
     for key, operation in group.items():
+        if operation.kind == "gather":
+            source, position = operation.operands[0], read(operation.operands[1])
+            assert isinstance(source, Place)
+            where, inside = _picked(operation, source, position, index)
+            body.append(f"S {names[key]} = {inside} ? {where} : S(NAN);")
+            stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
+            continue
         operands = [read(operand) for operand in operation.operands]
         if operation.kind.startswith("point"):
             body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
@@ -328,8 +381,7 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
             stores.append(GATHER[operation.kind].format(target.at(index), operands[0]))
     lines = ["for (int64_t r = 0; r < rows; ++r) {"]
     places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
-    for place in {p.base: p for p in places}.values():
-        lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
+    lines += _rows_of(places)
     for operation in group.values():
         if operation.kind in START:
             (target,) = operation.stores

@@ -126,7 +126,9 @@ class _Differentiable(_SingleLevelFunction):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         tensors = list(ctx.saved_tensors)
         wanted = zip(ctx.needs_input_grad[1:], range(len(tensors)))
-        found = [torch.ops.rnnzoo.own_gradient(gradient, tensors, ctx.number, k) if need else None for need, k in wanted]
+        found = [
+            torch.ops.rnnzoo.own_gradient(gradient, tensors, ctx.number, k) if need else None for need, k in wanted
+        ]
         return None, *found
 
 
