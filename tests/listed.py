@@ -56,6 +56,11 @@ def frozen(v: Tensor) -> Tensor:
     return 2 * v.sin()
 
 
+def apart(v: Tensor) -> Tensor:
+    """Of equal numbers, torch says of none that it is picked."""
+    return v * (1 + 0.01 * torch.arange(v.shape[-1])) + 0.01 * torch.arange(v.shape[-1])
+
+
 SELECTED: dict[str, Listed] = {
     "max(dim)": lambda v, m, W, K, b: m.max(-1).values,
     "min(dim)": lambda v, m, W, K, b: m.min(1).values,
@@ -81,8 +86,8 @@ SELECTED: dict[str, Listed] = {
     "sort": lambda v, m, W, K, b: v.sort(-1).values,
     "sort downwards": lambda v, m, W, K, b: m.sort(-1, descending=True).values,
     "argsort": lambda v, m, W, K, b: m.argsort(-1) * m,
-    "topk": lambda v, m, W, K, b: v.topk(3, -1).values,
-    "kthvalue": lambda v, m, W, K, b: m.kthvalue(2, -1).values,
+    "topk": lambda v, m, W, K, b: apart(v).topk(3, -1).values,
+    "kthvalue": lambda v, m, W, K, b: apart(m).kthvalue(2, -1).values,
     "median": lambda v, m, W, K, b: m.median(-1).values,
     "one_hot": lambda v, m, W, K, b: F.one_hot(m.argmax(-1), 4).to(v.dtype) * m,
     "scatter_add": lambda v, m, W, K, b: torch.zeros_like(m).scatter_add(2, m.argsort(-1)[..., :2], m[..., 1:3]),
@@ -149,7 +154,6 @@ SHAPED: dict[str, Listed] = {
     "tensor_split": lambda v, m, W, K, b: v.tensor_split(3, -1)[1],
     "unbind": lambda v, m, W, K, b: m.unbind(1)[2],
     "pad": lambda v, m, W, K, b: F.pad(m, (1, 2, 0, 1), value=0.3),
-    "pad by what is there": lambda v, m, W, K, b: F.pad(m, (1, 2), mode="circular"),
     "unfold": lambda v, m, W, K, b: v.unfold(-1, 4, 3),
     "diagonal": lambda v, m, W, K, b: m.diagonal(1, 1, 2),
     "trace": lambda v, m, W, K, b: m.diagonal(0, 1, 2).sum(-1),
@@ -234,6 +238,8 @@ COMPLEX: dict[str, Listed] = {
 }
 
 FALLING: dict[str, tuple[Listed, str]] = {
+    "pad by what is there": (lambda v, m, W, K, b: F.pad(m, (1, 2), mode="circular"), "empty"),
+    "complex": (COMPLEX["complex"], "view_as_complex"),
     "lgamma": (lambda v, m, W, K, b: torch.lgamma(v), "lgamma"),
     "digamma": (lambda v, m, W, K, b: torch.digamma(v), "digamma"),
     "erfinv": (lambda v, m, W, K, b: torch.erfinv(v), "erfinv"),
@@ -246,16 +252,16 @@ FALLING: dict[str, tuple[Listed, str]] = {
     "qr": (lambda v, m, W, K, b: torch.linalg.qr(m)[1], "qr"),
     "svd": (lambda v, m, W, K, b: torch.linalg.svdvals(m), "svd"),
     "cholesky": (lambda v, m, W, K, b: torch.linalg.cholesky(m @ m.mT), "cholesky"),
-    "fft": (lambda v, m, W, K, b: torch.fft.rfft(v).real, "fft"),
+    "fft": (lambda v, m, W, K, b: torch.fft.rfft(v).real, "number of rows"),
     "unique": (lambda v, m, W, K, b: v.unique(), "unique"),
     "max_pool1d": (lambda v, m, W, K, b: F.max_pool1d(m, 2), "max_pool"),
     "dropout": (lambda v, m, W, K, b: F.dropout(v), "chance"),
     "rand_like": (lambda v, m, W, K, b: torch.rand_like(v) * v, "chance"),
-    "chosen by truth": (lambda v, m, W, K, b: v[v > 0], "nonzero"),
-    "number": (lambda v, m, W, K, b: v * v.sum().item(), "item"),
+    "chosen by truth": (lambda v, m, W, K, b: v[v > 0], "data-dependent"),
+    "number": (lambda v, m, W, K, b: v * v.sum().item(), "local_scalar_dense"),
     "sum over the batch": (lambda v, m, W, K, b: v.sum(0) + v, "batch"),
 }
 """Those without a C++ form, and the word by which the message names why."""
 
-TABLES = [SELECTED, REDUCED, SHAPED, PRODUCTS, CONSTANTS, GRADIENTS, COMPLEX]
+TABLES = [SELECTED, REDUCED, SHAPED, PRODUCTS, CONSTANTS, GRADIENTS]
 EVERY: dict[str, Listed] = {name: operation for table in TABLES for name, operation in table.items()}

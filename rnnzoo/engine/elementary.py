@@ -25,7 +25,6 @@ def structure() -> dict[Any, Any]:
     return {
         aten.mean.dim: _mean,
         aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
-        aten.var.correction: _var,
         aten.var_mean.correction: lambda x, dim, **options: (
             _var(x, dim, **options),
             _mean(x, dim, options.get("keepdim", False)),
@@ -38,6 +37,7 @@ def structure() -> dict[Any, Any]:
         aten.unbind.int: lambda x, dim=0: [x.select(dim, k) for k in range(x.shape[dim])],
         aten.roll.default: _roll,
         aten.repeat.default: _repeat,
+        aten.stack.default: lambda parts, dim=0: torch.cat([part.unsqueeze(dim) for part in parts], dim),
         aten.constant_pad_nd.default: _pad,
         aten.complex.default: lambda a, b: torch.view_as_complex(torch.stack(torch.broadcast_tensors(a, b), -1)),
         aten.native_layer_norm.default: _layer_norm,
@@ -46,8 +46,6 @@ def structure() -> dict[Any, Any]:
         aten.polar.default: lambda r, phi: torch.complex(r * torch.cos(phi), r * torch.sin(phi)),
         aten.copy.default: lambda x, y, non_blocking=False: y.to(x.dtype).expand(x.shape),
         aten.ldexp.Tensor: lambda x, n: x * torch.exp2(n),
-        aten.addcmul.default: lambda x, a, b, value=1: x + value * (a * b),
-        aten.addcdiv.default: lambda x, a, b, value=1: x + value * (a / b),
         # with numbers, too, these are operations on tensors, which alone keep the number of rows open
         aten.add.Scalar: lambda x, y, alpha=1: x + alpha * y,
         aten.sub.Scalar: lambda x, y, alpha=1: x - alpha * y,
@@ -58,7 +56,6 @@ def structure() -> dict[Any, Any]:
         aten.lerp.Scalar: lambda a, b, w: a + w * (b - a),
         aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
         aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
-        aten.clamp.Tensor: _clamp,
         aten.log_sigmoid_forward.default: lambda x: (-torch.nn.functional.softplus(-x), x.new_zeros(())),
         aten.select_backward.default: _select_backward,
     }
@@ -74,10 +71,24 @@ def everything() -> dict[Any, Any]:
         "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward", "silu", "silu_backward", "mish", "mish_backward",
         "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward",
         "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
-        "log_sigmoid_forward", "log_sigmoid_backward",
+        "log_sigmoid_forward", "log_sigmoid_backward", "hardshrink",
     )  # fmt: skip
     table |= get_decompositions([getattr(aten, name) for name in names])
-    return table | structure() | later() | {aten.div.Tensor_mode: _divide}
+    return (
+        table
+        | structure()
+        | later()
+        | {
+            aten.div.Tensor_mode: _divide,
+            aten.var.correction: _var,
+            aten.clamp.Tensor: _clamp,
+            aten.addcmul.default: lambda x, a, b, value=1: x + (a if value == 1 else value * a) * b,
+            aten.addcdiv.default: lambda x, a, b, value=1: x + (a if value == 1 else value * a) / b,
+            aten.softshrink.default: lambda x, k=0.5: torch.where(x > k, x - k, torch.where(x < -k, x + k, x * 0 + 0)),
+            aten.softshrink_backward.default: lambda g, x, k: torch.where((x >= -k) & (x <= k), 0, g),
+            aten.hardshrink_backward.default: lambda g, x, k: torch.where((x >= -k) & (x <= k), 0, g),
+        }
+    )
 
 
 def _divide(x: Tensor, y: Tensor, *, rounding_mode: str | None = None) -> Tensor:
@@ -164,7 +175,8 @@ def _slice_scatter(
 ) -> Tensor:
     size = x.shape[dim]
     if step != 1 or not isinstance(size, int):
-        return part if step == 1 and not start and not isinstance(end, int) else NotImplemented
+        whole = step == 1 and not start and (end is None or end >= 2**62)
+        return part if whole else NotImplemented
     start, end, _ = slice(start, end).indices(size)
     return torch.cat([x.narrow(dim, 0, start), part, x.narrow(dim, end, size - end)], dim)
 

@@ -35,11 +35,11 @@ def instead() -> Iterator[None]:
             return plain.__get__(None, kind)(*args, **kwargs)
         return _operation(kind, *args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.autograd.Function.apply = plain
+        torch.autograd.Function.apply = plain  # type: ignore[method-assign]
 
 
 def _operation(kind: type[torch.autograd.Function], *args: Any) -> Tensor:
@@ -135,14 +135,15 @@ class _Differentiable(_SingleLevelFunction):
 _library = torch.library.Library("rnnzoo", "DEF")
 _library.define("own(Tensor[] tensors, int number) -> Tensor")
 _library.define("own_gradient(Tensor gradient, Tensor[] tensors, int number, int wanted) -> Tensor")
-for _name, _function in {"own": own, "own_gradient": own_gradient}.items():
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rnnzoo::{_name}", _function, lib=_library)
+_methods: dict[str, Any] = {"own": own, "own_gradient": own_gradient}
+for _name, _method in _methods.items():
+    _library.impl(_name, _method, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rnnzoo::{_name}", _method, lib=_library)
 
 
 def _differentiable(tensors: Sequence[Tensor], number: int) -> Tensor:
     with enable_single_level_autograd_function():
-        result: Tensor = _Differentiable.apply(number, *tensors)
+        result: Tensor = _Differentiable.apply(number, *tensors)  # type: ignore[attr-defined]
     return result
 
 

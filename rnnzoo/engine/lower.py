@@ -27,13 +27,13 @@ from rnnzoo.engine.places import (
     behind,
     dimension,
     expanded,
+    met,
     shape_of,
     viewed,
 )
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
-EMPTY = (aten.empty_permuted.default, aten.empty.memory_format)
 RESHAPES = (aten.view.default, aten._unsafe_view.default)
 MOVES = (aten.permute.default, aten.slice.Tensor, aten.flip.default, aten.diagonal.default)
 """Views that may see other numbers in the same shape."""
@@ -180,11 +180,7 @@ class Lowering:
         if isinstance(value, fx.Node) and self.operations[value].shape == shape == shape_of(argument):
             return value
         place = replace(self._memory(value), boolean=argument.meta["val"].dtype == torch.bool)
-        if not has_rows(argument) and len(place.shape) >= behind:  # one of its dimensions, of size 1, meets the rows
-            k = len(place.shape) - behind
-            own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
-            place = replace(place, shape=own, strides=steps)
-        return expanded(place, shape)
+        return expanded(met(place, argument, behind), shape)
 
     def _memory(self, value: Value) -> Place:
         """Where the value lies; what an operation has in registers is stored."""
@@ -215,7 +211,7 @@ class Lowering:
     def _constant(self, node: fx.Node) -> Value:
         if node.target is aten.full.default:
             return float(args_of(node)[1])
-        if node.target in (aten.zeros.default, aten.ones.default, *EMPTY):
+        if node.target in (aten.zeros.default, aten.ones.default, aten.empty_permuted.default):
             return float(node.target is aten.ones.default)
         if node.target in ARANGE and not node.meta["val"].is_floating_point():
             start, _, step = (*args_of(node), 1)[:3] if node.target is not aten.arange.default else (0, 0, 1)
@@ -281,7 +277,7 @@ class Lowering:
         shape = shape_of(index)
         place = self._scratch(shape_of(node))
         self._store(self.values[before], place)
-        operands = [self._memory(self._operand(a, shape, behind(node))) for a in (index, source)]
+        operands = (self._memory(self._operand(a, shape, behind(node))) for a in (index, source))
         d = dimension(node, dim)
         self.operations[node] = Operation("scatter", shape, [place, *operands], stores=[place], reduced=(d,))
         return place
@@ -297,7 +293,7 @@ class Lowering:
             for p in (source, place)
         ]
         self.operations[node] = Operation(
-            "cumulative", moved[0].shape, moved[:1], CUMULATIVE[node.target], stores=moved[1:]
+            "cumulative", moved[0].shape, [moved[0]], CUMULATIVE[node.target], stores=moved[1:]
         )
         return place
 
@@ -323,9 +319,9 @@ class Lowering:
         shape = shape_of(node)
         if node.target in RESHAPES and across(node):
             raise Unsupported("a view across the batch")
-        if isinstance(value, float) or (isinstance(value, fx.Node) and self.operations[value].shape == shape):
-            if isinstance(value, float) or node.target not in MOVES:
-                return value
+        same = isinstance(value, fx.Node) and self.operations[value].shape == shape and node.target not in MOVES
+        if isinstance(value, float) or same:
+            return value
         place = value if isinstance(value, Place) else self._memory(value)
         try:
             return viewed(node, place)
@@ -383,4 +379,4 @@ def _converted(before: torch.dtype, after: torch.dtype) -> str:
     """Numbers of one type as those of another."""
     if after == torch.bool:
         return "({0} != 0)"
-    return "std::trunc({0})" if before.is_floating_point and not after.is_floating_point else "S({0})"
+    return "(std::trunc({0}) + 0)" if before.is_floating_point and not after.is_floating_point else "S({0})"

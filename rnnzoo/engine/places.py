@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import SymInt, fx
 
-from rnnzoo.engine.trace import args_of, aten, multiple
+from rnnzoo.engine.trace import args_of, aten, has_rows, multiple
 
 
 class Unsupported(Exception):
@@ -97,6 +97,15 @@ def dimension(node: Any, dim: Any) -> int:
     return sum(len(_own(size)) for size in sizes[:dim])
 
 
+def met(place: Place, source: fx.Node, behind: int) -> Place:
+    """A value seen beside one with rows: of a value without, the dimension of size 1 that meets the rows falls away."""
+    if has_rows(source) or len(place.shape) < behind:
+        return place
+    k = len(place.shape) - behind
+    own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
+    return replace(place, shape=own, strides=steps)
+
+
 def expanded(place: Place, shape: tuple[int, ...]) -> Place:
     """Memory seen in a larger shape, repeated where it has one element for many, or lacks a dimension."""
     missing = len(shape) - len(place.shape)
@@ -131,14 +140,14 @@ def viewed(node: fx.Node, place: Place) -> Place:
         last = sum((place.shape[d] - 1) * place.strides[d] for d in turned)
         return replace(place, strides=strides, offset=place.offset + last)
     if node.target is aten.diagonal.default:
-        shift, *dims = [*arguments, *(0, 0, 1)[len(arguments) :]]
+        shift, *dims = [*arguments, *[0, 0, 1][len(arguments) :]]
         first, second = (dimension(source, d) for d in dims)
         strides = tuple(s for k, s in enumerate(place.strides) if k not in (first, second))
         start = max(-shift, 0) * place.strides[first] + max(shift, 0) * place.strides[second]
         strides = (*strides, place.strides[first] + place.strides[second])
         return replace(place, shape=shape, strides=strides, offset=place.offset + start)
     if node.target is aten.expand.default:
-        return expanded(place, shape)
+        return expanded(met(place, source, behind(node)), shape)
     return replace(place, shape=shape, strides=_reshaped(place, shape))
 
 

@@ -55,10 +55,7 @@ class Strict(TorchFunctionMode):
             raise UserError("it leaves out by chance, which recurrent_dropout=... does")
         if read == "data":
             return args[0].detach()
-        if name in WRITTEN:
-            result = WRITTEN[name](func, *args, **kwargs)
-        else:
-            result = func(*args, **kwargs)
+        result = WRITTEN[name](func, *args, **kwargs) if name in WRITTEN else func(*args, **kwargs)
         if torch.is_grad_enabled():
             return result
         with torch.enable_grad():
@@ -104,9 +101,33 @@ def _set(func: Any, tensor: Tensor, index: Any, value: Any) -> Any:
     return func(tensor, _index(index, tensor), value)
 
 
+def _take(func: Any, x: Tensor, indices: Tensor, dim: int) -> Tensor:
+    sizes = list(x.shape)
+    sizes[dim] = indices.shape[dim]
+    return torch.gather(x, dim, indices.expand(sizes))
+
+
 def _linear(func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = input @ weight.mT if weight.dim() > 1 else input @ weight
     return product if bias is None else product + bias
+
+
+class _Bounded(torch.autograd.Function):
+    """At least `least`; gradients pass as if nothing had been bounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
+        return x.clamp_min(least)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _cosine(func: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    first, second = (x / _Bounded.apply(torch.linalg.vector_norm(x, 2, dim, True), eps) for x in (x1, x2))
+    return (first * second).sum(dim)
 
 
 WRITTEN: dict[str, Callable[..., Any]] = {
@@ -115,7 +136,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "new_tensor": _numbers,
     "__getitem__": lambda func, tensor, index: func(tensor, _index(index, tensor)),
     "__setitem__": _set,
-    "linear": _linear,  # torch's own asks for the number of rows
+    "take_along_dim": _take,
+    "linear": _linear,  # torch's own asks for the number of rows, and of this its derivative
+    "cosine_similarity": _cosine,
 }
 """What is traced in other words."""
 
