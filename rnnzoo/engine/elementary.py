@@ -46,6 +46,8 @@ def structure() -> dict[Any, Any]:
         aten.polar.default: lambda r, phi: torch.complex(r * torch.cos(phi), r * torch.sin(phi)),
         aten.copy.default: lambda x, y, non_blocking=False: y.to(x.dtype).expand(x.shape),
         aten.ldexp.Tensor: lambda x, n: x * torch.exp2(n),
+        aten.addcmul.default: _broadcast(aten.addcmul.default),
+        aten.addcdiv.default: _broadcast(aten.addcdiv.default),
         # with numbers, too, these are operations on tensors, which alone keep the number of rows open
         aten.add.Scalar: lambda x, y, alpha=1: x + alpha * y,
         aten.sub.Scalar: lambda x, y, alpha=1: x - alpha * y,
@@ -89,6 +91,18 @@ def everything() -> dict[Any, Any]:
             aten.hardshrink_backward.default: lambda g, x, k: torch.where((x >= -k) & (x <= k), 0, g),
         }
     )
+
+
+def _broadcast(operation: Any) -> Any:
+    """The operation on tensors of one shape, because torch's own cannot broadcast where a size is open."""
+
+    def broadcast(*tensors: Tensor, **options: Any) -> Tensor:
+        if all(tensor.shape == tensors[0].shape for tensor in tensors):
+            return NotImplemented
+        found: Tensor = operation(*torch.broadcast_tensors(*tensors), **options)
+        return found
+
+    return broadcast
 
 
 def _divide(x: Tensor, y: Tensor, *, rounding_mode: str | None = None) -> Tensor:
