@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.derive import Derived, derive
+from rnnzoo.engine.derive import Derived, derive, upright
 from rnnzoo.engine.forget import forget_shapes
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
@@ -45,7 +45,9 @@ from rnnzoo.engine.trace import (
     outputs,
     reason,
     recomputable,
+    rows_first,
     sample,
+    tensors,
     trace_step,
 )  # fmt: skip
 from rnnzoo.errors import UserError
@@ -216,7 +218,7 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
 def rewrite(tracer: Tracer, graph: fx.Graph, names: Sequence[str], states: int) -> tuple[Parts, tuple[str, ...]]:
     """A graph of (x, states, weights), so called, with sums reordered and products merged; and what was merged."""
     merged: list[str] = []
-    parts = Parts(tracer, graph, names, states)
+    parts = Parts(tracer, upright(tracer, graph), names, states)
     for change in CHANGES:
         merged += change(parts)
         parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, states)
@@ -260,8 +262,9 @@ def _frontier(parts: Parts) -> tuple[list[fx.Node], list[fx.Node]]:
             return True
         if node.target is aten.scalar_tensor.default:  # a number; as a shared tensor it would be given a gradient
             return False
-        # a concatenation is recomputable, but inside the loop it would be a copy
-        sinks = node.op == "call_function" and recomputable(node) and node.target is not aten.cat.default
+        # a concatenation is recomputable, but inside the loop it would be a copy; leaves are rows
+        rows = all(rows_first(operand) for operand in tensors(node))
+        sinks = node.op == "call_function" and recomputable(node) and rows and node.target is not aten.cat.default
         return parts.constant(node) or (parts.depends(node) == INPUT and not sinks)
 
     found = [n for n in ancestors(outputs(parts.graph), stop) if not is_size(n) and stop(n)]
