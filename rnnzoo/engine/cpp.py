@@ -27,15 +27,27 @@ BLOCK = 64
 class Kernel:
     """A plan compiled for the CPU, its products of numbers rounded to bfloat16 if `half`.
 
+    `label` is what it is called, `proven` whether the suite proves it for all cells.
+
     Raises `Unsupported` for an operation without a C++ form, `UserError` when there is no working compiler.
     """
+
+    label, proven = "kernel", True
 
     def __init__(self, plan: Plan, half: bool = False) -> None:
         source = write(plan, half)
         self.homes, self.reused = source.homes, source.reused
-        self.given, self.results = parameters(plan)
+        self.derived = plan.summed
+        self.given, self.results = parameters(plan, plan.summed)
         self._products = sum(node.op == "call_function" for node in plan.recur.nodes)
         self._library = load(source.text, plan.name, half)
+
+    def compiled_for(self, rows: int) -> str:
+        """What the code for so many rows hangs on beside plan and device: here nothing."""
+        return ""
+
+    def ready(self, rows: int, device: torch.device, saving: bool) -> None:
+        """Compile what a run over so many rows still lacks, if `saving` with its backward pass: here nothing."""
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool

@@ -20,7 +20,7 @@ from torch import fx
 
 from rnnzoo.engine.plan import Plan, assemble, rewrite
 from rnnzoo.engine.rewrite import MUL, NEG, SUB, Parts
-from rnnzoo.engine.scan import NotAffine, affine, replacement
+from rnnzoo.engine.scan import NotAffine, affine, replaced_by
 from rnnzoo.engine.trace import (
     VIEWS,
     ancestors,
@@ -105,7 +105,8 @@ class _Search:
     def memory(self) -> Memory:
         new = outputs(self.graph)[:-1]
         written, loop = new[self.number], [n for k, n in enumerate(new) if k != self.number]
-        replaced = replacement(self.state, written)
+        found = replaced_by([self.state], [written])
+        replaced = None if found is None else found[0]
         start = self.state if replaced is None else replaced
         keys, query, o = self._read(written)
         before = old = None
@@ -113,7 +114,7 @@ class _Search:
             axis, before, old = self._read(start)
             if axis != keys:
                 raise NoMemory("it is read along both its axes")
-        a, b = affine(self.tracer, self.graph, start, written, "it")
+        a, b = affine(self.tracer, self.graph, [start], written, "it")
         if not isinstance(b, fx.Node):
             raise NoMemory("nothing is written to it")
         factors = {"a": self._decay(a, keys)} if isinstance(a, fx.Node) else {}
@@ -122,7 +123,7 @@ class _Search:
         if old is not None and before is not None:
             if factors["p"] not in self._behind([old]):
                 raise NoMemory("more than the output hangs on it")
-            c, p = affine(self.tracer, self.graph, old, factors["p"], "what it held")
+            c, p = affine(self.tracer, self.graph, [old], factors["p"], "what it held")
             if not isinstance(p, fx.Node):
                 raise NoMemory("nothing new is written to it")
             c = c if isinstance(c, fx.Node) else self.parts.call(aten.full_like.default, p, c)

@@ -19,7 +19,7 @@ from rnnzoo.engine.emit import write
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
+from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
 from rnnzoo.errors import UserError
 
 
@@ -81,20 +81,32 @@ def only(name: str) -> Iterator[None]:
 _only: str | None = None
 
 
-def _candidates(device: str) -> tuple[str, ...]:
-    return loops(device) if _only is None else (_only,)
+def _candidates(plan: Plan) -> tuple[str, ...]:
+    """The loops that may run a plan, what is tried first first."""
+    device = inputs(plan.recur)[0].meta["val"].device.type
+    names = loops(device) if _only is None else (_only,)
+    return tuple(name for name in names if name not in _distrusted.get(plan, ()))
+
+
+_distrusted: MutableMapping[Plan, set[str]] = weakref.WeakKeyDictionary()
+
+
+def distrust(cell: Cell, x: Tensor) -> bool:
+    """Have another loop run the cell's plan from now on; whether there is another."""
+    made = plan(cell, x)
+    _distrusted.setdefault(made, set()).add(prepare(cell, x).loop.label)
+    return bool(_candidates(made))
 
 
 def loop(plan: Plan, half: bool = False) -> Any:
     """What runs the plan's loop. Raises `Unsupported` where nothing does."""
-    device = inputs(plan.recur)[0].meta["val"].device.type
     missing = None
-    for name in _candidates(device):
+    for name in _candidates(plan):
         try:
             return LOOPS[name](plan, half)
         except Unsupported as error:
             missing = error
-    raise missing or AssertionError
+    raise missing or Unsupported("a loop that is trusted")
 
 
 class Program:
@@ -104,16 +116,23 @@ class Program:
         self.name, self.states = plan.name, plan.states
         self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
+        derived = self.loop.derived
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
-        self.defer = module(plan.derived.defer)
+        self.defer = module(derived.defer)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
-        self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
+        self.saved = [_shape(node) for node in outputs(derived.step)[len(plan.states) :]]
         self.kept = [
-            _shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]
+            _shape(node)
+            for node in outputs(derived.back)[len(plan.states) + len(outputs(plan.project)) :][: derived.kept]
         ]
-        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
+        self.totals = {
+            str(n.target): tuple(n.meta["val"].shape)
+            for n in inputs(derived.defer)
+            if str(n.target).startswith("total")
+        }
+        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(derived.defer)]
         self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 
 
@@ -132,7 +151,7 @@ def prepare(cell: Cell, x: Tensor | None = None) -> Program:
 def program(made: Plan, device: str) -> Program:
     """A plan compiled for a kind of device, once. Raises `UserError` when it cannot be."""
     half = _precision(device) == torch.bfloat16
-    key = half, _candidates(device)
+    key = half, _candidates(made)
     own = _programs.get(made)
     if own is None:
         own = _programs[made] = {}
@@ -146,6 +165,17 @@ def program(made: Plan, device: str) -> Program:
                 f"{made.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
             ) from error
     return own[key]
+
+
+def unproven(prepared: Program, cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run over x by beside plan and device, or None where the suite proves the loop."""
+    loop = prepared.loop
+    return None if loop.proven else (loop.label, loop.compiled_for(x.shape[1]), f"gradients: {recorded(cell, x)}")
+
+
+def ready(prepared: Program, cell: Cell, x: Tensor) -> None:
+    """Compile what a run over x and the backward pass after it need. Raises `UserError` when that cannot be."""
+    prepared.loop.ready(x.shape[1], x.device, recorded(cell, x))
 
 
 def _precision(device: str) -> torch.dtype | None:
@@ -253,6 +283,8 @@ class _Loop(torch.autograd.Function):
             reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *shape)
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
+        threads = min(torch.get_num_threads(), B)
+        known |= {name: stacks[0].new_zeros(threads, *shape) for name, shape in made.totals.items()}
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):
             made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
@@ -267,6 +299,8 @@ def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[st
     """What `defer` reads, all time steps as rows."""
     if name.startswith("shared"):
         return known[name].to(dtype)
+    if name.startswith("total"):
+        return known[name].sum(0).to(dtype)
     if name in states:
         tensor = known[name][:-1]
     else:

@@ -203,6 +203,11 @@ def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
     return next(numbers, torch.empty(0) if x is None else x)
 
 
+def recorded(cell: Cell, x: Tensor) -> bool:
+    """Whether autograd records what the cell makes of x."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cell.parameters()))
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error, or its kind where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -339,6 +344,17 @@ def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda
                 stack.pop()
                 found.setdefault(node)
     return list(found)
+
+
+def merge_equal(graph: fx.Graph, among: Callable[[fx.Node], bool]) -> None:
+    """Of the operations for which `among` holds, those that do the same to the same operands become one."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and among(node):
+            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if made is not node:
+                node.replace_all_uses_with(made, propagate_meta=False)
+                graph.erase_node(node)
 
 
 def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> fx.Graph:
