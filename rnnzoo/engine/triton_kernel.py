@@ -1,0 +1,116 @@
+"""Plans as Triton kernels: the whole loop over time in one launch, on a GPU.
+
+Shapes: T time steps, B batch; every tensor is [T, B, ...] but states at one time, [B, ...], and shared tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnzoo.engine.emit import parameters
+from rnnzoo.engine.library import module
+from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.plan import Plan
+from rnnzoo.engine.trace import inputs, outputs
+from rnnzoo.engine.triton_emit import Source, write
+from rnnzoo.engine.triton_text import LEAST, Blocks, power
+
+
+class TritonKernel:
+    """A plan compiled by Triton, its products of numbers rounded to bfloat16 if `half`; the interface of `cpp.Kernel`.
+
+    Raises `Unsupported` for an operation without a form in Triton, and where there is no Triton.
+    """
+
+    def __init__(self, plan: Plan, half: bool = False, blocks: Blocks | None = None) -> None:
+        if find_spec("triton") is None:
+            raise Unsupported("a machine without Triton")
+        self._plan = replace(plan)  # a copy: who keeps the plan itself keeps what is made of it
+        self._plan.__dict__["derived"] = plan.derived
+        self._half, self._blocks = half, blocks
+        self.homes: tuple[None, ...] = (None,) * plan.derived.saved
+        self.reused = (False,) * len(outputs(plan.project))
+        self.given, self.results = parameters(plan)
+        self._widths = [math.prod(n.meta["val"].shape[1:]) for n in outputs(plan.recur)]
+        self._sources: dict[Blocks, tuple[Source, Any]] = {}
+        self._meets = self._source(Blocks(LEAST, 1))[0].meets
+
+    def forward(
+        self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
+    ) -> None:
+        """See `cpp.Kernel.forward`."""
+        self._launch("step" if saving else "recur", tensors, tensors[0].shape[1], lengths, steps, slots)
+
+    def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
+        """See `cpp.Kernel.backward`."""
+        known = dict(zip((*self.given, *self.results), tensors))
+        far = []
+        for s in self._plan.states:
+            like = known[f"d_{s}"]
+            assert like is not None
+            far.append(int(known[f"out_{s}"] is not None))
+            for name in (f"out_{s}", f"end_{s}"):
+                known[name] = torch.zeros_like(like) if known[name] is None else known[name]
+        given = [tensor for tensor in known.values() if tensor is not None]
+        self._launch("back", given, batch, lengths, steps, far)
+
+    def _source(self, blocks: Blocks) -> tuple[Source, Any]:
+        """The text for these blocks and the module made of it."""
+        if blocks not in self._sources:
+            source = write(self._plan, blocks)
+            self._sources[blocks] = source, module(source.text, self._plan.name)
+        return self._sources[blocks]
+
+    def _launch(
+        self,
+        name: str,
+        tensors: Sequence[Tensor],
+        batch: int,
+        lengths: Tensor | None,
+        steps: int,
+        numbers: Sequence[int],
+    ) -> None:
+        if batch == 0:
+            return
+        like = tensors[0]
+        blocks = self._blocks or self._divide(batch, like.device)
+        source, made = self._source(blocks)
+        blocks_of_rows = -(-batch // blocks.rows)
+        ends = torch.full((batch,), steps, device=like.device) if lengths is None else lengths
+        scratch = like.new_empty(max(source.scratch, 1) * batch)
+        counters = torch.zeros(32 * blocks_of_rows, dtype=torch.int32, device=like.device)
+        options: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": 1}  # loads must not overtake stores
+        if source.meets and blocks.parts > 1:
+            options["launch_cooperative_grid"] = True  # all programs run at once, or none does
+        getattr(made, name)[(blocks.parts, blocks_of_rows)](
+            *tensors, ends, scratch, counters, steps, batch, *numbers, **options
+        )
+
+    def _divide(self, batch: int, device: torch.device) -> Blocks:
+        """How work is divided: as many programs as the device runs at once."""
+        precision = "bf16" if self._half else "tf32x3"
+        widest = max(self._widths)
+        if device.type != "cuda":
+            return Blocks(LEAST, 1, precision=precision)
+        if not self._meets:
+            return Blocks(1, -(-widest // 128), warps=4)
+        programs = _processors(device)
+        rows = LEAST
+        while rows < 64 and -(-batch // rows) * -(-widest // LEAST) > programs:
+            rows *= 2
+        parts = max(1, min(-(-widest // LEAST), programs // -(-batch // rows)))
+        width = max(LEAST, power(-(-widest // parts)))
+        return Blocks(rows, -(-widest // width), precision=precision)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
