@@ -263,7 +263,7 @@ class Function:
         kind = f'input_precision="{self.blocks.precision}"' if self.blocks.precision != "bf16" else "out_dtype=S"
         cast = ".to(tl.bfloat16)" if self.blocks.precision == "bf16" else ""
         fresh = ', cache_modifier=".cg"' if left.base in self.remote and self.blocks.parts > 1 else ""
-        sums: dict[Key, list[str]] = {}
+        sums: dict[Key, str] = {}
         for first in range(0, K, deep):
             a = f"tl.load({start} + ({left.offset + first} + {k})[None, :], mask=here & ({k} < {K - first})[None, :]"
             a = self._named(f"{a}, other=0.0{fresh}){cast}", self.body, "a")
@@ -273,9 +273,9 @@ class Function:
                 w = f"tl.load({right.base} + {right.offset} + ({k} + {first})[:, None] * {down}"
                 w += f" + ({place.offset} + n{n}) * {over}, mask=({k} < {K - first})[:, None] & of{n}, other=0.0){cast}"
                 w = self._named(w, self.before if self.blocks.held else self.body, "w")
-                sums.setdefault(name, []).append(f"tl.dot({a}, {w}, {kind})")
-        for name, texts in sums.items():
-            self._registers[name] = Text(self._named(" + ".join(texts), self.body, "d"))
+                before = f"{sums[name]}, " if name in sums else ""
+                sums[name] = self._named(f"tl.dot({a}, {w}, {before}{kind})", self.body, "d")
+        self._registers |= {name: Text(value) for name, value in sums.items()}
         if to.base in self.remote:
             self._stored(to, self._registers[key(to)])
 
