@@ -19,6 +19,7 @@ from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
+from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
 
@@ -50,12 +51,21 @@ def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
 _lacks: weakref.WeakKeyDictionary[Plan, str | None] = weakref.WeakKeyDictionary()
 
 
-def loop(plan: Plan, half: bool = False) -> Kernel | Steps:
-    """What runs the plan's loop: a kernel on a CPU, Inductor elsewhere and where an operation has no C++ form.
+WHOLE = True
+"""Whether a GPU runs the whole loop as one Triton kernel where that can be, rather than some steps a call."""
+
+
+def loop(plan: Plan, half: bool = False) -> Kernel | TritonKernel | Steps:
+    """What runs the plan's loop: a kernel on a CPU or a GPU, Inductor elsewhere and where an operation has no such form.
 
     `half` asks for products in bfloat16, which a kernel makes only where the processor has them.
     """
     value = inputs(plan.recur)[0].meta["val"]
+    if value.device.type == "cuda" and WHOLE:
+        try:
+            return TritonKernel(plan, half)
+        except Unsupported:
+            pass
     if value.device.type == "cpu":
         half = half and value.dtype == torch.float32 and torch.cpu._is_avx512_bf16_supported()
         try:

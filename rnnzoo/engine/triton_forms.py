@@ -107,6 +107,11 @@ class TritonLowering(Lowering):
 
     _check = _point
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return 8 if self._dtype == torch.float64 else 4
+
     def memory(self, value: Value) -> Place:
         """Where the value lies; what is in registers is stored."""
         return self._memory(value)

@@ -95,22 +95,24 @@ class TritonKernel:
         )
 
     def _divide(self, batch: int, device: torch.device) -> Blocks:
-        """How work is divided: as many programs as the device runs at once."""
-        precision = "bf16" if self._half else "tf32x3"
+        """How work is divided: into as many programs as the device runs at once, each with the matrices it needs."""
+        precision = "bf16" if self._half else "ieee"
         widest = max(self._widths)
         if device.type != "cuda":
             return Blocks(LEAST, 1, precision=precision)
         if not self._meets:
-            return Blocks(1, -(-widest // 128), warps=4)
-        programs = _processors(device)
-        rows = LEAST
+            return Blocks(1, -(-widest // 128))
+        programs, memory = _abilities(device)
+        rows = 8
         while rows < 64 and -(-batch // rows) * -(-widest // LEAST) > programs:
             rows *= 2
         parts = max(1, min(-(-widest // LEAST), programs // -(-batch // rows)))
         width = max(LEAST, power(-(-widest // parts)))
-        return Blocks(rows, -(-widest // width), precision=precision)
+        return Blocks(rows, -(-widest // width), held=memory - 4096 - 4 * rows * 64, precision=precision)
 
 
 @cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _abilities(device: torch.device) -> tuple[int, int]:
+    """How many programs run at once, and how many bytes each has."""
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, found.shared_memory_per_block_optin

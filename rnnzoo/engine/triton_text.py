@@ -19,6 +19,9 @@ from rnnzoo.engine.triton_forms import COMBINE, START, Text, TritonLowering, lit
 LEAST = 16
 """The least rows, features and terms of a product in Triton."""
 
+BYTES = {"bf16": 2, "tf32x3": 8}
+"""Of a number of a matrix, where that hangs on the precision."""
+
 Key: TypeAlias = "tuple[str, int, tuple[int, ...], tuple[int, ...]]"
 """Base, offset, shape and strides of a place: what is read just as it was written is still in registers."""
 
@@ -27,16 +30,17 @@ Key: TypeAlias = "tuple[str, int, tuple[int, ...], tuple[int, ...]]"
 class Blocks:
     """How work is divided.
 
-    `rows` of the batch are kept by one program, or by `parts` programs with their part of the features each; `deep`
-    terms of a product are summed at once; matrices are `held` in registers, or read again at each time step.
+    `rows` of the batch are kept by one program, or by `parts` programs with their part of the features each. `deep`
+    terms of a product are summed at once; up to `held` bytes of matrices stay with a program, others are read again at
+    each time step.
     `precision` is that of products, in Triton's words, or "bf16". A program has `warps` times 32 threads.
     """
 
     rows: int
     parts: int
-    deep: int = 256
-    held: bool = False
-    precision: str = "tf32x3"
+    deep: int = 64
+    held: int = 0
+    precision: str = "ieee"
     warps: int = 4
 
 
@@ -90,6 +94,7 @@ class Function:
         self._texts: dict[str, str] = {}
         self._starts: dict[str, int] = {}
         self._pending: set[str] = set()
+        self._held = 0
         operations = list(lowered.operations.values())
         for operation in operations:
             if operation.kind in START:  # reads memory only
@@ -260,7 +265,9 @@ class Function:
         deep = min(self.blocks.deep, power(max(K, LEAST)))
         k = self._named(f"tl.arange(0, {deep})", self.before, "k")
         start = self._pointer(left, self.body, None)
-        kind = f'input_precision="{self.blocks.precision}"' if self.blocks.precision != "bf16" else "out_dtype=S"
+        kind = "out_dtype=S"
+        if self.blocks.precision != "bf16":
+            kind = f'input_precision="{self.blocks.precision}", {kind}'
         cast = ".to(tl.bfloat16)" if self.blocks.precision == "bf16" else ""
         fresh = ', cache_modifier=".cg"' if left.base in self.remote and self.blocks.parts > 1 else ""
         sums: dict[Key, str] = {}
@@ -272,7 +279,8 @@ class Function:
                 down, over = right.strides
                 w = f"tl.load({right.base} + {right.offset} + ({k} + {first})[:, None] * {down}"
                 w += f" + ({place.offset} + n{n}) * {over}, mask=({k} < {K - first})[:, None] & of{n}, other=0.0){cast}"
-                w = self._named(w, self.before if self.blocks.held else self.body, "w")
+                self._held += deep * self._block(place.shape) * BYTES.get(self.blocks.precision, self.lowered.itemsize)
+                w = self._named(w, self.before if self._held <= self.blocks.held else self.body, "w")
                 before = f"{sums[name]}, " if name in sums else ""
                 sums[name] = self._named(f"tl.dot({a}, {w}, {before}{kind})", self.body, "d")
         self._registers |= {name: Text(value) for name, value in sums.items()}
