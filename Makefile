@@ -1,5 +1,6 @@
 # make train [ARGS="model=lstm task=imdb"]    install what is needed and train
 # make test  [ARGS="-k sine"]                 install what is needed and run linters and tests
+# make gpu   [ARGS="--out gpu --minutes 8"]   prove and measure all on a GPU, with the Python there is: PYTHON=...
 # make docs                                   install what is needed and build guides, API reference and gallery in site/
 # pip installs; where torch's CPU build lies (a tenth of the size) is for pip to know, as by PIP_EXTRA_INDEX_URL.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test docs clean
+.PHONY: train test gpu docs clean
 
 train: $(VENV)/train
 	$(RUN) train.py $(ARGS)
@@ -17,6 +18,10 @@ test: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2 $(ARGS)
+
+# not in $(VENV): images for GPUs come with their own torch
+gpu:
+	@$(PYTHON) tests/gpu.py $(ARGS)
 
 docs: $(VENV)/docs docs/gallery/index.html
 	$(RUN) -m mkdocs build --strict

@@ -43,6 +43,14 @@ def _card(kind: type) -> str | None:
     return in_notebook(kind)
 
 
+def _shown(name: str) -> Any:
+    """A function of `rnnzoo.explain.card`, imported when something is to be shown."""
+    return lambda shown: getattr(importlib.import_module("rnnzoo.explain.card"), name)(shown)
+
+
 _shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 if _shell is not None:  # a method of the class would not do: IPython asks only instances for theirs
-    _shell.display_formatter.formatters["text/html"].for_type(type, _card)
+    _pages = _shell.display_formatter.formatters["text/html"]
+    _pages.for_type(type, _card)
+    _pages.for_type_by_name("rnnzoo.cell", "Cell", _shown("instance_in_notebook"))
+    _pages.for_type_by_name("rnnzoo.recurrent", "Recurrent", _shown("layer_in_notebook"))

@@ -22,14 +22,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 from torch.autograd.profiler import profile
 
-from rnnzoo.engine import ENGINES
+from rnnzoo import registry
+from rnnzoo.engine import ENGINES, serial
+from rnnzoo.engine.trace import reason
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.recurrent import Recurrent
 
@@ -49,6 +51,9 @@ TORCHRECURRENT = {
 }  # fmt: skip
 """torchrecurrent's layer for a registered name. Its LiGRU, MUT1, MUT2 and SCRN are left out: they do other work than
 the papers' (no normalisation, a product where the paper takes x itself, a second product on the state)."""
+
+PACKAGES = {"torchrecurrent": "'rnnzoo[bench]'", "flashrnn": "flashrnn"}
+"""Rivals that are packages of their own, and how they are installed."""
 
 Make: TypeAlias = "Callable[[int, int], nn.Module]"
 """Builds a layer from I and H; it maps [T, B, I] to an output [T, B, H] and a state."""
@@ -100,8 +105,9 @@ class Setting:
         for key, number in (("threads", self.threads), ("rounds", self.rounds)):
             if number is not None and number < 1:
                 raise UserError(f"{key} must be a positive integer, not {number}")
-        if "torchrecurrent" in self.rivals and importlib.util.find_spec("torchrecurrent") is None:
-            raise UserError("torchrecurrent is not installed; pip install 'rnnzoo[bench]', or name other rivals")
+        for package, source in PACKAGES.items():
+            if package in self.rivals and importlib.util.find_spec(package) is None:
+                raise UserError(f"{package} is not installed; pip install {source}, or name other rivals")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: torch finds no CUDA device here; use device=cpu")
 
@@ -163,22 +169,32 @@ def run(cells: Iterable[str], sizes: Iterable[Size], setting: Setting) -> Iterat
 def measure(cell: str, size: Size, setting: Setting) -> Case:
     """One cell at one size: all contenders' first calls and memory, then the rounds."""
     case = Case(cell, size)
+    contend(case, prepare(case, setting), setting.rounds)
+    return case
+
+
+def prepare(case: Case, setting: Setting) -> dict[str, Contender]:
+    """All contenders that take the case, with their first calls behind them; none where rnnzoo refuses it."""
     contenders = {}
-    for name, make in _makers(cell, setting).items():
+    for name, make in _makers(case.cell, setting).items():
         try:
-            contenders[name] = Contender(make, size, setting)
-        except ValueError as error:
+            contenders[name] = Contender(make, case.size, setting)
+        except (ValueError, torch.OutOfMemoryError) as error:
             if name == OURS and not isinstance(error, UserError):
                 raise
-            case.refused[name] = str(error)
+            case.refused[name] = reason(error)
             if name == OURS:
-                return case
+                return {}
+    return contenders
+
+
+def contend(case: Case, contenders: dict[str, Contender], rounds: int) -> None:
+    """Fill in the case what was measured of each contender, in so many rounds."""
     memory = {name: contender.memory_mb() for name, contender in contenders.items()}
-    ms = _rounds(contenders, setting.rounds)
+    ms = _rounds(contenders, rounds)
     for name, contender in contenders.items():
         engine = str(getattr(contender.layer, "engine_used", ""))
         case.measured[name] = Measured(engine, ms[name], memory[name], contender.first_s)
-    return case
 
 
 def _headline(case: Case) -> str:
@@ -212,7 +228,53 @@ def _torchrecurrent(cell: str) -> Make | None:
     return getattr(importlib.import_module("torchrecurrent"), TORCHRECURRENT[cell])
 
 
-RIVALS: dict[str, Callable[[str], Make | None]] = {"torch": _torch, "loop": _loop, "torchrecurrent": _torchrecurrent}
+def _engine(engine: str, cell: str) -> Make | None:
+    """The layer by an engine or by a loop of `serial`, where that takes the cell."""
+    if engine in ENGINES:
+        return None if ENGINES[engine].refuses(registry.get(cell)(1, 1)) else partial(Recurrent, cell, engine=engine)
+    return partial(_ByOneLoop, engine, cell)
+
+
+class _ByOneLoop(Recurrent):
+    """A layer whose plans one of the loops runs, see `serial.LOOPS`."""
+
+    def __init__(self, loop: str, cell: str, input_size: int, hidden_size: int) -> None:
+        super().__init__(cell, input_size, hidden_size, engine="serial")
+        self.loop = loop
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        with serial.only(self.loop):
+            return super().forward(*arguments, **keywords)
+
+
+class _FlashRNN(nn.Module):
+    """FlashRNN's LSTM (Pöppel et al. 2024, arXiv:2412.07752): a product of the input, then its kernel over time."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(input_size, 4 * hidden_size)
+        self.R = nn.Parameter(torch.randn(4, 1, hidden_size, hidden_size) / hidden_size**0.5)
+        self.b = nn.Parameter(torch.zeros(4, 1, hidden_size))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kernels = importlib.import_module("flashrnn.flashrnn")
+        Wx = self.project(x).transpose(0, 1).unflatten(-1, self.b.shape)  # [B, T, 4, 1, H]
+        dtype = "bfloat16" if torch.is_autocast_enabled(x.device.type) else "float32"
+        try:
+            states, last = kernels.flashrnn(Wx, self.R, self.b, function="lstm", backend="triton_fused", dtype=dtype)
+        except Exception as error:  # it raises what the compiler does where a size is too large for it
+            raise ValueError(f"FlashRNN: {reason(error)}") from error
+        return states[0, :, :, 0].transpose(0, 1), last  # [T, B, H]
+
+
+def _flashrnn(cell: str) -> Make | None:
+    return _FlashRNN if cell == "lstm" else None
+
+
+RIVALS: dict[str, Callable[[str], Make | None]] = {
+    "torch": _torch, "loop": _loop, "torchrecurrent": _torchrecurrent, "flashrnn": _flashrnn,
+    **{name: partial(_engine, name) for name in ("native", "scan", *serial.LOOPS)},
+}  # fmt: skip
 """Each gives its layer for a cell's registered name, or None where it has none."""
 
 

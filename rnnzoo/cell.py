@@ -194,9 +194,17 @@ class Modifier(Protocol):
 
 
 def plain_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The cell's step as it is written, its new states always in a tuple."""
+    """The cell's step as it is written, its new states always in a tuple.
+
+    Raises `UserError` when it returns anything else than a tensor or a tuple.
+    """
     new = cell.step(x, *state)
-    return new if isinstance(new, tuple) else (new,)
+    if isinstance(new, tuple):
+        return new
+    if not isinstance(new, Tensor):
+        what = "nothing" if new is None else f"a {type(new).__name__}"
+        raise UserError(f"{type(cell).__name__}.step returns {what}; write return {', '.join(cell.state_names)}")
+    return (new,)
 
 
 class Cell(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import ENGINES
-from rnnzoo.engine import check as check_engine
+from rnnzoo.engine.rehearsal import rehearse
 from rnnzoo.engine.trace import sample
 from rnnzoo.errors import UserError
 from rnnzoo.recurrent import Recurrent
@@ -41,31 +41,41 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: `detail` in numbers or words, `advice` when it failed."""
+    """What one check found: `detail` in numbers or words, `advice` if it failed; `passed` is None if it was skipped."""
 
     check: str
-    passed: bool
+    passed: bool | None
     detail: str
     advice: str = ""
 
 
 def conformance(kind: type[Cell], dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)) -> Iterator[Finding]:
-    """All checks on a cell class, in order; engines are compared, in `dtypes`, only when the plain loop passes all
-    others."""
+    """All checks on a cell class, in order. After one that fails, what builds on it is skipped: it would only find the
+    same fault under other names. Engines are compared in `dtypes`."""
     passed = True
     for title, check, advice in CHECKS:
-        torch.manual_seed(0)
-        try:
-            yield Finding(title, True, check(kind))
-        except Exception as error:  # whatever an author's code raises is a finding
-            what = str(error).strip().partition("\n")[0]
-            kept = "" if isinstance(error, (Failed, UserError)) else f"{type(error).__name__}: "
-            yield Finding(title, False, f"{kept}{what}", advice)
-            passed = False
-            if check is _declaration:
-                return
-    for engine in (e for e in ENGINES if e != "reference" and passed):
-        yield compare(kind, engine, dtypes)
+        finding = _found(title, check, advice, kind) if passed else Finding(title, None, AFTER)
+        passed = finding.passed is not False and passed
+        yield finding
+    for engine in (e for e in ENGINES if e != "reference"):
+        yield compare(kind, engine, dtypes) if passed else Finding(f"engine={engine} {EQUALS}", None, AFTER)
+    yield _found("documented", _documented, "write one; its first line is what `rnnzoo list` shows", kind)
+
+
+AFTER = "mend what failed above first"
+EQUALS = "equals the plain loop"
+
+
+def _found(title: str, check: Callable[[type[Cell]], str], advice: str, kind: type[Cell]) -> Finding:
+    torch.manual_seed(0)
+    try:
+        return Finding(title, True, check(kind))
+    except Exception as error:  # whatever an author's code raises is a finding
+        what = str(error).strip().partition("\n")[0]
+        if isinstance(error, UserError):  # which says itself what to do
+            what, _, cure = what.partition("; ")
+            return Finding(title, False, what, cure or advice)
+        return Finding(title, False, what if isinstance(error, Failed) else f"{type(error).__name__}: {what}", advice)
 
 
 def shaken(cell: Cell) -> Cell:
@@ -106,25 +116,28 @@ def everything(layer: Recurrent, x: Tensor, states: list[Tensor], lengths: Tenso
 
 
 def compare(kind: type[Cell], engine: str, dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)) -> Finding:
-    """Whether an engine gives what the plain loop does; one that does not take the cell says why, and passes."""
-    title = f"engine={engine} equals the plain loop"
+    """Whether an engine gives what the plain loop does; one that does not take the cell is skipped, with its reason."""
+    title = f"engine={engine} {EQUALS}"
     layer = Recurrent(kind, I, H, engine="reference").to(dtypes[0]).eval()
+    reason = ENGINES[engine].refuses(layer._cell(0))
+    if reason is not None:
+        return Finding(title, None, f"not for this cell: {reason.partition('; use engine=')[0]}")
+    layer.engine = engine
+    started = time.perf_counter()
     try:
-        check_engine(engine, layer._cell(0))
-        layer.engine = engine
-        started = time.perf_counter()
         layer(torch.randn(2, 1, I, dtype=dtypes[0]))
-        seconds = time.perf_counter() - started
     except UserError as error:
-        reason = str(error).partition("; use engine=")[0].partition(" cannot run this cell: ")[2] or str(error)
-        return Finding(title, ENGINES[engine].refuses(layer._cell(0)) is not None, f"not for this cell: {reason}")
+        return Finding(title, False, str(error), OURS)
+    seconds = time.perf_counter() - started
     worst = {dtype: max(_errors(kind, engine, dtype)) for dtype in dtypes}
     detail = ", ".join(
         f"{str(dtype).removeprefix('torch.')} {error:.0e} ({what})" for dtype, (error, what) in worst.items()
     )
     passed = all(error < TOLERANCE[dtype] for dtype, (error, _) in worst.items())
-    advice = "" if passed else "this is a fault of rnnzoo: please report it; train with engine=reference meanwhile"
-    return Finding(title, passed, f"{detail}; first call {seconds:.1f} s", advice)
+    return Finding(title, passed, f"{detail}; first call {seconds:.1f} s", "" if passed else OURS)
+
+
+OURS = "this is a fault of rnnzoo: please report it; train with engine=reference meanwhile"
 
 
 def _errors(kind: type[Cell], engine: str, dtype: torch.dtype) -> Iterator[tuple[float, str]]:
@@ -180,24 +193,22 @@ def _declaration(kind: type[Cell]) -> str:
         cell = kind(I, H, **options)
         for key in cell.weights:
             if not getattr(cell, key).isfinite().all():
-                raise Failed(f"{key} does not start as finite numbers")
+                raise UserError(f"{key} does not start as finite numbers; give it another init=")
+        rehearse(cell)
         x = torch.randn(B, I)
-        state = cell.initial_state(x)
-        new = cell(x, *state)
-        if len(new) != len(state):
-            raise Failed(f"step returns {len(new)} states where {len(state)} came in")
-        for name, before, after in zip(cell.state_names, state, new):
-            if after.shape != before.shape:
-                raise Failed(f"step returns {name} of shape {list(after.shape)} where {list(before.shape)} came in")
-            if after.dtype != before.dtype:
-                raise Failed(f"step returns {name} as {after.dtype} where {before.dtype} came in")
-        features = cell.readout(x, *new).shape[-1]
+        features = cell.readout(x, *cell(x, *cell.initial_state(x))).shape[-1]
         if features != cell.output_size:
-            raise Failed(f"readout gives {features} features where output_size says {cell.output_size}")
-    if not kind.__doc__:
-        raise Failed("the class has no docstring; its first line is what `rnnzoo list` shows")
+            raise UserError(
+                f"readout gives {features} features where output_size says {cell.output_size}; override output_size"
+            )
     count = sum(p.numel() for p in kind(I, H).parameters())
     return f"{count:,} parameters at I={I}, H={H}; states {', '.join(kind.state_names)}"
+
+
+def _documented(kind: type[Cell]) -> str:
+    if not kind.__doc__:
+        raise Failed("the class has no docstring")
+    return kind.__doc__.strip().partition("\n")[0]
 
 
 def _shapes(kind: type[Cell]) -> str:
@@ -359,9 +370,7 @@ def _half(kind: type[Cell]) -> str:
 
 
 CHECKS: tuple[tuple[str, Callable[[type[Cell]], str], str], ...] = (
-    ("declaration is valid", _declaration,
-     "return every state from step, in order; declare states that are not [B, H] with State(...), override output_size "
-     "if readout has other than H features, and make constants fixed weights: Weight(..., trainable=False)"),
+    ("declaration and step are valid", _declaration, "see docs/own_cell.md for what a cell declares"),
     ("shapes and dtypes", _shapes, "use no fixed sizes and no fixed dtype in step and readout"),
     ("rows of a batch are independent", _rows, "take no sum, mean or norm over dimension 0, and reshape no rows away"),
     ("causal", _causal, "step may see x and the states it is given, nothing else"),
@@ -378,4 +387,4 @@ CHECKS: tuple[tuple[str, Callable[[type[Cell]], str], str], ...] = (
      "keep the class at the top level of its module, and set no attributes outside of declarations"),
     ("bfloat16", _half, "make constants of x's dtype, and keep sums that lose digits short"),
 )  # fmt: skip
-"""Title, check and advice; an engine's comparison follows for each engine."""
+"""Title, check and advice; an engine's comparison follows for each engine, and a look at the docstring."""

@@ -84,23 +84,24 @@ def _answer(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     anywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # before the command or after it
-    anywhere.add_argument("--cells")
+    anywhere.add_argument("--cells", action="append")
     if "train" in arguments[:1] or (arguments[:1] == ["--cells"] and arguments[2:3] == ["train"]):
         if any(argument.partition("=")[0] == "--cells" for argument in arguments):
             raise UserError("rnnzoo train takes code of your own as cells=FILE, without dashes")
         return train(arguments[1:])
-    own, rest = anywhere.parse_known_args(arguments)
+    given, rest = anywhere.parse_known_args(arguments)
+    cells = ",".join(given.cells or ())
     parser, commands = _parser()
     if rest and not rest[0].startswith("-") and rest[0] not in commands:
-        verbs = _verbs(own.cells)
+        verbs = _verbs(cells)
         if rest[0] in verbs:
-            return _ask(verbs[rest[0]], rest[1:], own.cells)
+            return _ask(verbs[rest[0]], rest[1:], cells)
         parser.error(f"{rest[0]}: no such command; {nearest(rest[0], [*commands, *verbs])}")
     options = parser.parse_args(rest)
-    if own.cells:
+    if cells:
         from rnnzoo import registry
 
-        registry.load(own.cells)
+        registry.load_all(cells)
     return commands[options.command](options) or 0
 
 
@@ -118,7 +119,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"rnnzoo {__version__}")
-    parser.add_argument("--cells", metavar="FILE", help="a file or module with code of your own, with any command")
+    parser.add_argument(
+        "--cells", metavar="FILE", help="a file or module with code of your own, or several, with any command"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     calls: dict[str, Callable[[argparse.Namespace], int | None]] = {}
 
@@ -136,7 +139,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     listing.add_argument("--fidelity", action="store_true", help="what each cell was checked against")
 
     showing = add("show", "one cell: source, equations as code, parameters, engines", _show)
-    showing.add_argument("name")
+    showing.add_argument("name", metavar="TARGET", help="a registered name, or FILE.py:Class")
     showing.add_argument("--input-size", type=int, default=64, help="default: 64")
     showing.add_argument("--hidden-size", type=int, default=128, help="default: 128")
     form = showing.add_mutually_exclusive_group()
@@ -156,7 +159,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
     measuring.add_argument("--train", action="store_true", help="tasks instead: rnnzoo train beside a bare loop")
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", help="default: five usual ones")
-    measuring.add_argument("--against", default="torch,loop", help="some of torch,loop,torchrecurrent")
+    measuring.add_argument(
+        "--against", default="torch,loop", help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,flashrnn"
+    )
     measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan")
     measuring.add_argument("--threads", type=int, help="default: torch's")
     measuring.add_argument("--dtype", default="float32", help="one of float32, float64, bfloat16")
@@ -170,6 +175,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         "--out", type=Path, default=Path("report"), metavar="FOLDER", help="of results.csv, .md, .html; default: report"
     )
 
+    claiming = add("claims", "what papers claimed of their cells, tried here", _claims)
+    claiming.add_argument("names", nargs="*", metavar="NAME", help="files of conf/experiment/claim; all without")
+    claiming.add_argument("--show", action="store_true", help="only what has been run already")
+    claiming.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/claims"),
+        metavar="FOLDER",
+        help="of the runs; default: outputs/claims",
+    )
+
+    probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
+    probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
+    probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
+
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
     for command in (testing, exporting):
@@ -181,11 +201,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     return parser, calls
 
 
-def _verbs(cells: str | None = None) -> dict[str, list[Verb]]:
-    """The commands that tasks bring along, those in a file of a person's own too."""
+def _verbs(cells: str = "") -> dict[str, list[Verb]]:
+    """The commands that tasks bring along, those in files of a person's own too."""
+    from rnnzoo import registry
     from rnnzoo.hydra.verbs import of_all_tasks
 
-    return of_all_tasks(Path(cells) if cells is not None and Path(cells).is_file() else None)
+    return of_all_tasks([path for path in map(Path, registry.split(cells)) if path.is_file()])
 
 
 def _epilog() -> str:
@@ -197,7 +218,7 @@ def _epilog() -> str:
     return "commands for the runs of one task, rnnzoo COMMAND RUN:\n" + "\n".join(lines)
 
 
-def _ask(verbs: list[Verb], arguments: list[str], cells: str | None) -> int:
+def _ask(verbs: list[Verb], arguments: list[str], cells: str) -> int:
     """A command that one or several tasks bring along, whichever is the run's."""
     helped = not arguments or bool({"-h", "--help"} & set(arguments))
     for verb in verbs if helped or len(verbs) == 1 else ():
@@ -214,7 +235,7 @@ def _ask(verbs: list[Verb], arguments: list[str], cells: str | None) -> int:
     from rnnzoo.hydra.verbs import call
 
     if cells:
-        registry.load(cells)
+        registry.load_all(cells)
     call(Path(arguments[0]), verbs, arguments[1:])
     return 0
 
@@ -260,6 +281,18 @@ def _report(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.report import publish
 
     publish(options.folders, options.out)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.claims import publish
+
+    publish(options.names, options.out, options.show)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.probe_run import probe_runs
+
+    probe_runs(options.runs, options.out)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ Shapes: T time steps, B batch, I input size, H hidden size, L layers, D directio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ from rnnzoo.cell import Cell
 from rnnzoo.engine.stepping import Frozen
 from rnnzoo.errors import UserError
 from rnnzoo.options import Modifier, initialise, modify
+from rnnzoo.recording import noting
 from rnnzoo.resets import backwards, check_resets, resetting
 from rnnzoo.sequences import check_lengths, extend, reverse
 from rnnzoo.states import State, join, split
@@ -220,6 +222,20 @@ class Recurrent(nn.Module):
         if self.training:
             raise UserError("a layer in training mode has no weights to rely on; call its eval() first")
         return Stepper(self, state, known)
+
+    def record(self, input: Tensor, state: State | None = None) -> list[dict[str, Tensor]]:
+        """Everything that the cells' equations give a name, at every time step, whatever the engine.
+
+        Takes full sequences and the initial state as `forward` does. Returns for each of `cells` its variables by name,
+        new states under the states' own names, [T, B, ...] each, in the order of the input's time; a name that a step
+        gives twice has its last value. Gradients flow back from all of it, but under `torch.no_grad()`.
+        """
+        twin = copy.copy(self)
+        twin.engine, twin.checkpoint_every = "reference", 0
+        with noting(self._cells()) as found:
+            twin(input, state)
+        order = [-1 if self.bidirectional and index % 2 else 1 for index in range(len(found))]
+        return [{name: torch.stack(v[:: order[k]]) for name, v in each.items()} for k, each in enumerate(found)]
 
     def load_torch(self, state_dict: dict[str, Tensor]) -> None:
         """Copy the weights of an `nn.RNN`, `nn.LSTM` or `nn.GRU` of the same shape from its state dict.

@@ -139,6 +139,17 @@ def load(target: str) -> ModuleType:
     return module
 
 
+def load_all(targets: str) -> None:
+    """Load what `cells=` names: one target, or several with commas between; see `load`."""
+    for target in split(targets):
+        load(target)
+
+
+def split(targets: str) -> list[str]:
+    """The targets of a list such as `a.py,b.py`; a file whose name has a comma is one."""
+    return [targets] if Path(targets).expanduser().is_file() else [t.strip() for t in targets.strip("[]").split(",")]
+
+
 def loaded(name: str) -> ModuleType | None:
     """The module that `load` has read, by its own name or by that of its file; None if there is none."""
     return next((module for key, module in _loaded.items() if name in (key, Path(key).stem)), None)
@@ -165,6 +176,13 @@ def find(target: str) -> type[Cell]:
         cells = [key for key, value in members.items() if getattr(value, "state_names", ())]
         raise UserError(f"{where} has no cell class {name!r}; {nearest(name, cells)}")
     return found
+
+
+def described(target: str) -> Entry:
+    """The registry's record of what `find` finds; one of its own, without a source, for a class that has none."""
+    kind = find(target)
+    known = (entry for entry in _entries.values() if entry.cell is kind)
+    return next(known, None) or Entry(kind.__name__, kind, "")
 
 
 def scan(path: Path) -> list[str]:

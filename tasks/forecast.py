@@ -12,7 +12,7 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
+from rnnzoo.plain import csv_cell
 
 from .calendars import calendar_of, following
 from .numerals import Decimal
@@ -54,6 +55,9 @@ class Forecast(SequenceModule):
         naive_error: of each target, see `Errors`.
         day_first: whether dates begin with the day.
         decimal: what stands before a number's fraction.
+        rhythm: of the dates, see `calendar_of`.
+        strategy: to forecast all rows at once (direct), or one row, which is then read as if it had come true, and so
+            on (recursive); the latter forecasts all that it reads.
         base: see `SequenceModule`.
     """
 
@@ -72,6 +76,8 @@ class Forecast(SequenceModule):
         naive_error: list[float] | None = None,
         day_first: bool | None = None,
         decimal: Decimal | None = None,
+        rhythm: list[Any] | None = None,
+        strategy: Literal["direct", "recursive"] = "direct",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -80,20 +86,45 @@ class Forecast(SequenceModule):
     def build(self) -> None:
         columns, targets, scale = (self.hparams[key] for key in ("columns", "targets", "scale"))
         self.at = [columns.index(name) for name in targets]
-        self.layer = self.recurrent(len(columns))
+        self.recursive = self.hparams["strategy"] == "recursive"
+        if self.recursive and targets != columns:
+            raise UserError(
+                f"task.strategy=recursive: forecasts are read as the next input, so that task.targets must be all "
+                f"columns, {', '.join(columns)}"
+            )
+        self.layer = self.recurrent(len(columns), "task.strategy=recursive reads on" if self.recursive else "")
         read = self.layer.output_size * (1 + self.layer.bidirectional)
-        self.head = nn.Linear(read, self.hparams["horizon"] * len(targets))
+        self.head = nn.Linear(read, (1 if self.recursive else self.hparams["horizon"]) * len(targets))
         errors = Errors(targets, [scale[column] for column in self.at], self.hparams["naive_error"])
         self.add_metrics(errors=errors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to forecasts [H, B, K]."""
-        output, _ = self.layer(x.to(self.head.weight.dtype))
-        read = output[-1]
+        read, state = self.read(x)
+        if not self.recursive:
+            change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
+            return x[-1:, :, self.at] + change.transpose(0, 1)
+        rows = [x[-1] + self.single(self.head(read))]
+        while len(rows) < self.hparams["horizon"]:
+            read, state = self.layer.step(rows[-1].to(read.dtype), state)
+            rows.append(rows[-1] + self.single(self.head(read)))
+        return torch.stack(rows)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Any]:
+        """What the head reads of windows x [T, B, n], [B, F], and the layer's state after them."""
+        output, state = self.layer(x.to(self.head.weight.dtype))
         if self.layer.bidirectional:  # the backward direction has read all of the window at its first row
-            read = torch.cat([read, output[0]], -1)
-        change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
-        return x[-1:, :, self.at] + change.transpose(0, 1)
+            return torch.cat([output[-1], output[0]], -1), state
+        return output[-1], state
+
+    @torch.no_grad()
+    def regression(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features and changes of those windows whose targets are all known."""
+        read, _ = self.read(batch.x)
+        rows = batch.y[:1] if self.recursive else batch.y
+        change = (rows - batch.x[-1:, :, self.at]).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
+        known = ~change.isnan().any(1)
+        return read[known], change[known].to(read.dtype)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Mean square error over the known targets; also forecasts and truth [H, B, K]."""
@@ -120,12 +151,13 @@ class Forecast(SequenceModule):
         targets = self.hparams["targets"]
         form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
         series = read_csv(str(data), source=str(data), **form)
-        series = completed(series, calendar_of(series.dates), self.hparams["missing"], str(data))
+        rhythm = self.hparams["rhythm"]
+        series = completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], str(data))
         try:
             rows = self.following_rows(series.values).tolist()
         except UserError as error:
             raise UserError(f"{data}: {error}") from None
-        dates = following(series.dates, len(rows))
+        dates = following(series.dates, len(rows), rhythm)
         time: list[Any] = [*series.dates, *dates] if dates else [*range(1, len(series.values) + len(rows) + 1)]
         figure = Figure(figsize=(10, 3 * len(targets)), layout="constrained")
         shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
@@ -141,7 +173,7 @@ class Forecast(SequenceModule):
         print(f"written: {plot}", file=sys.stderr)
         clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
         written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerow([series.date or "row", *targets])
+        written.writerow([csv_cell(name) for name in (series.date or "row", *targets)])
         for moment, row in zip(time[-len(rows) :], rows):
             written.writerow([f"{moment:%Y-%m-%d}" if dates and clock else moment, *(f"{v:.6g}" for v in row)])
 

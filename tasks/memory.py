@@ -1,6 +1,4 @@
-"""Long memories: the copy and the adding problem, whose answer hangs on what was read up to T steps before.
-
-Every batch is drawn anew from the seed, the split, the epoch and its number: nothing is stored, nothing seen twice.
+"""Long memories: problems whose answer hangs on what was read up to T steps before.
 
 Shapes: T as in the papers, B batch. Batches have their rows first, the layers time.
 """
@@ -8,8 +6,7 @@ Shapes: T as in the papers, B batch. Batches have their rows first, the layers t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,72 +15,16 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from rnnzoo.lightning.data import Batches, SequenceData, in_order, share
 from rnnzoo.lightning.module import SequenceModule
 
+from .drawn import IGNORED, Batch, Drawn
 from .one_hot import OneHot
-
-TRAIN, VAL, TEST = range(3)
-Key = tuple[int, int, int, int]
-"""Split, epoch, number and sequences of a batch."""
+from .symbols import FORWARD_ONLY
 
 SYMBOLS, KINDS = 10, 8
 """Of the copy problem: how many symbols are to be remembered, and how many different ones there are."""
 
 BLANK, DELIMITER = KINDS, KINDS + 1
-
-
-class Batch(NamedTuple):
-    """Input and target of B sequences."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Drawn(SequenceData):
-    """Base of the two problems' data.
-
-    Args:
-        T: the problem's length in time steps.
-        samples: training sequences an epoch; a tenth as many are drawn for validation, and for the test.
-        batch_size: sequences in a batch.
-        seed: of all that is drawn.
-    """
-
-    def __init__(
-        self,
-        T: PositiveInt = 100,
-        samples: PositiveInt = 32000,
-        batch_size: PositiveInt = 64,
-        seed: int = 1,
-    ) -> None:
-        super().__init__()
-        self.T, self.samples, self.batch_size, self.seed = T, samples, batch_size, seed
-        self.held_out = max(samples // 10, 2)
-
-    def read(self) -> None:
-        """Nothing: batches are drawn when they are wanted."""
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` sequences."""
-        raise NotImplementedError
-
-    def train_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(TRAIN, epoch, self.samples), self._share, self.position)
-
-    def val_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(VAL, 0, self.held_out), self._share)
-
-    def test_dataloader(self) -> Any:
-        return Batches(lambda epoch: self._keys(TEST, 0, self.held_out), self._share)
-
-    def _keys(self, split: int, epoch: int, samples: int) -> Sequence[Key]:
-        return [(split, epoch, number, len(rows)) for number, rows in enumerate(in_order(samples, self.batch_size))]
-
-    def _share(self, key: Key) -> Batch:
-        *drawn_from, count = key
-        generator = torch.Generator().manual_seed(hash((self.seed, *drawn_from)) % 2**63)
-        return Batch(*map(share, self.draw(count, generator)))
 
 
 class Copies(Drawn):
@@ -93,9 +34,9 @@ class Copies(Drawn):
     after Hochreiter & Schmidhuber 1997: 8 kinds of symbols, drawn uniformly.
     """
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, T: int, generator: torch.Generator) -> Batch:
         symbols = torch.randint(KINDS, (count, SYMBOLS), generator=generator)
-        x = torch.full((count, self.T + 2 * SYMBOLS), BLANK)
+        x = torch.full((count, T + 2 * SYMBOLS), BLANK)
         y = x.clone()
         x[:, :SYMBOLS] = y[:, -SYMBOLS:] = symbols
         x[:, -SYMBOLS - 1] = DELIMITER
@@ -104,6 +45,38 @@ class Copies(Drawn):
     def baseline(self) -> dict[str, float]:
         """Without a memory: blanks where blanks belong, then any of the symbols, each as likely as the others."""
         return {"baseline/trivial_loss": SYMBOLS * math.log(KINDS) / (self.T + 2 * SYMBOLS)}
+
+
+class Scattered(Drawn):
+    """Ten symbols at any ten of T places, blanks elsewhere, then ten delimiters: to be answered by the ten in order.
+
+    Input and answer are symbol numbers [B, T + 10], answers asked for at the end only. Selective copying, as in Gu &
+    Dao 2023 (arXiv:2312.00752), section 4.1.1, after Jing et al. 2019 (arXiv:1706.02761), with the symbols of `Copies`.
+    """
+
+    def __init__(
+        self,
+        T: Annotated[int, Field(ge=SYMBOLS)] = 100,
+        samples: PositiveInt = 32000,
+        batch_size: PositiveInt = 64,
+        seed: int = 1,
+    ) -> None:
+        super().__init__(T, samples, batch_size, seed)
+
+    def draw(self, count: int, T: int, generator: torch.Generator) -> Batch:
+        symbols = torch.randint(KINDS, (count, SYMBOLS), generator=generator)
+        x, y = torch.full((count, T + SYMBOLS), BLANK), torch.full((count, T + SYMBOLS), IGNORED)
+        places = torch.rand(count, T, generator=generator).argsort(1)[:, :SYMBOLS].sort(1).values
+        x.scatter_(1, places, symbols)
+        x[:, T:], y[:, T:] = DELIMITER, symbols
+        return Batch(x, y)
+
+    def facts(self) -> dict[str, int]:
+        return {"read": KINDS + 2, "answered": KINDS}
+
+    def baseline(self) -> dict[str, float]:
+        """Guessing."""
+        return {"baseline/trivial_accuracy": 1 / KINDS, "baseline/trivial_loss": math.log(KINDS)}
 
 
 class Sums(Drawn):
@@ -122,10 +95,10 @@ class Sums(Drawn):
     ) -> None:
         super().__init__(T, samples, batch_size, seed)
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        values = torch.rand(count, self.T, generator=generator)
-        middle = self.T // 2
-        halves = ((0, middle), (middle, self.T))
+    def draw(self, count: int, T: int, generator: torch.Generator) -> Batch:
+        values = torch.rand(count, T, generator=generator)
+        middle = T // 2
+        halves = ((0, middle), (middle, T))
         marked = torch.cat([torch.randint(*half, (count, 1), generator=generator) for half in halves], 1)
         marks = torch.zeros_like(values).scatter_(1, marked, 1.0)
         return Batch(torch.stack([values, marks], -1), values.gather(1, marked).sum(1))
@@ -135,7 +108,25 @@ class Sums(Drawn):
         return {"baseline/trivial_loss": 1 / 6}
 
 
-FORWARD_ONLY = "read from both ends, nothing needs remembering for T steps; leave it out"
+class Firsts(Drawn):
+    """T + 1 standard normal values; the target is the first.
+
+    Input [B, T + 1, 1] and target [B] in float32: the benchmark of Vecoven, Ernst & Drion 2021 (arXiv:2006.05252),
+    "copy first input".
+    """
+
+    def __init__(
+        self, T: PositiveInt = 300, samples: PositiveInt = 16000, batch_size: PositiveInt = 100, seed: int = 1
+    ) -> None:
+        super().__init__(T, samples, batch_size, seed)
+
+    def draw(self, count: int, T: int, generator: torch.Generator) -> Batch:
+        values = torch.randn(count, T + 1, generator=generator)
+        return Batch(values[..., None], values[:, 0])
+
+    def baseline(self) -> dict[str, float]:
+        """Without a memory: always 0. It costs the variance."""
+        return {"baseline/trivial_loss": 1.0}
 
 
 class Copy(SequenceModule):
@@ -174,17 +165,20 @@ class Adding(SequenceModule):
         base: see `SequenceModule`.
     """
 
+    features = 2
+    """Numbers read at each step."""
+
     def __init__(self, **base: Any) -> None:
         super().__init__(**base)
         self.start()
 
     def build(self) -> None:
-        self.layer = self.recurrent(2, FORWARD_ONLY)
+        self.layer = self.recurrent(self.features, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values and marks [T, B, 2] to the sums of the marked ones [B]."""
+        """What is read [T, B, features] to the answers [B], of the last step."""
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output[-1])).squeeze(-1)
 
@@ -192,3 +186,13 @@ class Adding(SequenceModule):
         """Also predictions and targets [B]."""
         prediction = self(batch.x.transpose(0, 1))
         return F.mse_loss(prediction, batch.y), batch.y.numel(), prediction, batch.y
+
+
+class First(Adding):
+    """Values through a recurrent layer, and a linear head on its last output.
+
+    Args:
+        base: see `SequenceModule`.
+    """
+
+    features = 1

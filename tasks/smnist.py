@@ -11,6 +11,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,9 +40,12 @@ FILES = {
 }
 """The names of the files, with the checksums of the mirror's, compressed as they were first published."""
 
-PERMUTATION_SEED = 92916
-"""Of `numpy.random.RandomState`, whose numbers never change: with it, the permutation is that of the code of Arjovsky,
-Shah & Bengio 2016 (arXiv:1511.06464) and of many after them."""
+PERMUTATIONS: dict[str, Callable[[int], Tensor]] = {
+    "numpy-92916": lambda n: torch.from_numpy(np.random.RandomState(92916).permutation(n)),
+    "torch-5544": lambda n: torch.randperm(n, generator=torch.Generator().manual_seed(5544)),
+}
+"""The orders of pixels that papers use: that of the code of Arjovsky, Shah & Bengio 2016 (arXiv:1511.06464) and of many
+after them, as expRNN and LMU; and that of the code of Rusch & Mishra 2021 (UnICORNN, arXiv:2103.05487)."""
 
 SHOWN = 40
 """So many mistakes are shown in the picture."""
@@ -168,21 +172,27 @@ class Digit(SequenceModule):
     Args:
         by: what is read at a time, a row (T = 28, I = 28) or a pixel (T = 784, I = 1).
         permute: whether the pixels are put in another order first, the same for all images.
+        permutation: which order that is, see `PERMUTATIONS`.
         base: see `SequenceModule`.
     """
 
     monitor = "val/accuracy"
     order: Tensor
 
-    def __init__(self, by: Literal["row", "pixel"] = "row", permute: bool = False, **base: Any) -> None:
+    def __init__(
+        self,
+        by: Literal["row", "pixel"] = "row",
+        permute: bool = False,
+        permutation: Literal["numpy-92916", "torch-5544"] = "numpy-92916",
+        **base: Any,
+    ) -> None:
         super().__init__(**base)
         self.start()
 
     def build(self) -> None:
         pixels = SIDE * SIDE
-        permuted = self.hparams["permute"]
-        order = np.random.RandomState(PERMUTATION_SEED).permutation(pixels) if permuted else np.arange(pixels)
-        self.register_buffer("order", torch.from_numpy(order))  # recorded in each checkpoint
+        order = PERMUTATIONS[self.hparams["permutation"]](pixels) if self.hparams["permute"] else torch.arange(pixels)
+        self.register_buffer("order", order)  # recorded in each checkpoint
         self.features = SIDE if self.hparams["by"] == "row" else 1
         self.layer = self.recurrent(self.features)
         directions = 2 if self.layer.bidirectional else 1

@@ -23,7 +23,7 @@ from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
 
-from .calendars import calendar_of
+from .calendars import Rhythm, calendar_of
 from .numerals import Decimal
 from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, completed, mackey_glass, read_csv
 
@@ -64,6 +64,8 @@ class Windows(SequenceData):
         seed: of the order.
         day_first: whether dates begin with the day, where they can with the month; None to find it.
         decimal: what stands before a number's fraction, in a file where that is not plain; None to find it.
+        rows: of the series that is made on the spot; None for 2000.
+        every: units of time from one of them to the next; None for 3.
     """
 
     at_once = AT_ONCE
@@ -86,6 +88,8 @@ class Windows(SequenceData):
         seed: int = 1,
         day_first: bool | None = None,
         decimal: Decimal | None = None,
+        rows: PositiveInt | None = None,
+        every: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.day_first, self.decimal = day_first, decimal
@@ -95,17 +99,23 @@ class Windows(SequenceData):
         self.fractions = val_fraction, test_fraction
         if data is None and (date, columns) != (None, None):
             raise UserError("task.date and task.columns choose from a file; give one with task.data=FILE")
+        if data is not None and (rows, every) != (None, None):
+            raise UserError("task.rows and task.every are of the series made on the spot, with task.data=null")
+        self.made = {"rows": rows or 2000, "every": every or 3}
 
     def read(self) -> None:
         data, date, columns, targets = self.chosen
         window, horizon = self.window, self.horizon
         source = f"task.data={data or 'null'}"
-        self.season = self.given_season or TURN
+        self.rhythm: Rhythm | None = None
+        self.season = self.given_season or 1
         if data is None:
-            self.series, rhythm = mackey_glass(), ""
+            self.season = self.given_season or round(TURN / self.made["every"])
+            self.series, rhythm = mackey_glass(**self.made), ""
         else:
             read = read_csv(data, date, columns, targets=targets, day_first=self.day_first, decimal=self.decimal)
             calendar = calendar_of(read.dates)
+            self.rhythm = calendar.rhythm if calendar else None
             if calendar is None and len(read.dates) > 1 and self.given_season is None:
                 raise UserError(
                     f"{source}: the dates of {read.date!r} come in no rhythm of months, days or hours; say with "
@@ -182,6 +192,7 @@ class Windows(SequenceData):
             "date": self.series.date,
             "day_first": self.series.day_first,
             "decimal": self.series.decimal,
+            "rhythm": self.rhythm,
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
             "naive_error": self.naive_error.tolist(),

@@ -14,11 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from rnnzoo import list_cells, registry
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
+
+
+SHARING = ("test_gallery.py", "test_essay.py", "test_install.py", "test_verbs.py")
+"""Files whose tests share what took long to make."""
+
+
+class ByFunction(LoadScopeScheduling):
+    """One process runs all cases of a test, or all tests of a file that share something: nothing is made twice."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(SHARING) else nodeid.partition("[")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFunction:
+    return ByFunction(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from itertools import product
 
 BIG, SMALL = (256, 64, 256, 256), (128, 64, 128, 128)
@@ -35,7 +36,7 @@ def cases():
     for cell in ("mgu", "lem", "min_gru"):
         yield cell, BIG, "reference", {}
     for cell in ("lstm", "mgu"):
-        yield cell, BIG, "steps", {}
+        yield cell, BIG, "graphs", {}
 
 
 def work(cell, size, engine, way):
@@ -45,31 +46,18 @@ def work(cell, size, engine, way):
     from rnnzoo import Recurrent
     from rnnzoo.check import everything
     from rnnzoo.engine import serial
-    from rnnzoo.engine.steps import Steps
     from rnnzoo.engine.triton_kernel import TritonKernel
     from rnnzoo.engine.triton_text import Blocks
 
     T, B, I, H = size  # noqa: E741
     blocks = Blocks(**way) if way else None
-    serial.loop = {"triton": lambda plan, half: TritonKernel(plan, half, blocks)}.get(engine, lambda plan, half: Steps(plan))
+    serial.LOOPS["triton"] = lambda plan, half: TritonKernel(plan, half, blocks)
     torch.manual_seed(0)
     layer = Recurrent(cell, I, H, engine="reference").cuda()
     short = torch.randn(16, B, I, device="cuda")
     states = [torch.rand(1, *s.shape, device="cuda") for s in layer.cells[0].initial_state(short[0])]
-    lengths = torch.randint(1, 17, (B,))
-    found = {}
-    chosen = engine if engine in ("native", "reference") else "serial"
+    compiled = engine in serial.LOOPS
     worst = 0.0
-    for ragged in (None, lengths) if chosen == "serial" else (None,):
-        if engine == "steps" and ragged is not None:
-            continue
-        layer.engine = "reference"
-        expected = {k: v.clone() for k, v in everything(layer, short, states, ragged).items()}
-        layer.engine = chosen
-        found = everything(layer, short, states, ragged)
-        for key, value in expected.items():
-            gap = float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-3))
-            worst = max(worst, gap if gap == gap else float("inf"))
     x = torch.randn(T, B, I, device="cuda", requires_grad=True)
 
     def once(train=True):
@@ -82,12 +70,21 @@ def work(cell, size, engine, way):
         torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    once(), once(False)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    once(), once(False)
-    many = 3 if engine == "reference" else 10
-    print(json.dumps([min(once(False) for _ in range(many)), min(once() for _ in range(many)), worst]), flush=True)
+    with serial.only(engine) if compiled else nullcontext():
+        for lengths in (None, torch.randint(1, 17, (B,))) if engine == "triton" else (None,):
+            layer.engine = "reference"
+            expected = {k: v.clone() for k, v in everything(layer, short, states, lengths).items()}
+            layer.engine = "serial" if compiled else engine
+            found = everything(layer, short, states, lengths)
+            for key, value in expected.items():
+                gap = float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-3))
+                worst = max(worst, gap if gap == gap else float("inf"))
+        once(), once(False)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        once(), once(False)
+        many = 3 if engine == "reference" else 10
+        print(json.dumps([min(once(False) for _ in range(many)), min(once() for _ in range(many)), worst]), flush=True)
 
 
 def main(limit=80.0):
@@ -114,7 +111,7 @@ def main(limit=80.0):
     print(f"{len(ready)} of {len(workers)} ready after {time.monotonic() - began:.0f} s", flush=True)
     for text, steps, worker in ready:
         try:
-            out, err = worker.communicate("go\n", timeout=10)
+            out, _ = worker.communicate("go\n", timeout=10)
             forward, both, worst = json.loads(out)
             print(f"{text} {forward / steps * 1e6:20.2f} {both / steps * 1e6:8.2f}  {worst:.0e}", flush=True)
         except Exception as error:

@@ -31,7 +31,8 @@ def variants():
     for name in ZOO:
         found.append(pytest.param(name, {}, id=name))
         for key, declared in get(name).hyperparameters.items():
-            others = [choice for choice in declared.choices if choice != declared.default]
+            choices = declared.choices or ((True, False) if declared.type is bool else ())
+            others = [choice for choice in choices if choice != declared.default]
             found += [pytest.param(name, {key: choice}, id=f"{name}-{choice}") for choice in others]
     return found
 

@@ -171,6 +171,14 @@ def test_a_cell_of_ones_own(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
     assert "cannot take chrono: Shown has no gate" in printed
 
 
+def test_a_class_in_a_file_is_shown(my_cells: Path, rnnzoo: Callable[..., str]) -> None:
+    printed = rnnzoo("show", f"{my_cells}:Shown")
+    assert "A cell [to show]." in printed and "eq. 1" in printed
+    plain = my_cells.with_name("plain.py")
+    plain.write_text(my_cells.read_text().replace("@register(", "# (").replace("class Shown", "class Plain"))
+    assert "A cell [to show]." in rnnzoo("show", f"{plain}:Plain")
+
+
 def test_what_is_refused(my_cells: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert "did you mean" in refusal("show", "lstn") and "'lstn'" in refusal("show", "lstn")
     assert "known: " in refusal("show", "qqq")

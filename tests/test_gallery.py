@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rnnzoo import UserError, cli, get, list_cells, load, registry
+from rnnzoo import Recurrent, UserError, cli, get, list_cells, load, registry
 from rnnzoo.explain import gallery
 from rnnzoo.explain.card import Card, html, in_notebook, latex, text
 
@@ -276,11 +276,18 @@ def test_notebooks_show_a_cells_card() -> None:
         shell = InteractiveShell.instance()
         shell.run_cell("import importlib, rnnzoo; importlib.reload(rnnzoo); from rnnzoo import get")
         lstm, _ = shell.display_formatter.format(get("lstm"))
+        layer = Recurrent("lstm", 4, 8, 2, bidirectional=True)
+        stack, _ = shell.display_formatter.format(layer)
+        instance, _ = shell.display_formatter.format(Recurrent("lstm", 5, 7).cells[0])
         other, _ = shell.display_formatter.format(dict)
     finally:
         InteractiveShell.clear_instance()
     assert "iframe" in lstm["text/html"] and "&lt;math" in lstm["text/html"]
     assert "text/html" not in other
+    assert "4 × 7" not in instance["text/html"] and "5 × 7" in instance["text/html"]
+    # an LSTM's parameters: four gates of inputs, states and a bias
+    assert f"Recurrent, {2 * 4 * 8 * (4 + 8 + 1) + 2 * 4 * 8 * (16 + 8 + 1):,} parameters" in stack["text/html"]
+    assert "2 backward" in stack["text/html"] and "16 → 8" in stack["text/html"] and "iframe" in stack["text/html"]
     assert "is not to be had" in str(in_notebook(_without_source()))
 
 

@@ -1,13 +1,32 @@
 """Engines on a GPU compute what the plain loop computes on the CPU."""
 
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 
 from rnnzoo import Recurrent, list_cells
-from rnnzoo.check import everything
-from rnnzoo.engine import ENGINES
+from rnnzoo.check import everything, reachable
+from rnnzoo.engine import ENGINES, serial, steps
 
-I, H = 5, 12  # noqa: E741  I is the input size everywhere in this project
+T, B, I, H = 5, 11, 5, 12  # noqa: E741  I is the input size everywhere in this project
+
+SECONDS = 120
+"""What one comparison may take, most of it to compile."""
+
+WAYS = ["native", "scan", *serial.loops("cuda")]
+"""Engines, and for `serial` the loops that it has on a GPU."""
+
+WHOLE = {"lstm", "mgu", "lem", "gla"}
+"""Cells that are compiled as they are for use; the others for two time steps a call in place of eight, a quarter of the
+work for a compiler."""
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,22 +34,78 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "reference"])
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    left = float(os.environ.get("RNNZOO_GPU_UNTIL", "inf")) - time.time()  # set by tests/gpu.py
+    if left < 1:
+        pytest.skip("not reached in the time there was")
+    seconds = int(min(SECONDS, left))
+
+    def end(*_: Any) -> None:
+        raise TimeoutError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", list_cells())
-def test_engines_on_a_gpu(name, engine, ragged):
-    layer = Recurrent(name, I, H, engine="reference").double()
-    if ENGINES[engine].refuses(layer.cells[0]) is not None:
-        pytest.skip(f"{engine} does not take {name}")
-    other = Recurrent(name, I, H, engine=engine).double()
-    other.load_state_dict(layer.state_dict())
-    other.cuda()
+def test_engines_on_a_gpu(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = way if way in ENGINES else "serial"
     torch.manual_seed(0)
-    for T, B in ((9, 3), (20, 17), (1, 1)):
-        x = torch.randn(T, B, I, dtype=torch.float64)
-        states = [torch.rand(1, *s.shape, dtype=torch.float64) for s in layer.cells[0].initial_state(x[0])]
-        lengths = torch.randint(1, T + 1, (B,)) if ragged else None
-        expected = everything(layer, x, states, lengths)
-        found = everything(other, x.cuda(), [s.cuda() for s in states], None if lengths is None else lengths.cuda())
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key].cpu(), value, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    layer = Recurrent(name, I, H, engine="reference").double()
+    if ENGINES[engine].refuses(layer._cell(0)) is not None:
+        pytest.skip(f"{engine} does not take {name}")
+    if name not in WHOLE:
+        monkeypatch.setattr(steps, "CHUNK", 2)
+    other = Recurrent(name, I, H, engine="reference").double()
+    other.load_state_dict(layer.state_dict())
+    other.cuda().engine = engine
+    states = [s[None] for s in reachable(layer._cell(0), B)]
+    with serial.only(way) if engine == "serial" else nullcontext():
+        for rows in (B, B - 2):  # the second does not fill what was compiled for the first
+            for ragged in (False, True):
+                x = torch.randn(T, rows, I, dtype=torch.float64)
+                lengths = torch.randint(1, T + 1, (rows,)) if ragged else None
+                some = [s[:, :rows] for s in states]
+                expected = everything(layer, x, some, lengths)
+                on_gpu = None if lengths is None else lengths.cuda()
+                found = everything(other, x.cuda(), [s.cuda() for s in some], on_gpu)
+                assert other.engine_used == engine
+                for key, value in expected.items():
+                    torch.testing.assert_close(
+                        found[key].cpu(), value, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
+                    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", sorted(WHOLE | {"gru", "min_gru"}))
+def test_lesser_precisions(name: str, way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, and under autocast to bfloat16, as near to the plain loop in float64 as the plain loop is itself."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    engine = way if way in ENGINES else "serial"
+    torch.manual_seed(0)
+    layers = [Recurrent(name, 16, 32, engine="reference").cuda() for _ in range(2)]
+    if ENGINES[engine].refuses(layers[0]._cell(0)) is not None:
+        pytest.skip(f"{engine} does not take {name}")
+    layers[1].load_state_dict(layers[0].state_dict())
+    layers[1].engine = engine
+    if name not in WHOLE:
+        monkeypatch.setattr(steps, "CHUNK", 2)
+    x = torch.randn(19, 24, 16, device="cuda")
+    states = [s[None].float().cuda() for s in reachable(Recurrent(name, 16, 32)._cell(0), 24)]
+    found = []
+    for layer in layers:
+        with (
+            torch.autocast("cuda", torch.bfloat16, dtype == torch.bfloat16),
+            serial.only(way) if layer.engine == "serial" else nullcontext(),
+        ):
+            found.append(everything(layer, x, states, None))
+    exact = everything(layers[0].double(), x.double(), [s.double() for s in states], None)
+    for key, value in exact.items():
+        loop, other = ((f[key].double() - value).norm() / value.norm() for f in found)
+        assert other <= 4 * loop + 10 * torch.finfo(torch.float32).eps, key

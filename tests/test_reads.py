@@ -325,14 +325,15 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
+TWICE = "step gives another h when it is taken twice"
 REFUSED = {
     "sets an attribute": (set_attribute, "it sets self.seen"),
     "appends": (append, "it changes self.table"),
     "writes a global": (write_global, "it changes SCALE"),
-    "chance": (lambda c, v: random.random() * v, "it reads random"),
-    "time": (lambda c, v: time.time() * v, "it reads time"),
-    "NumPy's chance": (lambda c, v: np.random.rand() * v, "it reads np.random"),
-    "iterator": (lambda c, v: next(c.scale) * v, "it reads self.scale"),
+    "chance": (lambda c, v: random.random() * v, TWICE),
+    "time": (lambda c, v: time.time() * v, TWICE),
+    "NumPy's chance": (lambda c, v: np.random.rand() * v, TWICE),
+    "iterator": (lambda c, v: next(c.scale) * v, "Made.step cannot be traced: it reads self.scale"),
     "tensor": (lambda c, v: float(c.scale) * v, "it reads self.scale"),
     "all attributes": (lambda c, v: c.__dict__["scale"] * v, "self.__dict__"),
     "all globals": (lambda c, v: globals()["SCALE"] * v, "it calls globals"),
@@ -347,7 +348,7 @@ def test_what_cannot_be_watched_is_refused_by_name(what):
     kind = cell(body, WithAttribute)
     layer = layer_of(kind, "auto")
     layer.cells[0].scale = {"iterator": iter([2.0] * 99), "tensor": torch.tensor(2.0)}.get(what, 1.0)
-    with pytest.raises(UserError, match=rf"Made.step cannot be traced: .*{words}.*; use engine=reference"):
+    with pytest.raises(UserError, match=words):
         plans.plan(layer.cells[0])
 
 
@@ -385,7 +386,8 @@ GRADIENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_gradients_that_are_stopped_or_changed_are_refused(what, mode):
     layer = layer_of(cell(GRADIENTS[what]), "auto")
     layer.expected_calls = 10**6
-    with pytest.raises(UserError, match=r"Made.step cannot be traced: .*; use engine=reference"), mode():
+    said = "step leaves torch" if what == "from numbers" else "Made.step cannot be traced: .*; use engine=reference"
+    with pytest.raises(UserError, match=said), mode():
         plans.plan(layer.cells[0])
 
 

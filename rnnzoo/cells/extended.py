@@ -125,6 +125,7 @@ class _Rhythm(Cell):
     alpha: float = 0.001
     log_tau_min: float = 1.0
     log_tau_max: float = 3.0
+    timed: bool = False
 
     log_tau, s, clock = Diagonal(init="draw_log_periods"), Diagonal(init="draw_shifts"), State(1)
 
@@ -143,9 +144,9 @@ class _Rhythm(Cell):
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, where the paper has time stamps; τ is learned as its logarithm. In the authors' layer too,
-    r_on is not learned by default and the leak alpha is there in training only; their freq_task.py draws such periods.
-    The layer has t + s for t - s, and starts f's bias at 2.
+    Differs: t counts steps, or is the input's first number if `timed`, as in the paper; τ is learned as its logarithm.
+    In the authors' layer too, r_on is not learned by default and the leak alpha is there in training only; their
+    freq_task.py draws such periods. The layer has t + s for t - s, and starts f's bias at 2.
     """
 
     W_i, U_i, b_i, w_i = *gate(role="input"), Diagonal()
@@ -159,7 +160,8 @@ class PhasedLSTM(_Rhythm):
         new_c = f * c + i * tanh(x @ self.W_c + h @ self.U_c + self.b_c)
         o = sigmoid(x @ self.W_o + h @ self.U_o + self.w_o * new_c + self.b_o)
         new_h = o * tanh(new_c)
-        cycles = (clock - self.s) / exp(self.log_tau)
+        t = x[:, :1] if self.timed else clock
+        cycles = (t - self.s) / exp(self.log_tau)
         phi, leak = cycles - floor(cycles), self.alpha if self.training else 0.0
         k = where(phi < self.r_on / 2, 2 * phi / self.r_on, where(phi < self.r_on, 2 - 2 * phi / self.r_on, leak * phi))
         return k * new_h + (1 - k) * h, k * new_c + (1 - k) * c, clock + 1

@@ -8,7 +8,10 @@ from rich.table import Table
 
 from rnnzoo import check, registry
 from rnnzoo.errors import UserError
+from rnnzoo.plain import printable
 from rnnzoo.progress import steps
+
+WORDS = {True: "yes", False: "NO", None: "skipped"}
 
 
 def check_cells(targets: list[str], every: bool) -> int:
@@ -18,16 +21,16 @@ def check_cells(targets: list[str], every: bool) -> int:
     console = Console()
     failed = {}
     for target, kind in steps(kinds.items(), "checking", lambda item: item[0]):
-        table = Table("check", "passed", "found", title=target, title_justify="left")
+        table = Table("check", "passed", "found", title=escape(printable(target)), title_justify="left")
         findings = list(check.conformance(kind))
         for finding in findings:
-            advice = "" if finding.passed else f"\n→ {finding.advice}"
-            table.add_row(finding.check, "yes" if finding.passed else "NO", escape(finding.detail + advice))
-        if len(kinds) == 1 or not all(finding.passed for finding in findings):
+            advice = f"\n→ {finding.advice}" if finding.advice else ""
+            table.add_row(finding.check, WORDS[finding.passed], escape(printable(finding.detail + advice)))
+        failed[target] = sum(finding.passed is False for finding in findings)
+        if len(kinds) == 1 or failed[target]:
             console.print(table)
         else:
-            console.print(f"{target}: all {len(findings)} checks passed", highlight=False, markup=False)
-        failed[target] = sum(not finding.passed for finding in findings)
-    bad = [f"{target} ({count})" for target, count in failed.items() if count]
+            console.print(f"{printable(target)}: all checks passed", highlight=False, markup=False)
+    bad = [f"{printable(target)} ({count})" for target, count in failed.items() if count]
     console.print(f"failed: {', '.join(bad)}" if bad else "all checks passed", highlight=False, markup=False)
     return int(bool(bad))

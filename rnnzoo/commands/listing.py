@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.plain import printable
 
 SIZES = (8, 16)
 """Input and hidden size of the cells whose kind is told."""
@@ -31,7 +32,7 @@ def list_cells(pattern: str, family: str | None, kind: str | None, fidelity: boo
     table = Table("cell", "family", *checked, "source")
     for entry in entries:
         shown = fidelity_of(entry) if fidelity else (" ".join(entry.cell.state_names), _first_line(entry.cell))
-        table.add_row(entry.name, entry.family, *map(escape, shown), escape(entry.source))
+        table.add_row(*(escape(printable(text)) for text in (entry.name, entry.family, *shown, entry.source)))
     console = Console()
     if not console.is_terminal:  # in a pipe, rich would fold the columns to 80
         console.width = max(console.width, 200)

@@ -21,12 +21,13 @@ from rnnzoo.errors import UserError
 from rnnzoo.explain import diagram
 from rnnzoo.explain.card import Card, html, latex, text
 from rnnzoo.files import refuse_missing_parent
+from rnnzoo.plain import printable
 from rnnzoo.recurrent import Recurrent
 
 
 def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Path | None) -> None:
     """Print a cell's card, or one of its forms; write its diagram to `png` if that is given."""
-    card = Card(registry.entry(name), input_size, hidden_size)
+    card = Card(registry.described(name), input_size, hidden_size)
     if png is not None:
         refuse_missing_parent("--png", png)
         try:
@@ -35,7 +36,7 @@ def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Pa
             raise UserError(f"--png {png}: {error.strerror}; name a file that can be written") from None
         print(f"written: {png}")
     elif form is not None:
-        print({"text": text, "latex": latex, "svg": lambda card: card.diagram, "html": html}[form](card))
+        print(printable({"text": text, "latex": latex, "svg": lambda card: card.diagram, "html": html}[form](card)))
     else:
         _summarise(card)
 
@@ -43,7 +44,8 @@ def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Pa
 def _summarise(card: Card) -> None:
     entry, cell = card.entry, card.cell
     console = Console(highlight=False)
-    console.print(f"[bold]{card.name}[/bold]  {escape(entry.source)}\n\n{escape(inspect.getdoc(entry.cell) or '')}\n")
+    source, described = (escape(printable(text or "")) for text in (entry.source, inspect.getdoc(entry.cell)))
+    console.print(f"[bold]{card.name}[/bold]  {source}\n\n{described}\n")
     try:
         equations = text(card)
     except UserError as error:
@@ -83,7 +85,7 @@ def _summarise(card: Card) -> None:
     if engine.ENGINES["serial"].refuses(cell) is None:
         lines += ["", *describe(plan(cell))]
     for line in lines:
-        console.print(line, markup=False)
+        console.print(printable(line), markup=False)
 
 
 def _costs(card: Card) -> Iterator[str]:

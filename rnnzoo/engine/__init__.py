@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 from rnnzoo.cell import Cell
 from rnnzoo.engine import native, plan, reference, scan, serial
 from rnnzoo.engine.hooks import hooks
+from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
 
@@ -46,7 +47,8 @@ def check(name: str, cell: Cell) -> None:
         raise UserError(f"no engine is named {name!r}; {nearest(str(name), ['auto', *ENGINES])}")
     reason = None if name == "auto" else ENGINES[name].refuses(cell)
     if reason:
-        raise UserError(f"engine={name} cannot run this cell: {reason}; use engine=auto")
+        hint = "" if "use engine=" in reason else "; use engine=auto"
+        raise fault(cell) or UserError(f"engine={name} cannot run this cell: {reason}{hint}")
 
 
 def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
@@ -107,10 +109,11 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
         try:
             ENGINES[chosen].prepare(cell, x)
         except UserError as error:
+            cause = fault(cell) or error
             if name != "auto":
-                raise
-            _failed[author(cell)] = str(error)
-            _tell(cell, str(error))
+                raise cause from None
+            _failed[author(cell)] = str(cause)
+            _tell(cell, str(cause))
             chosen = choose(cell, steps, x.device.type)[0]
     return chosen
 

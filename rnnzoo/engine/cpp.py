@@ -132,7 +132,7 @@ def _call(
 def empty(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised memory; large ones in large pages, whose first use takes a fifth of the time."""
     tensor = like.new_empty(shape)
-    if _madvise is not None and tensor.nbytes >= 1 << 22:
+    if _madvise is not None and tensor.device.type == "cpu" and tensor.nbytes >= 1 << 22:
         first = -(-tensor.data_ptr() // 4096) * 4096
         size = (tensor.data_ptr() + tensor.nbytes - first) // 4096 * 4096
         _madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), 14)  # MADV_HUGEPAGE

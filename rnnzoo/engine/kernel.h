@@ -184,16 +184,15 @@ inline void tiles(int64_t rows, const S* a, int64_t lda, const S* panel, int64_t
   }
 }
 
-// c [rows, padded(N)] = a [rows, K] @ b [K, N], b packed.
-[[maybe_unused]] void product(int64_t rows, const S* a, int64_t lda, const S* b, int64_t K, int64_t N, S* c, int64_t ldc) {
-  for (int64_t first = 0; first < N; first += PANEL) {
-    int64_t left = N - first;
-    const S* panel = b + first * K;
-    if (left > 3 * LANES && TILE_VECTORS >= 4) tiles<TILE_VECTORS>(rows, a, lda, panel, K, c + first, ldc);
-    else if (left > 2 * LANES && TILE_VECTORS >= 4) tiles<3>(rows, a, lda, panel, K, c + first, ldc);
-    else if (left > LANES) tiles<2>(rows, a, lda, panel, K, c + first, ldc);
-    else tiles<1>(rows, a, lda, panel, K, c + first, ldc);
-  }
+// c [rows, padded(N)] = a [rows, K] @ b [K, N], b packed. N is known beforehand, so that only the tiles that it takes are
+// compiled: all of them would be half of a compiler's work.
+template <int64_t N>
+void product(int64_t rows, const S* a, int64_t lda, const S* b, int64_t K, S* c, int64_t ldc) {
+  constexpr int64_t whole = N / PANEL * PANEL;
+  constexpr int last = (N - whole + LANES - 1) / LANES;
+  for (int64_t first = 0; first < whole; first += PANEL)
+    tiles<whole ? TILE_VECTORS : last>(rows, a, lda, b + first * K, K, c + first, ldc);
+  if (last) tiles<last ? last : TILE_VECTORS>(rows, a, lda, b + whole * K, K, c + whole, ldc);
 }
 
 #ifdef HALF
@@ -241,7 +240,7 @@ inline void pack_half(const S* b, int64_t K, int64_t N, int64_t down, int64_t ri
 #define RELEASE at::native::cpublas::brgemm_release(true)
 #else
 #define PACK pack
-#define PRODUCT(rows, a, lda, b, K, N, c) product(rows, a, lda, b, K, N, c, padded(N))
+#define PRODUCT(rows, a, lda, b, K, N, c) product<N>(rows, a, lda, b, K, c, padded(N))
 #define RELEASE (void)0
 #endif
 

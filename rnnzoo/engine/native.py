@@ -100,11 +100,18 @@ def run(
         hold = signs * (torch.finfo(product).max / 4)
         weight_ih = torch.cat([weight_ih, hold[:, None]], 1)  # [G·H, I + 1]
 
+    weights = [weight_ih, *others]
+    if x.is_cuda:  # cuDNN wants them one after another, or copies them at each call and warns of it
+        flat = torch.cat([weight.flatten() for weight in weights])
+        parts = flat.split([weight.numel() for weight in weights])
+        weights = [part.view(weight.shape) for part, weight in zip(parts, weights)]
+
     function = getattr(torch, f"rnn_{cell.nonlinearity}" if name == "rnn" else name)
     hidden = tuple(s.unsqueeze(0).contiguous() for s in state)
-    # one layer, no dropout, one direction: `Recurrent` stacks and reverses for all engines alike
+    # one layer, no dropout, one direction: `Recurrent` stacks and reverses for all engines alike; without dropout,
+    # "training" only says whether cuDNN keeps what a backward pass needs
     output, *final = function(
-        x, hidden if name == "lstm" else hidden[0], [weight_ih, *others], True, 1, 0.0, cell.training, False, False
+        x, hidden if name == "lstm" else hidden[0], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False
     )
     final = [s.squeeze(0) for s in final]
     if lengths is not None:

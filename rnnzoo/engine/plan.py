@@ -30,6 +30,7 @@ from torch import Tensor, fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive
 from rnnzoo.engine.reads import Reads
+from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.rewrite import CHANGES, INPUT, MM, Parts
 from rnnzoo.engine.trace import (
     Tracer,
@@ -178,11 +179,10 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
     reads = Reads(kind_of(cell), cell)
     try:
         found = _Found(key, shapes, reads, _make(cell, like, reads))
-    except UserError as error:  # kept as well: `auto` asks at every call
-        found = _Found(key, shapes, reads, error=str(error))
-    except Exception as error:
-        text = f"{author(cell).__name__}.step cannot be planned: {reason(error)}{OTHERWISE}"
-        found = _Found(key, shapes, reads, error=text)
+    except Exception as error:  # kept as well: `auto` asks at every call
+        planned = isinstance(error, UserError)
+        text = str(error) if planned else f"{author(cell).__name__}.step cannot be planned: {reason(error)}{OTHERWISE}"
+        found = _Found(key, shapes, reads, error=str(fault(cell) or text))
     finally:
         reads.forget()
     _kept[:] = [*_kept[1 - KEPT :], found]

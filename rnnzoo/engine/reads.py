@@ -276,7 +276,7 @@ class _Forms:
 
     def _parts(self, value: Any) -> Iterator[Any]:
         if isinstance(value, torch.Tensor):
-            raise Unwatchable("a tensor that is no parameter or buffer of the cell")
+            raise Unwatchable("a tensor that the cell neither declares nor registers as a buffer")
         if isinstance(value, (np.ndarray, np.generic)):
             yield from (str(value.dtype), value.shape, value.tobytes())
         elif isinstance(value, types.MethodType):

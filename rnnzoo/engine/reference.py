@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnzoo.cell import Cell
+from rnnzoo.engine.rehearsal import fault
 
 
 def refuses(cell: Cell) -> str | None:
@@ -24,7 +25,13 @@ def run(
     states = []
     # unbind, not x[t]: indexing would make the backward pass quadratic in T.
     for t, x_t in enumerate(x.unbind(0)):
-        new = cell(x_t, *state)
+        try:
+            new = cell(x_t, *state)
+        except Exception as error:
+            found = fault(cell)
+            if found is None:
+                raise
+            raise found from error
         if running is not None:
             new = tuple(torch.where(_beside(running[t], n), n, s) for n, s in zip(new, state))
         state = new

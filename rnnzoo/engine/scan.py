@@ -212,7 +212,7 @@ def run(
         first = initial[solution.state]
         found = zip(solution.run(*(known[name] for name in solution.reads)), solution.rows)
         values = iter([value.unflatten(0, (T, B)) if rows else value for value, rows in found])
-        factors = [next(values) if number is None else first.new_tensor(number) for number in solution.numbers]
+        factors = [next(values) if number is None else first.new_full((), number) for number in solution.numbers]
         if solution.affine:
             a, b, *others = factors
             b = b.expand(T, *first.shape)

@@ -6,7 +6,8 @@ Shapes: T time steps, B batch, I input size, H hidden size.
 from __future__ import annotations
 
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,28 +52,55 @@ def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
 _lacks: weakref.WeakKeyDictionary[Plan, str | None] = weakref.WeakKeyDictionary()
 
 
-WHOLE = True
-"""Whether a GPU runs the whole loop as one Triton kernel where that can be, rather than some steps a call."""
+def _kernel(plan: Plan, half: bool) -> Kernel:
+    """With products in bfloat16 only where the processor has them."""
+    single = inputs(plan.recur)[0].meta["val"].dtype == torch.float32
+    return Kernel(plan, half and single and torch.cpu._is_avx512_bf16_supported())
 
 
-def loop(plan: Plan, half: bool = False) -> Kernel | TritonKernel | Steps:
-    """What runs the plan's loop: a kernel on a CPU or a GPU, Inductor elsewhere and where an operation has no such form.
+LOOPS: dict[str, Callable[[Plan, bool], Any]] = {
+    "kernel": _kernel,
+    "triton": TritonKernel,
+    "graphs": lambda plan, half: Steps(plan),
+}
+"""What can run a plan's loop, by name, from the plan and whether products may be made in bfloat16; each has the
+interface of `cpp.Kernel` and raises `Unsupported` for a plan that it has no form for."""
 
-    `half` asks for products in bfloat16, which a kernel makes only where the processor has them.
-    """
-    value = inputs(plan.recur)[0].meta["val"]
-    if value.device.type == "cuda" and WHOLE:
+
+def loops(device: str) -> tuple[str, ...]:
+    """The loops for a kind of device; the first that supports a plan takes it."""
+    own = {"cpu": ("kernel",), "cuda": ("triton",)}
+    return (*own.get(device, ()), "graphs")
+
+
+@contextmanager
+def only(name: str) -> Iterator[None]:
+    """Within, this loop takes all plans, to be tested or measured beside others."""
+    global _only
+    before, _only = _only, name
+    try:
+        yield
+    finally:
+        _only = before
+
+
+_only: str | None = None
+
+
+def _candidates(device: str) -> tuple[str, ...]:
+    return loops(device) if _only is None else (_only,)
+
+
+def loop(plan: Plan, half: bool = False) -> Any:
+    """What runs the plan's loop. Raises `Unsupported` where nothing does."""
+    device = inputs(plan.recur)[0].meta["val"].device.type
+    missing = None
+    for name in _candidates(device):
         try:
-            return TritonKernel(plan, half)
-        except Unsupported:
-            pass
-    if value.device.type == "cpu":
-        half = half and value.dtype == torch.float32 and torch.cpu._is_avx512_bf16_supported()
-        try:
-            return Kernel(plan, half)
-        except Unsupported:
-            pass
-    return Steps(plan)
+            return LOOPS[name](plan, half)
+        except Unsupported as error:
+            missing = error
+    raise missing or AssertionError
 
 
 class Program:
@@ -99,26 +127,28 @@ def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape[1:])
 
 
-_programs: MutableMapping[Plan, dict[bool, Program]] = weakref.WeakKeyDictionary()
+_programs: MutableMapping[Plan, dict[tuple[bool, tuple[str, ...]], Program]] = weakref.WeakKeyDictionary()
 
 
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
     made = plan(cell, x)
-    half = _precision(sample(cell, x).device.type) == torch.bfloat16
+    device = sample(cell, x).device.type
+    half = _precision(device) == torch.bfloat16
+    key = half, _candidates(device)
     own = _programs.get(made)
     if own is None:
         own = _programs[made] = {}
-    if half not in own:
+    if key not in own:
         try:
-            own[half] = Program(made, half)
+            own[key] = Program(made, half)
         except UserError:
             raise
         except Exception as error:
             raise UserError(
                 f"{made.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
             ) from error
-    return own[half]
+    return own[key]
 
 
 def _precision(device: str) -> torch.dtype | None:

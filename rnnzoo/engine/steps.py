@@ -2,21 +2,24 @@
 
 What `cpp.py` is on a CPU, this is on any other device, and for operations that have no C++ form there. Graphs are
 handed to Inductor directly, without Dynamo, whose guards would compile again, or silently not at all, for every new
-length: here a function for CHUNK steps and one for a single step serve all lengths, and a smaller batch is filled up.
+length: here one function serves all lengths, for what is past a sequence's end is masked, and smaller batches leave a
+part of its memory unused. On a CUDA device a function is recorded as a graph of kernels and replayed: to launch a
+small kernel takes longer than to run it. The graphs are our own and not Inductor's, which outlive a call only until
+the next of anybody's.
 
-Shapes: T time steps, B batch, K time steps of a call; every tensor is [T, B, ...] but states at one time, [B, ...],
-and shared tensors.
+Shapes: T time steps, B batch, K = CHUNK time steps of a call; every tensor is [T, B, ...] but states at one time,
+[B, ...], and shared tensors.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch._inductor
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rnnzoo.engine.emit import parameters
@@ -33,7 +36,8 @@ COMPILES = 8
 class Steps:
     """A plan run by torch; the same interface as `cpp.Kernel`.
 
-    Raises `UserError` when a compile fails or would be repeated beyond the limit.
+    All that a forward pass and the backward pass after it need is compiled when the forward pass begins. That raises
+    `UserError` when a compile fails or would be repeated beyond the limit.
     """
 
     def __init__(self, plan: Plan, compiled: bool = True) -> None:
@@ -45,9 +49,11 @@ class Steps:
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
         self.given, self.results = parameters(plan)
-        self._functions: dict[Any, Callable[..., Any]] = {}
-        self._graphs = {name: module(graph) for name, graph in vars(plan.derived).items() if name in ("step", "back")}
-        self._graphs["recur"] = module(plan.derived.infer)
+        self.dtype = inputs(plan.recur)[0].meta["val"].dtype
+        graphs = {"recur": plan.derived.infer, "step": plan.derived.step, "back": plan.derived.back}
+        self._graphs = {name: module(graph) for name, graph in graphs.items()}
+        self._back_reads = [n for n in inputs(plan.derived.back) if not str(n.target).startswith("d_new_")]
+        self._functions: dict[Any, Function] = {}
         self._largest = 0
 
     def forward(
@@ -57,127 +63,143 @@ class Steps:
         names = [str(node.target) for node in inputs(self.recur)]
         known = dict(zip(names, tensors))
         stacks = [known[name] for name in self.states]
-        sequences = [known[name] for name in names if name.startswith("leaf")]
         shared = [known[name] for name in names if name.startswith("shared")]
         states = [stack[0] for stack in stacks]
-        for t, K in _chunks(range(steps)):
-            rows = [leaf[t : t + K] for leaf in sequences]
-            found = self._call("step" if saving else "recur", t, K, rows, states, shared, lengths)
-            for stack, slot, values in zip(stacks, slots, found):
-                if slot > 2:
-                    stack[t + 1 : t + K + 1] = values
-                else:
-                    stack[(t + K) % slot] = values[-1]
-            states = [stack[(t + K) % slot] for stack, slot in zip(stacks, slots)]  # a CUDA graph's own are transient
-            for saved, values in zip(tensors[len(names) :], found[len(stacks) :]):
-                saved[t : t + K] = values
+        function = self._ready(*(("step", "back") if saving else ("recur",)), like=states[0])
+        sequences = [known[name] for name in names if name.startswith("leaf")]
+        sequences.append(self._running(steps, lengths, states[0]))
+        targets = [stack[1:] if slot > 2 else None for stack, slot in zip(stacks, slots)]
+        pieces = _pieces([*targets, *tensors[len(names) :]], steps)
+        function.share(shared)
+        for rows, places in zip(_pieces(sequences, steps), pieces):
+            found = function([_given(row) for row in rows], states)
+            states = [values[-1] for values in found[: len(stacks)]]
+            _copy(places, found)
+        for stack, slot, state in zip(stacks, slots, states):
+            if slot == 2:
+                stack[steps % slot] = state[: stack.shape[1]]
 
     def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
         """See `cpp.Kernel.backward`."""
         known = dict(zip((*self.given, *self.results), tensors))
-        states = self.states
-        shared = [known[n] for n in self.given if n.startswith("shared")]
-        names = [str(n.target) for n in inputs(self.derived.back)]
-        carry = []
-        for s in states:
-            end, like = known[f"end_{s}"], known[f"d_{s}"]
-            assert like is not None
-            carry.append(torch.zeros_like(like) if end is None else end)
-        for t, K in reversed(_chunks(range(steps))):
-            rows = []
-            for name in names:
-                new = name.startswith("new_") and name not in states
-                tensor = known.get(name.removeprefix("new_") if new else name)
-                if tensor is not None and not name.startswith(("shared", "d_new_")):
-                    rows.append(tensor[t + new : t + new + K])
-            for s, like in zip(states, carry):
-                out = known[f"out_{s}"]
-                rows.append(like.new_zeros(K, *like.shape) if out is None else out[t : t + K])
-            found = self._call("back", t, K, rows, carry, shared, lengths)
-            carry = [values.clone() for values in found[: len(states)]]
-            for name, values in zip(self.results[len(states) :], found[len(states) :]):
-                result = known[name]
-                assert result is not None
-                result[t : t + K] = values
-        for s, values in zip(states, carry):
-            result = known[f"d_{s}"]
-            assert result is not None
-            result.copy_(values)
+        ends: list[Tensor] = [_given(known[f"d_{s}"]) for s in self.states]
+        function = self._ready("back", like=ends[0])
+        sequences: list[Tensor | None] = []
+        for node in self._back_reads:
+            name = str(node.target)
+            tensor = _given(known[name.removeprefix("new_") if name not in known else name])
+            if name in self.states:
+                sequences.append(tensor[:-1])
+            elif not name.startswith("shared"):
+                sequences.append(tensor[1:] if name.startswith("new_") else tensor)
+        outs = [known[f"out_{s}"] for s in self.states]
+        zeros = [end.new_zeros(CHUNK, *end.shape) if out is None else None for end, out in zip(ends, outs)]
+        function.share([_given(known[n]) for n in self.given if n.startswith("shared")])
+        carry = [torch.zeros_like(e) if (g := known[f"end_{s}"]) is None else g for s, e in zip(self.states, ends)]
+        results = [known[name] for name in self.results[len(carry) :]]
+        sequences += [*outs, self._running(steps, lengths, ends[0])]
+        for rows, places in reversed(list(zip(_pieces(sequences, steps), _pieces(results, steps)))):
+            K = len(_given(rows[-1]))
+            for k, none in enumerate(zeros, len(rows) - len(zeros) - 1):
+                rows[k] = rows[k] if none is None else none[:K]
+            found = function([_given(row) for row in rows], carry)
+            carry = found[: len(carry)]
+            _copy(places, found[len(carry) :])
+        for end, values in zip(ends, carry):
+            end.copy_(values[:batch])
 
-    def _call(
-        self, name: str, t: int, K: int, rows: list[Any], states: list[Any], shared: list[Any], lengths: Tensor | None
-    ) -> list[Tensor]:
-        """One call for K time steps from t on, with a batch filled up to what was compiled."""
-        B = states[0].shape[0]
-        running = []
-        if lengths is not None:
-            running = [torch.arange(t, t + K, device=lengths.device)[:, None] < lengths]  # [K, B]
-        function = self._back if name == "back" else self._forward
+    def _running(self, steps: int, lengths: Tensor | None, like: Tensor) -> Tensor:
+        """1 where a sequence goes on, 0 past its end: [T, B], in the dtype of all else, to be copied with it."""
+        if lengths is None:
+            return like.new_ones(steps, len(like))
+        return (torch.arange(steps, device=like.device)[:, None] < lengths).to(like.dtype)
+
+    def _ready(self, *names: str, like: Tensor) -> Function:
+        """The first of these functions, all of them compiled for as many rows as `like` [B, ...] has."""
         if not self.compiled:
-            return function(self._graphs[name], K, rows, states, shared, running)
-        self._largest = max(self._largest, (B + 7) // 8 * 8)
-        fill = self._largest - B
-        if fill:  # with rows that are there, for which the step is defined
-            rows, running = ([_fill(x, 1, fill) for x in xs] for xs in (rows, running))
-            states = [_fill(x, 0, fill) for x in states]
-        device = states[0].device.type
+            return Function(lambda *groups: self._run(names[0], *groups))
+        self._largest = max(self._largest, (len(like) + 7) // 8 * 8)
+        device = like.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (name, K, bool(running), self._largest, precision)
-        if key not in self._functions:
-            self._functions[key] = self._compile(function, self._graphs[name], K, rows, states, shared, running)
-        found = self._functions[key](*rows, *states, *shared, *running)
-        by_time = len(self.states) if name == "back" else 0
-        return [x[:B] if k < by_time else x[:, :B] for k, x in enumerate(found)]
+        for name in names:
+            key = (name, self._largest, precision, like.device)
+            if key not in self._functions:
+                sizes = {size for _, size, *_ in self._functions} | {self._largest}
+                if len(sizes) > COMPILES:
+                    raise UserError(
+                        f"{self.name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference"
+                    )
+                self._functions[key] = self._compile(name, like)
+        return self._functions[(names[0], self._largest, precision, like.device)]
 
-    def _compile(self, function: Callable[..., Any], graph: Any, K: int, *groups: list[Tensor]) -> Callable[..., Any]:
-        name = self.name
-        if len({size for *_, size, _ in self._functions} | {self._largest}) > COMPILES:
-            raise UserError(f"{name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference")
+    def _compile(self, name: str, like: Tensor) -> Function:
+        groups = self._memory(name, like)
         sizes = [len(group) for group in groups]
 
         def flat(*tensors: Tensor) -> list[Tensor]:
-            parts, start = [], 0
-            for size in sizes:
-                parts.append(list(tensors[start : start + size]))
-                start += size
-            return function(graph, K, *parts)
+            left = iter(tensors)
+            return self._run(name, *([next(left) for _ in range(size)] for size in sizes))
 
-        tensors: list[Any] = [tensor.detach().contiguous() for group in groups for tensor in group]
+        tensors: list[Any] = [tensor for group in groups for tensor in group]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Inductor's own, while it is imported
+            with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+                warnings.simplefilter("ignore")  # Inductor's own, about itself and about what it might do elsewhere
                 traced = make_fx(flat, tracing_mode="fake")(*tensors)
-                options = {"triton.cudagraphs": tensors[0].is_cuda, "emulate_precision_casts": True}
-                compiled = torch._inductor.compile(traced, tensors, options=options)
+                compiled = torch._inductor.compile(traced, tensors, options={"emulate_precision_casts": True})
+                if like.is_cuda:
+                    compiled = _recorded(compiled, tensors)
         except Exception as error:
-            raise UserError(f"{name}: its plan cannot be compiled: {reason(error)}; use engine=reference") from error
-        return lambda *tensors: compiled(*(tensor.detach().contiguous() for tensor in tensors))
+            raise UserError(
+                f"{self.name}: its plan cannot be compiled: {reason(error)}; use engine=reference"
+            ) from error
+        return Function(lambda *groups: compiled(*(tensor for group in groups for tensor in group)), groups)
+
+    def _memory(self, name: str, like: Tensor) -> tuple[list[Tensor], ...]:
+        """Rows [K, B, ...], states [B, ...] and shared tensors as a function takes them, for the largest batch."""
+        B = self._largest
+
+        def rows(nodes: Iterable[fx.Node]) -> list[Tensor]:
+            return [like.new_zeros(CHUNK, B, *node.meta["val"].shape[1:]) for node in nodes]
+
+        with torch.inference_mode(False):
+            reads = self._back_reads if name == "back" else inputs(self.recur)
+            states = [node for node in inputs(self.recur) if str(node.target) in self.states]
+            shared = [like.new_zeros(n.meta["val"].shape) for n in reads if str(n.target).startswith("shared")]
+            sequences = [n for n in reads if not str(n.target).startswith("shared")]
+            if name == "back":
+                sequences += states  # the gradients of their values at all times
+            else:
+                sequences = [n for n in sequences if n not in states]
+            running = like.new_zeros(CHUNK, B)
+            return [*rows(sequences), running], [state[0] for state in rows(states)], shared
+
+    def _run(self, name: str, rows: list[Tensor], states: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
+        function = self._back if name == "back" else self._forward
+        *rows, running = rows
+        return function(self._graphs[name], rows, states, shared, running != 0)
 
     def _forward(
-        self, graph: Any, K: int, rows: list[Tensor], states: list[Tensor], shared: list[Tensor], running: list[Tensor]
+        self, graph: Any, rows: list[Tensor], states: list[Tensor], shared: list[Tensor], running: Tensor
     ) -> list[Tensor]:
         """K steps: the new states and saved tensors, each [K, B, ...]."""
         found: list[list[Tensor]] = []
-        for k in range(K):
+        for k in range(len(running)):
             new = list(graph(*(x[k] for x in rows), *states, *shared))
-            if running:
-                new[: len(states)] = [_where(running[0][k], n, s) for n, s in zip(new, states)]
+            new[: len(states)] = [_where(running[k], n, s) for n, s in zip(new, states)]
             states = new[: len(states)]
             found.append(new)
         return [torch.stack(values) for values in zip(*found)]
 
     def _back(
-        self, graph: Any, K: int, rows: list[Tensor], carry: list[Tensor], shared: list[Tensor], running: list[Tensor]
+        self, graph: Any, rows: list[Tensor], carry: list[Tensor], shared: list[Tensor], running: Tensor
     ) -> list[Tensor]:
         """K steps backwards: the gradients of the states before them, then those of leaves and kept, [K, B, ...]."""
         states = self.states
         outs = rows[len(rows) - len(states) :]
         found: list[list[Tensor]] = []
-        for k in reversed(range(K)):
+        for k in reversed(range(len(running))):
             grads = [c + out[k] for c, out in zip(carry, outs)]
-            some = grads
-            if running:
-                some = [_where(running[0][k], g, torch.zeros_like(g)) for g in grads]
+            some = [_where(running[k], g, torch.zeros_like(g)) for g in grads]
             steps, tensors = iter(rows), iter(shared)
             arguments = []
             for node in inputs(self.derived.back):
@@ -188,8 +210,7 @@ class Steps:
                     value = next(tensors) if name.startswith("shared") else next(steps)[k]
                     arguments.append(value.to(node.meta["val"].dtype))  # truth values are saved as numbers
             new = list(graph(*arguments))
-            if running:
-                new[: len(states)] = [_where(running[0][k], n, g) for n, g in zip(new, grads)]
+            new[: len(states)] = [_where(running[k], n, g) for n, g in zip(new, grads)]
             carry = new[: len(states)]
             found.append([_dense(v, like) for v, like in zip(new[len(states) :], self._shapes(carry[0]))])
         return [*carry, *(torch.stack(values[::-1]) for values in zip(*found))]
@@ -203,18 +224,84 @@ class Steps:
         return [like.new_zeros(()).expand(len(like), *node.meta["val"].shape[1:]) for node in nodes]
 
 
+class Function:
+    """A function of rows, states and shared tensors, with memory of its own for them if it is compiled."""
+
+    def __init__(self, run: Callable[..., list[Tensor]], memory: tuple[list[Tensor], ...] | None = None) -> None:
+        self._run, self._memory = run, memory
+        self._shared: Sequence[Tensor] = ()
+
+    def share(self, shared: Sequence[Tensor]) -> None:
+        """Take these tensors for all calls that follow."""
+        self._shared = shared
+        if self._memory is not None:
+            _copy(self._memory[2], shared)
+
+    def __call__(self, rows: Sequence[Tensor], states: Sequence[Tensor]) -> list[Tensor]:
+        """Rows [K, B, ...], or fewer of both, and states; what is returned holds until the next call.
+
+        The last of the rows tells where sequences go on; what it says nothing of, they do not.
+        """
+        if self._memory is None:
+            return self._run(list(rows), list(states), self._shared)
+        places, before, _ = self._memory
+        (K, B), running = rows[-1].shape, places[-1]
+        if running.shape[1] > B:
+            running.zero_()
+        if K < CHUNK:
+            torch._foreach_zero_([place[K:] for place in places])  # nor is there a gradient
+        _copy([*(place[:K] for place in places), *before], [*rows, *states])
+        return self._run(*self._memory)
+
+
+def _recorded(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> Callable[..., list[Tensor]]:
+    """The kernels that a function starts on these very tensors; it will find new values there."""
+    with torch.cuda.device(tensors[0].device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function(*tensors)  # what happens once only, such as loading kernels, cannot be recorded
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = list(function(*tensors))
+
+    def replay(*_: Tensor) -> list[Tensor]:
+        graph.replay()
+        return found
+
+    return replay
+
+
+def _pieces(tensors: Sequence[Tensor | None], steps: int) -> list[list[Tensor | None]]:
+    """Tensors [T, B, ...] in pieces of CHUNK time steps."""
+    pieces = [[None] * -(-steps // CHUNK) if t is None else t[:steps].split(CHUNK) for t in tensors]
+    return [list(piece) for piece in zip(*pieces)]
+
+
+def _copy(places: Sequence[Tensor | None], values: Sequence[Tensor]) -> None:
+    """Copy each value to its place, if it has one; of a larger one, as much as there is room for, and the reverse."""
+    pairs = [(p, v) for p, v in zip(places, values) if p is not None]
+    if pairs:
+        torch._foreach_copy_([_part(p, v) for p, v in pairs], [_part(v, p) for p, v in pairs])
+
+
+def _part(x: Tensor, like: Tensor) -> Tensor:
+    """As many of the first entries of x along its first two dimensions as `like` has."""
+    if x.shape == like.shape:
+        return x
+    for dim in range(min(2, x.dim())):
+        x = x.narrow(dim, 0, min(x.shape[dim], like.shape[dim]))
+    return x
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
 def _dense(value: Tensor | None, like: Tensor) -> Tensor:
     return like if value is None else value
-
-
-def _chunks(steps: range) -> list[tuple[int, int]]:
-    """Where each call begins and how many time steps it takes."""
-    whole = len(steps) // CHUNK * CHUNK
-    return [(t, CHUNK) for t in range(0, whole, CHUNK)] + [(t, 1) for t in range(whole, len(steps))]
-
-
-def _fill(x: Tensor, dim: int, count: int) -> Tensor:
-    return torch.cat([x, x.narrow(dim, 0, 1).expand(*x.shape[:dim], count, *x.shape[dim + 1 :])], dim)
 
 
 def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:

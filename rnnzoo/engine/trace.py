@@ -6,7 +6,9 @@ Shapes: N rows, I input size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +65,7 @@ class Tracer:
         """
         table = elementary.everything() if apart else elementary.structure()
         # autograd's own formulas write in place here and there
-        with self.mode, torch._C._DisableAutocast():
+        with self.mode, torch._C._DisableAutocast(), _quiet():
             graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
@@ -82,6 +84,17 @@ class Tracer:
         with self.mode, torch._C._DisableAutocast():
             node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
         return node
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What fails is told once, by whoever has asked; torch would print its own traceback before."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.disabled, before = True, log.disabled
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _from_the_front(node: fx.Node) -> list[Any]:

@@ -95,7 +95,7 @@ def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
     places = {str(node.target): _place(node) for node in inputs(graph)}
     tangents = [Place.dense(f"d_new_{s}", shape_of(nodes[s])) for s in states]
     wanted = [Place.dense(f"back_{s}", place.shape) for s, place in zip(states, tangents)]
-    absent = []
+    absent: list[Place] = []
     for label, node in list(zip(results, outputs(graph)))[len(states) :]:
         wanted.append(Place.dense(label, shape_of(nodes[label[2:]] if node is None else node)))
         absent += [wanted[-1]] if node is None else []
@@ -103,7 +103,8 @@ def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
     pointers = [*given, *results]
     tensors = {name: name for name in pointers} | {f"new_{s}": s for s in states}
     times = {f"new_{s}": "(t + 1)" for s in states} | {f"out_{s}": f"t * far_{s}" for s in states}
-    made = Function(lowered, blocks, tensors, times, tangents, [p for p, n in zip(wanted, outputs(graph)) if n and p.base.startswith("back_")])
+    found = [place for place, node in zip(wanted[: len(states)], outputs(graph)) if node is not None]
+    made = Function(lowered, blocks, tensors, times, tangents, found)
     made.body += ["t = T - 1 - i", "running = t < length"]
     for s, place in zip(states, tangents):
         end, out = Place.dense(f"end_{s}", place.shape), Place.dense(f"out_{s}", place.shape)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 
-
 import torch
 from torch import fx
 
-from rnnzoo.engine.lower import Lowering, Operation, Unsupported, Value, _behind, shape_of
+from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, _behind, shape_of
 from rnnzoo.engine.operations import POINT
 from rnnzoo.engine.trace import args_of, aten
 
@@ -78,8 +77,8 @@ class TritonLowering(Lowering):
         raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
 
     def _point(self, node: fx.Node) -> Value:
-        arguments = list(args_of(node))
-        form = FORMS.get(node.target)
+        arguments, target = list(args_of(node)), node.target
+        form = FORMS.get(target) if isinstance(target, torch._ops.OpOverload) else None
         if node.target is aten.clamp.default:
             low, high = [*arguments, None, None][1:3]
             arguments = [arguments[0], *(bound for bound in (low, high) if bound is not None)]

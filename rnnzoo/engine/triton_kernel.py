@@ -19,7 +19,7 @@ from rnnzoo.engine.emit import parameters
 from rnnzoo.engine.library import module
 from rnnzoo.engine.lower import Unsupported
 from rnnzoo.engine.plan import Plan
-from rnnzoo.engine.trace import inputs, outputs
+from rnnzoo.engine.trace import outputs
 from rnnzoo.engine.triton_emit import Source, write
 from rnnzoo.engine.triton_text import LEAST, Blocks, power
 
@@ -108,11 +108,11 @@ class TritonKernel:
             rows *= 2
         parts = max(1, min(-(-widest // LEAST), programs // -(-batch // rows)))
         width = max(LEAST, power(-(-widest // parts)))
-        return Blocks(rows, -(-widest // width), held=memory - 4096 - 4 * rows * 64, precision=precision)
+        return Blocks(rows, -(-widest // width), held=memory - 16384, precision=precision)
 
 
 @cache
 def _abilities(device: torch.device) -> tuple[int, int]:
     """How many programs run at once, and how many bytes each has."""
     found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.shared_memory_per_block_optin
+    return found.multi_processor_count, getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)

@@ -189,9 +189,7 @@ class Function:
 
     def _far(self, operation: Operation, place: Place) -> bool:
         """Whether an operation reads what other programs have written."""
-        return not operation.kind.startswith("point") or not (
-            key(place) in self._registers or self._everywhere(place)
-        )
+        return not operation.kind.startswith("point") or not (key(place) in self._registers or self._everywhere(place))
 
     def _everywhere(self, place: Place) -> bool:
         return place.base in self._single and not any(key(place)[3])

@@ -26,6 +26,7 @@ from rnnzoo.explain.expression import Symbol
 from rnnzoo.explain.measure import Cost, Flow, Row, cost, gradient_flow, shapes
 from rnnzoo.explain.notation import LaTeX, MathML, Notation
 from rnnzoo.explain.relatives import composite
+from rnnzoo.recurrent import Recurrent
 
 SIZES = (64, 128)
 """I and H of the numbers on a card where nothing else is said."""
@@ -208,12 +209,41 @@ def html(card: Card) -> str:
 
 def in_notebook(kind: type) -> str | None:
     """What a notebook shows for a class: a cell's card in a frame of its own; None for a class that is no cell."""
-    if not (issubclass(kind, Cell) and kind.state_names):
-        return None
+    return _framed(Card(_entry(kind))) if issubclass(kind, Cell) and kind.state_names else None
+
+
+def instance_in_notebook(cell: Cell) -> str:
+    """What a notebook shows for a cell: the card of its class, at its own sizes and hyperparameters."""
+    card = Card(_entry(type(cell)), cell.input_size, cell.hidden_size)
+    vars(card)["cell"] = cell
+    return _framed(card)
+
+
+def layer_in_notebook(layer: Recurrent) -> str:
+    """What a notebook shows for a layer: its stack with sizes and parameters, the engine, and the card of its cells."""
+    rows = []
+    for index, cell in enumerate(layer._cells()):
+        level, backward = divmod(index, 1 + layer.bidirectional)
+        sizes = f"{cell.input_size} → {cell.output_size}"
+        count = sum(p.numel() for p in cell.parameters())
+        values = (f"{level + 1}{' backward' * backward}", _entry(type(cell)).name, sizes, f"{count:,}")
+        rows.append(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
+    total = sum(p.numel() for p in layer.parameters())
+    head = "".join(f"<th>{name}</th>" for name in ("layer", "cell", "features", "parameters"))
+    return (
+        f"<p>Recurrent, {total:,} parameters, engine {escape(layer.engine)}</p><table>{head}{''.join(rows)}</table>"
+        f"<details><summary>the cell</summary>{instance_in_notebook(layer._cell(0))}</details>"
+    )
+
+
+def _entry(kind: type[Cell]) -> registry.Entry:
     known = (registry.entry(name) for name in registry.list_cells())
-    entry = next((e for e in known if e.cell is kind), registry.Entry(kind.__name__, kind, ""))
+    return next((e for e in known if e.cell is kind), registry.Entry(kind.__name__, kind, ""))
+
+
+def _framed(card: Card) -> str:
     try:
-        page = escape(html(Card(entry)))
+        page = escape(html(card))
     except UserError as error:
         return f"<p>{escape(str(error))}</p>"
-    return f'<iframe title="{entry.name}" srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
+    return f'<iframe title="{card.name}" srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'

@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.hydra.models import named_models, register_models
 from rnnzoo.hydra.recorded import recorded_settings, refuse_unnamed_code
-from rnnzoo.hydra.refusals import refused, refusing_bad_input
+from rnnzoo.hydra.refusals import no_such, refused, refusing_bad_input
 from rnnzoo.hydra.search.sweeper import register_sweepers
-from rnnzoo.hydra.settings import GROUPS, quoted, quoted_value, repeating
+from rnnzoo.hydra.settings import GROUPS, quoted, quoted_value, repeating, testing
 from rnnzoo.lightning.ranks import rank, started
 from rnnzoo.plain import printable
 
@@ -44,6 +47,7 @@ def command(main: Callable[[], Any]) -> None:
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(sys.argv[1:]))
             return
+        _refuse_misspelt(sys.argv[1:])
         sys.argv[1:] = announced(sys.argv[1:])
         sys.argv[1:] = prepare(sys.argv[1:])
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -77,6 +81,10 @@ def announced(arguments: list[str]) -> list[str]:
     if rank() > 0 or "resume" in given or any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         return arguments
     chosen = {"task": "sine", "model": "gru", "hardware": "auto", **_of_experiment(given.get("experiment", ""))}
+    tested = _of_checkpoint(arguments)
+    if tested is not None:
+        recorded = recorded_settings(tested)
+        chosen |= {"task": recorded["task"]["name"], "model": recorded["model"]["cell"]}
     chosen |= {key: value for key, value in given.items() if key in chosen}
     if chosen["hardware"] == "auto" and sys.platform == "linux":
         chosen["hardware"] = "auto (a GPU)" if Path("/dev/nvidiactl").exists() else "auto (the CPU)"
@@ -118,7 +126,7 @@ def prepare(arguments: list[str]) -> list[str]:
             raise UserError(f"cannot read the argument {argument!r}; arguments are KEY=VALUE")
         if key == "model.cell":
             raise UserError(f"{argument}: the cell is what model= chooses; say model={text}")
-        if key in ("cells", "resume", "hydra.run.dir", "param_match"):
+        if key in ("cells", "resume", "hydra.run.dir"):
             values[key] = value_of(argument)
         chooses = equals and key in GROUPS and argument not in ("experiment=null", "sweep=null")
         if chooses and isinstance(value_of(argument), (int, float, type(None))):
@@ -129,13 +137,17 @@ def prepare(arguments: list[str]) -> list[str]:
     if chosen and not any(argument.startswith("-") for argument in arguments):
         arguments = [*arguments, "--multirun"]  # as conf/sweep/ says too, but Hydra reads it only if all else is right
     if resume is None:
+        folder = _of_checkpoint(arguments)
+        if folder is not None:
+            cells = None if values.get("cells") is None else str(values["cells"])
+            refuse_unnamed_code(folder, recorded_settings(folder), cells)
+            return testing(folder, [part for argument in arguments for part in _of_group(argument)])
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))
-        if (folder / "checkpoints").is_dir() and rank() == 0:
+        left = ("checkpoints/last.ckpt", "summary.json")  # else it was killed too early to go on from there
+        if rank() == 0 and any((folder / name).is_file() for name in left):
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
-    if "param_match" in values:
-        raise UserError(f"param_match={values['param_match']}: a resumed run keeps its hidden size; leave it out")
     folder = Path(str(resume)).expanduser().resolve()
     if "${" in str(folder):
         raise UserError(f"resume={folder}: what stands after a ${{ is Hydra's to fill in; rename the folder")
@@ -147,7 +159,63 @@ def prepare(arguments: list[str]) -> list[str]:
         refuse_unnamed_code(folder, recorded_settings(folder), None if cells is None else str(cells))
     if "--config-path" in arguments:  # a process that rank 0 started with arguments already prepared
         return arguments
+    _refuse_other_run(arguments)
     return repeating(folder, [part for argument in arguments for part in _of_group(argument)])
+
+
+def _of_checkpoint(arguments: list[str]) -> Path | None:
+    """The folder of the run whose checkpoint is to be tested, if it and nothing else says what task and model are."""
+    given = {key: text for key, equals, text in (argument.partition("=") for argument in arguments) if equals}
+    tested = given.get("test_only", "").lower() == "true" and "ckpt" in given
+    if not tested or {"task", "model", "experiment"} & given.keys() or "--config-path" in arguments:
+        return None
+    folder = Path(str(value_of(_literal(f"ckpt={given['ckpt']}")))).expanduser().absolute().parent.parent
+    return folder if (folder / ".hydra" / "config.yaml").is_file() else None
+
+
+def _refuse_misspelt(arguments: list[str]) -> None:
+    """Raise `UserError` for a choice or a key that there is none of, as Hydra would once torch and cells are loaded."""
+    if any(argument.startswith(("-c", "--config", "hydra.searchpath=", "resume=")) for argument in arguments):
+        return  # choices of a person's own, or recorded ones
+    known = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    top = [*known, *GROUPS, "hydra"]
+    given = {key: text for key, equals, text in (argument.partition("=") for argument in arguments) if equals}
+    for key, text in given.items():
+        section, _, name = key.partition(".")
+        if not re.fullmatch(r"\w+(\.\w+)*", key) or section == "hydra":
+            continue
+        if section not in top:
+            raise UserError(f"{key}: no such key; {nearest(section, top)}")
+        if key in GROUPS:
+            names = [path.stem for path in (CONF / key).glob("*.yaml")]
+            if key == "model":
+                if "cells" in given or entry_points(group="rnnzoo.cells"):
+                    continue
+                names = named_models(None)
+            for choice in text.split(","):
+                if re.fullmatch(r"\w+", choice) and choice not in ("null", *names):
+                    raise UserError(no_such(key, choice, names))
+        elif name and "experiment" not in given and section not in ("model", "sweep"):
+            files = (CONF / section).glob("*.yaml")
+            loaded = [known.get(section) or {}, *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in files)]
+            keys = {key for each in loaded for key in each}
+            if name.partition(".")[0] not in keys:
+                raise UserError(f"{key}: no such key; {nearest(name, keys)}")
+
+
+CHANGEABLE = (
+    "resume", "cells", "hydra", "trainer", "checkpoint", "early_stopping", "optimizer", "hardware", "logger",
+    "pictures", "engine", "task.data", "task.text",
+)  # fmt: skip
+"""What a resumed run may be given anew, by sections and keys: how long and where it goes on, and where its data are."""
+
+
+def _refuse_other_run(arguments: list[str]) -> None:
+    """Raise `UserError` for an argument that would make another run of the one that is resumed."""
+    for key in (argument.partition("=")[0].lstrip("+~") for argument in arguments if not argument.startswith("-")):
+        section = re.split(r"[./]", key)[0]
+        if key not in CHANGEABLE and section not in CHANGEABLE:
+            raise UserError(f"{key}: a resumed run keeps its {section}; leave it out, or begin a new run")
 
 
 PATHS = ("resume", "hydra.run.dir", "ckpt", "cells")
@@ -159,29 +227,25 @@ def _literal(argument: str) -> str:
     key, _, text = argument.partition("=")
     if key not in PATHS or text in ("", "null") or text[0] in "'\"" or (key == "hydra.run.dir" and "${" in text):
         return argument
-    here = Path(text).expanduser().exists() or key in ("resume", "hydra.run.dir")
+    if key == "cells":  # several of them are no sweep
+        text = ",".join(registry.split(text))
+    here = Path(text).expanduser().exists() or key in ("cells", "resume", "hydra.run.dir")
     return f"{key}={quoted(text)}" if here else argument
 
 
 def _of_group(argument: str) -> list[str]:
     """The argument for a run that is resumed, in whose record a choice has become the keys that it stood for.
 
-    Raises `UserError` for a choice that is not there, and for one that a run keeps.
+    Raises `UserError` for a choice that is not there.
     """
     key, equals, name = argument.partition("=")
     if not equals or key not in GROUPS:
         return [argument]
-    if key not in CHANGEABLE:
-        raise UserError(f"{argument}: a resumed run keeps its {key}; leave it out")
     names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
     if name not in names:
         raise UserError(f"{argument}: no such {key}; {nearest(name, names)}")
     loaded = yaml.safe_load((CONF / key / f"{name}.yaml").read_text(encoding="utf-8"))
     return [f"~{key}", *(f"+{key}.{k}={quoted_value(value)}" for k, value in loaded.items())]
-
-
-CHANGEABLE = ("optimizer", "hardware", "logger")
-"""Groups of which a resumed run may choose another option."""
 
 
 def help_text(arguments: list[str]) -> str:

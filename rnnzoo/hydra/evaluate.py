@@ -12,10 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.task_classes import find_class
-from rnnzoo.hydra.trained import load
+from rnnzoo.hydra.trained import data_of, load
 from rnnzoo.hydra.trainer import quieten
-from rnnzoo.lightning.arguments import build
 from rnnzoo.lightning.framework import pl
 from rnnzoo.plain import printable
 
@@ -26,13 +24,9 @@ def evaluate(run: Path) -> bool:
     Raises `UserError` when the run has no test, or was made on data that is not there.
     """
     trained = load(run)
-    settings, module = trained.settings, trained.module
-    task = settings["task"]
-    data: Any = build(find_class(task, "datamodule", recorded=True), {**task, **settings}, "task")
-    data.prepare_data()
-    data.setup()
+    module, data = trained.module, data_of(trained)
     if not data.has_test:
-        raise UserError(f"{run}: task={task['name']} has no test")
+        raise UserError(f"{run}: task={trained.settings['task']['name']} has no test")
     recorded, steps = recorded_metrics(trained.folder / "summary.json")
     module.expect(steps)  # so that the engine is the one that trained
     quieten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ class KeptFolder(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = {path: path.read_bytes() for path in (folder / ".hydra").glob("*.*")}
+        self.record: Callable[[], None] = lambda: None
+        """Called in the first process once training begins, so when all that could be wrong has been looked at."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.files = {path: path.read_bytes() for path in (self.folder / ".hydra").glob("*.*")}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.record()
+            self.setup(trainer, pl_module, "fit")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         self._look(trainer)

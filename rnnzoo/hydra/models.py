@@ -6,12 +6,13 @@ Nothing here imports torch unless a cell has to be read, so that help stays quic
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import MISSING, OmegaConf
 
 from rnnzoo import registry
 
@@ -27,37 +28,57 @@ def register(group: str = "model") -> None:
     types are refused; `input_size` and `hidden_size` have to be given.
     """
     for name in registry.list_cells():
-        fields = [("_target_", str, field(default="rnnzoo.Recurrent")), ("cell", str, field(default=name))]
-        for key, parameter in _of_the_layer():
-            default = MISSING if parameter.default is parameter.empty else parameter.default
-            fields.append((key, parameter.annotation, field(default=default)))
-        node = make_dataclass(name, [*fields, *_of_the_cell(name)])
-        ConfigStore.instance().store(group=group, name=name, node=node, provider="rnnzoo")
+        _store(group, name, _standing_alone)
 
 
 def register_models(cells: str | None) -> None:
     """The same for a run of rnnzoo's own, in the group `model`, where the task sets what the layer leaves open.
 
     Args:
-        cells: a file or module with further cells; `UserError` if it cannot be loaded.
+        cells: a file or module with further cells, or several; `UserError` if one cannot be loaded.
     """
     if cells is not None:
-        registry.load(cells)
+        registry.load_all(cells)
     for name in registry.list_cells():
-        kind = registry.get(name)
-        if _stored.get(name) is not kind:
-            fields = [("cell", str, field(default=name))]
-            for key, parameter in _of_the_layer():
-                if key not in ("input_size", "batch_first", "engine"):
-                    default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
-                    fields.append((key, parameter.annotation, field(default=default)))
-            node = make_dataclass(name, [*fields, *_of_the_cell(name)])
-            ConfigStore.instance().store(group="model", name=name, node=node)
-            _stored[name] = kind
+        _store("model", name, _within_a_run)
 
 
-_stored: dict[str, type] = {}
-"""The cells that `register_models` has put into Hydra's store, which takes a third of a second for the zoo."""
+class _Late(ConfigNode):
+    """An option that is made, by the function that stands in place of its node, when it is chosen.
+
+    Hydra copies its whole store for each composition, and most of what is in there would be cells.
+    """
+
+    def __copy__(self) -> ConfigNode:  # which `ConfigStore.load` begins with
+        cell = self.name.removesuffix(".yaml")
+        fields: Any = self.node
+        made = make_dataclass(cell, [*fields(cell), *_of_the_cell(cell)])
+        return ConfigNode(self.name, OmegaConf.structured(made), self.group, self.package, self.provider)
+
+
+def _store(group: str, cell: str, fields: Callable[[str], list[Any]]) -> None:
+    options = ConfigStore.instance().repo
+    for part in group.split("/"):
+        options = options.setdefault(part, {})
+    node: Any = fields
+    options[f"{cell}.yaml"] = _Late(f"{cell}.yaml", node, group, None, "rnnzoo")
+
+
+def _standing_alone(cell: str) -> list[Any]:
+    fields: list[Any] = [("_target_", str, field(default="rnnzoo.Recurrent")), ("cell", str, field(default=cell))]
+    for key, parameter in _of_the_layer():
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        fields.append((key, parameter.annotation, field(default=default)))
+    return fields
+
+
+def _within_a_run(cell: str) -> list[Any]:
+    fields: list[Any] = [("cell", str, field(default=cell))]
+    for key, parameter in _of_the_layer():
+        if key not in ("input_size", "batch_first", "engine"):
+            default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
+            fields.append((key, parameter.annotation, field(default=default)))
+    return fields
 
 
 def _of_the_layer() -> list[tuple[str, inspect.Parameter]]:
@@ -75,6 +96,6 @@ def _of_the_cell(name: str) -> list[Any]:
 
 def named_models(cells: str | None) -> list[str]:
     """The names of `register_models`, read off the source without importing anything: enough for help."""
-    own = [Path(cells)] if cells is not None and Path(cells).is_file() else []
+    own = [path for path in map(Path, registry.split(cells or "")) if path.is_file()]
     paths = [*Path(registry.__file__).with_name("cells").glob("*.py"), *own]
     return [name for path in paths for name in registry.scan(path)]

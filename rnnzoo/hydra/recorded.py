@@ -19,7 +19,7 @@ from rnnzoo import registry
 from rnnzoo.errors import UserError
 from rnnzoo.files import writing
 
-SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None}
+SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None, "claim": None, "probe": False}
 """Keys that runs recorded by earlier versions lack, with what these did."""
 
 NEEDED = {
@@ -63,6 +63,15 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return {**SINCE_THEN, **settings}
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether what Hydra has recorded in `folder` is another application's."""
+    try:
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    except Exception:  # missing or damaged, so that nothing can be said
+        return False
+    return not set(NEEDED[""]) <= set(config)
+
+
 def named(settings: Mapping[str, Any]) -> str:
     """The name under which a run's results are kept: task and cell.
 
@@ -78,17 +87,18 @@ def named(settings: Mapping[str, Any]) -> str:
 def record_code(folder: Path, cells: str) -> None:
     """Keep the checksum of a person's own code beside the configuration that names it."""
     with writing(folder / ".hydra" / "cells.sha256") as partial:
-        partial.write_text(f"{_checksum(_file_of(cells))}  {cells}\n", encoding="utf-8")
+        lines = (f"{_checksum(_file_of(target))}  {target}\n" for target in registry.split(cells))
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def refuse_other_code(folder: Path, files: Iterable[Path]) -> None:
-    """Raise `UserError` unless one of `files` is what the run in `folder` was made with, if that is recorded."""
+    """Raise `UserError` unless what the run in `folder` was made with is among `files`, if that is recorded."""
     path = folder / ".hydra" / "cells.sha256"
     files = list(files)
     if not path.is_file():
         return
-    recorded = path.read_bytes().partition(b" ")[0].decode("ascii", "replace")
-    if recorded not in map(_checksum, files):
+    recorded = {line.partition(b" ")[0].decode("ascii", "replace") for line in path.read_bytes().splitlines()}
+    if not recorded <= set(map(_checksum, files)):
         raise UserError(
             f"{', '.join(map(str, files))}: has changed since the run in {folder} was made with it, so that its "
             f"weights may mean something else; if that is meant, delete {path}"
@@ -103,7 +113,7 @@ def refuse_unnamed_code(folder: Path, settings: Mapping[str, Any], cells: str | 
         cells: a file or module, None if the person has named none.
     """
     if cells is not None:
-        refuse_other_code(folder, [_file_of(cells)])
+        refuse_other_code(folder, map(_file_of, registry.split(cells)))
     elif settings["cells"]:
         raise UserError(
             f"{folder}: is a run with code of its own; if you trust that, say cells={settings['cells']} as well"

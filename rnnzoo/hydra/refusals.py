@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,17 +76,19 @@ def located(error: BaseException) -> str:
     return f"{where}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+def no_such(group: str, name: str, options: Iterable[str]) -> str:
+    """The line about a choice of a group that there is none of."""
+    own = "; rnnzoo list shows all, and cells of your own come in with cells=FILE.py" if group == "model" else ""
+    return f"{group}={name}: no such {group}; {nearest(name, options)}{own}"
+
+
 def one_line(error: BaseException) -> str:
     """What is wrong and what to do, in one line."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group and error.options:
-            hint = nearest(name, error.options)
-            own = (
-                "; rnnzoo list shows all, and cells of your own come in with cells=FILE.py" if group == "model" else ""
-            )
-            return f"{group}={name}: no such {group}; {hint}{own}"
+            return no_such(group, name, error.options)
     several = re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", str(error), re.DOTALL)
     if several:
         return f"{several[1]}: several values are several runs, which need -m; a list is written [a,b]"

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from rnnzoo.errors import UserError
 from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.hydra.finished_run import Run, Summary
+from rnnzoo.hydra.recorded import is_foreign
 from rnnzoo.plain import csv_cell, markdown, printable
 
 CURVES = 5
@@ -102,7 +103,7 @@ class Table:
 
     def further(self, row: Row) -> str:
         """The overrides that tell a row from another one of the same model."""
-        return shlex.join(text for text in row.runs[0].choices if text not in self.common)
+        return " ".join(text for text in row.runs[0].choices if text not in self.common)
 
     def label(self, row: Row) -> str:
         """The row's place, model and further overrides, short enough for a legend."""
@@ -137,7 +138,7 @@ class Table:
         if any(len(row.runs) > 1 for row in self.rows):
             yield "Means over the runs; ± is their sample standard deviation; of peak memory the largest."
         if self.common:
-            yield f"All with {shlex.join(self.common)}"
+            yield f"All with {' '.join(self.common)}"
         if len({run.summary.machine for row in self.rows for run in row.runs}) > 1:
             yield "The runs were made on different machines: times cannot be compared."
 
@@ -194,10 +195,12 @@ def collect(folders: Sequence[Path]) -> Found:
             raise UserError(f"{folder}: no run there; a run's folder holds .hydra and, once finished, summary.json")
         paths |= {path.resolve(): path for path in below}
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    unfinished, damaged = [], []
+    unfinished: list[str] = []
+    foreign: list[str] = []
+    damaged: list[str] = []
     for path in paths.values():
         if not (path / "summary.json").exists():
-            unfinished.append(str(path))
+            (foreign if is_foreign(path) else unfinished).append(str(path))
             continue
         try:
             run = Run.read(path)
@@ -207,7 +210,11 @@ def collect(folders: Sequence[Path]) -> Found:
             damaged.append(f"{path} ({error})")
     left_out = [
         f"{len(named)} {kind}: {', '.join(named)}"
-        for kind, named in (("without summary.json, unfinished, pruned or failed", unfinished), ("damaged", damaged))
+        for kind, named in (
+            ("without summary.json, unfinished, pruned or failed", unfinished),
+            ("of other Hydra applications", foreign),
+            ("damaged", damaged),
+        )
         if named
     ]
     if not groups:

@@ -11,13 +11,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo import Cell, registry
+from rnnzoo.engine.rehearsal import rehearse
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
 from rnnzoo.hydra import param_match, summary
+from rnnzoo.hydra.kept_folder import KeptFolder
 from rnnzoo.hydra.recorded import named
 from rnnzoo.hydra.refusals import refusing_bad_input
 from rnnzoo.hydra.separate_process import is_separate, run_separately
-from rnnzoo.hydra.settings import record, resolve
+from rnnzoo.hydra.settings import record, record_changes, resolve
 from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.hydra.trainer import build_trainer, find_callback
 from rnnzoo.lightning.arguments import build, refuse_unknown
@@ -25,10 +27,10 @@ from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
-from rnnzoo.lightning.records import Clock, MetricsCSV
+from rnnzoo.lightning.records import MetricsCSV
 from rnnzoo.lightning.run_lock import locked
+from rnnzoo.lightning.together import together
 from rnnzoo.lightning.wandb_run import finishing
-from rnnzoo.rehearsal import rehearse
 
 
 def run(config: DictConfig) -> list[str]:
@@ -62,7 +64,7 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     task, seed = settings["task"], settings["seed"]
     pl.seed_everything(seed, workers=True, verbose=False)
     if settings["cells"]:
-        registry.load(settings["cells"])
+        registry.load_all(settings["cells"])
         watch.cells = settings["cells"]
     if settings["ckpt"] and not settings["test_only"]:
         raise UserError("ckpt= needs test_only=true; to continue a run say resume=RUN_DIR")
@@ -91,26 +93,27 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         if not author(cell).__module__.startswith("rnnzoo."):
             rehearse(cell)
     resumed = f"{settings['resume']}/checkpoints/last.ckpt" if settings["resume"] else None
-    start = load_matching(settings["ckpt"] or resumed, module)
+    end = settings["trainer"].get("max_epochs") if resumed else None
+    start = load_matching(settings["ckpt"] or resumed, module, end)
     metrics_csv = MetricsCSV(folder, start)
     trainer = build_trainer(settings, folder, metrics_csv, module.monitor, module.pictures(), trial)
+    if resuming:
+        overrides = HydraConfig.get().overrides.task
+        find_callback(trainer, KeptFolder).record = lambda: record_changes(settings, folder, overrides)
     best = settings["ckpt"]
     metrics: dict[str, float] = {}
 
     if not settings["test_only"]:
         if trainer.is_global_zero:
             summary.print_parameters(module, trainer.strategy.root_device)
-        with restoring(resumed):
+        with together(trainer), restoring(resumed):
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-        had = find_callback(trainer, Clock).epochs
-        if resumed and 0 < (trainer.max_epochs or 0) < had:
-            raise UserError(f"{resumed}: its run has had {had} epochs; set trainer.max_epochs to more")
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:
             trial.value = metrics.get(module.monitor)
         best = find_callback(trainer, pl.callbacks.ModelCheckpoint).best_model_path or None
     if data.has_test:
-        with restoring(best):
+        with together(trainer), restoring(best):
             metrics.update(trainer.test(module, data, ckpt_path=best, weights_only=True, verbose=False)[0])
     if trainer.is_global_zero:
         metrics.update(data.baseline())

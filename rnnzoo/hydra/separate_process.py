@@ -6,6 +6,7 @@ together lasts until their process ends.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo.hydra.refusals import ProcessDied
 from rnnzoo.hydra.settings import repeating
+from rnnzoo.lightning.guard import PARENT
 from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, SIGNALS
 from rnnzoo.lightning.ranks import started
 
@@ -40,7 +42,8 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     """
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     received = []
-    with subprocess.Popen([sys.executable, "-m", "rnnzoo.hydra.train", *repeating(folder)]) as job:
+    command = [sys.executable, "-m", "rnnzoo.hydra.train", *repeating(folder)]
+    with subprocess.Popen(command, env=os.environ | {PARENT: str(os.getpid())}) as job:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             received.append(number)

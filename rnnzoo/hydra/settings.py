@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
-from rnnzoo.hydra.recorded import SINCE_THEN, record_code
+from rnnzoo.files import writing
+from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_settings
 from rnnzoo.lightning.ranks import rank
 
 GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
@@ -29,11 +31,11 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     resumed from anywhere. Raises `UserError` naming the key.
     """
     settings: dict[str, Any] = {**SINCE_THEN, **OmegaConf.to_container(config, resolve=True)}  # type: ignore[dict-item]
-    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,), "test_only": (bool,), "pictures": (bool,)}
+    kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,)}
+    kinds |= dict.fromkeys(("test_only", "pictures", "probe"), (bool,))
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
-    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,)) | {
-        "sweep": (dict, type(None))
-    }
+    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,))
+    kinds |= dict.fromkeys(("sweep", "claim"), (dict, type(None)))
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
     for key, kind in kinds.items():
@@ -45,7 +47,10 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
         for key in keys:
             if key not in settings[section]:
                 raise UserError(f"{section}.{key} is missing")
-    for group, key in ((settings, "cells"), (settings["task"], "data"), (settings["task"], "text")):
+    if settings["cells"]:
+        places = [(path, Path(path).expanduser()) for path in registry.split(settings["cells"])]
+        settings["cells"] = ",".join(str(place.resolve()) if place.exists() else path for path, place in places)
+    for group, key in ((settings["task"], "data"), (settings["task"], "text")):
         if group.get(key) and Path(str(group[key])).exists():
             group[key] = str(Path(group[key]).resolve())
     if settings["seed"] < 0:
@@ -79,11 +84,33 @@ def record(settings: dict[str, Any], folder: Path) -> None:
             record_code(folder, settings["cells"])
 
 
+def record_changes(settings: dict[str, Any], folder: Path, overrides: Iterable[str]) -> None:
+    """Record what a resumed run does otherwise than before, so that whoever uses its folder has the same in mind."""
+    before = recorded_settings(folder)
+    now = {**before, **{key: value for key, value in settings.items() if key not in ("resume", "sweep")}}
+    if now == before:
+        return
+    path = folder / ".hydra" / "overrides.yaml"
+    mine = [text.lstrip("+") for text in overrides if not text.startswith(("~", "resume=", "cells="))]
+    known = list(OmegaConf.load(path)) if path.is_file() else []
+    for name, content in (("config", now), ("overrides", [*known, *(text for text in mine if text not in known)])):
+        with writing(path.with_stem(name)) as partial:
+            OmegaConf.save(OmegaConf.create(content), partial)
+
+
 def repeating(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
     """Arguments for Hydra to run in `folder` what was recorded there, changed by `arguments`."""
     return [
         "--config-path", str(folder / ".hydra"), "--config-name", "config", *arguments,
         f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null",
+        "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
+    ]  # fmt: skip
+
+
+def testing(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Arguments for Hydra to test, in a new folder, a checkpoint of the run that was recorded in `folder`."""
+    return [
+        "--config-path", str(folder / ".hydra"), "--config-name", "config", "++sweep=null", *arguments,
         "hydra/job_logging=disabled", "hydra/hydra_logging=disabled",
     ]  # fmt: skip
 

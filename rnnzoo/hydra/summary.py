@@ -28,6 +28,9 @@ from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.lightning.wandb_run import WandbRun
 from rnnzoo.plain import printable
 
+DIVERGED = 10
+"""So many times the loss of the first step, where nothing is learned yet, is no noise at a training's end."""
+
 
 def print_parameters(module: pl.LightningModule, device: torch.device) -> None:
     """A table of every parameter with its shape and size, under the device that they will be on."""
@@ -87,6 +90,15 @@ def finish(
     console = Console(highlight=False)
     console.print(table)
     console.print(printable(f"folder: {folder}"), markup=False, soft_wrap=True)
+    rows = metrics_csv.rows.values() if isinstance(metrics_csv, MetricsCSV) else ()
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    if losses and module.first_loss is not None and losses[-1] > DIVERGED * abs(float(module.first_loss)):
+        print(
+            f"the training has diverged: its loss was {float(module.first_loss):.3g} at first and is {losses[-1]:.3g} "
+            "in the last epoch; lower optimizer.lr",
+            file=sys.stderr,
+            flush=True,
+        )
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return
     where = shlex.quote(os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder))

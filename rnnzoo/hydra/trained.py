@@ -74,6 +74,15 @@ def load(run: Path) -> Trained:
     return Trained(module.eval(), settings, folder, checkpoint, contents)
 
 
+def data_of(trained: Trained) -> Any:
+    """The data module of a trained model's run, its data read. Raises `UserError` when they are not there."""
+    task = trained.settings["task"]
+    data: Any = build(find_class(task, "datamodule", recorded=True), {**task, **trained.settings}, "task")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def _find(run: Path) -> tuple[Path, Path]:
     """The folder of a run, and the checkpoint that is meant."""
     if run.is_dir():

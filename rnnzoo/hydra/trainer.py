@@ -90,10 +90,17 @@ def build_trainer(
         )
     if trial is not None:
         callbacks.append(trial)
-    if settings["pictures"]:
+    if settings["pictures"] or settings["probe"]:
         from rnnzoo.lightning.pictures.callback import Pictures
 
-        callbacks.insert(0, Pictures(pictures))  # before the clock, for which they belong to validation
+        own = list(pictures if settings["pictures"] else ())
+        if settings["probe"]:
+            from rnnzoo.lightning.pictures.dynamics import Dynamics
+
+            own.append(Dynamics())
+        callbacks.insert(
+            0, Pictures(own, settings["pictures"])
+        )  # before the clock, for which they belong to validation
     watched = sys.stdout.isatty()  # a bar needs a terminal
     if watched:
         callbacks.append(WholeRun())

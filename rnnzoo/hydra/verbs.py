@@ -10,7 +10,7 @@ import ast
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -82,10 +82,10 @@ def _read(method: ast.FunctionDef, path: Path) -> Verb:
     return Verb(method.name, path.stem, text.partition("\n")[0].rstrip("."), parameters)
 
 
-def of_all_tasks(further: Path | None = None) -> dict[str, list[Verb]]:
-    """The verbs of rnnzoo's tasks, and those of a file of a person's own, by name."""
+def of_all_tasks(further: Iterable[Path] = ()) -> dict[str, list[Verb]]:
+    """The verbs of rnnzoo's tasks, and those of files of a person's own, by name."""
     found: dict[str, list[Verb]] = {}
-    for path in [*sorted((CONF.parent / "tasks").glob("*.py")), *([further] if further else [])]:
+    for path in [*sorted((CONF.parent / "tasks").glob("*.py")), *further]:
         for verb in scan(path):
             found.setdefault(verb.name, []).append(verb)
     return found

@@ -101,13 +101,14 @@ def restoring(path: str | None) -> Iterator[None]:
         of_lightning = [f.name for f in frames if Path(f.filename).stem == "checkpoint_connector"]
         if path is None or not any("restore" in name or "resume" in name for name in of_lightning):
             raise
-        if "current_epoch" in str(error):
-            raise UserError(f"{path}: its run has had more epochs; set trainer.max_epochs to more") from error
         raise UserError(f"{path}: damaged, cannot go on from it ({one_cause(error)})") from error
 
 
-def load_matching(path: str | None, module: pl.LightningModule) -> int:
-    """The step of the checkpoint at `path`, 0 for None; `UserError` unless it was written by a module like this."""
+def load_matching(path: str | None, module: pl.LightningModule, end: object = None) -> int:
+    """The step of the checkpoint at `path`, 0 for None.
+
+    Raises `UserError` unless it was written by a module like this, and if its run is past the epoch `end` already.
+    """
     if path is None:
         return 0
     checkpoint = read_checkpoint(path)
@@ -127,6 +128,9 @@ def load_matching(path: str | None, module: pl.LightningModule) -> int:
     weights, own = checkpoint["state_dict"], module.state_dict()
     if {key: weight.shape for key, weight in weights.items()} != {key: weight.shape for key, weight in own.items()}:
         raise UserError(f"{path} does not fit task and model: it was written by another kind of run")
+    had = checkpoint["callbacks"].get("Clock", {}).get("epochs", 0)  # as rnnzoo.lightning.records counts
+    if isinstance(end, int) and 0 < end < had:
+        raise UserError(f"{path}: its run has had {had} epochs; set trainer.max_epochs to more than {end}")
     step: int = checkpoint["global_step"]
     return step
 

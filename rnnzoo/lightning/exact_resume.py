@@ -15,6 +15,7 @@ trainer's own, and dropout draws from a generator seeded anew at every batch.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from rnnzoo.lightning.preempt import Preempted, watch
 class ExactResume(pl.callbacks.Checkpoint):
     """Writes a checkpoint every n steps, at the end of each epoch, and when a signal ends the run: where it goes on.
 
-    Not after the last batch of an epoch, from where Lightning would go on without the epoch's validation.
+    It takes its predecessor's place once Lightning has logged the metrics up to there, which a run that goes on from it
+    will not log again. None is written after the last batch of an epoch, from where Lightning would go on without the
+    epoch's validation.
 
     Args:
         path: of the checkpoint, one file that is written again and again.
@@ -37,10 +40,13 @@ class ExactResume(pl.callbacks.Checkpoint):
 
     def __init__(self, path: Path, every_n_steps: int, seed: int) -> None:
         self.path, self.every_n_steps, self.seed = path, every_n_steps, seed
-        self.ending = False
+        self.next = path.with_name(f"{path.name}.next")
+        self.written = self.ending = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        watch.last, watch.launcher, watch.alone = self.path, trainer.strategy.launcher, trainer.world_size == 1
+        watch.last, watch.alone = self.path, trainer.world_size == 1
+        if watch.guard is not None:
+            watch.guard.launcher = trainer.strategy.launcher
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watch.heed()
@@ -49,10 +55,12 @@ class ExactResume(pl.callbacks.Checkpoint):
         watch.heed()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.put_in_place(trainer)
         self.end_if_signalled(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.ending:  # only now, when the last step's metrics have been logged
+        self.put_in_place(trainer)
+        if self.ending:
             raise Preempted
         watch.patient = True
         seed = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)) % 2**63
@@ -66,22 +74,38 @@ class ExactResume(pl.callbacks.Checkpoint):
             return
         self.ending = self.signalled(trainer)
         if self.ending or count % (self.every_n_steps * a_step) == 0:
-            trainer.save_checkpoint(self.path)
+            self.write(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.put_in_place(trainer)
         self.end_if_signalled(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watch.patient = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
+        self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.put_in_place(trainer)
         self.end_if_signalled(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         watch.patient = False  # the next job of a sweep begins in this process
+        if self.written and trainer.is_global_zero:
+            self.next.unlink(missing_ok=True)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write a checkpoint beside its place."""
+        trainer.save_checkpoint(self.next)
+        self.written = True
+
+    def put_in_place(self, trainer: pl.Trainer) -> None:
+        """Let what has been written take its place."""
+        if self.written and trainer.is_global_zero:
+            with suppress(FileNotFoundError):  # of a folder that somebody has deleted
+                self.next.replace(self.path)
+        self.written = False
 
     def signalled(self, trainer: pl.Trainer) -> bool:
         """Whether any of the processes has received a signal."""

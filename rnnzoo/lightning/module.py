@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rnnzoo import Recurrent, UserError, __version__
@@ -21,6 +22,7 @@ from rnnzoo.lightning.arguments import build, refuse_unknown
 from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import EvaluationMetrics, MeanLoss
+from rnnzoo.lightning.ridge import Ridge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
+    "ridge": Ridge,
 }
 FINITE_CHECK_EVERY = 50
 """Steps between two looks at the loss on an accelerator, where each look waits for the device."""
@@ -82,7 +85,9 @@ class SequenceModule(pl.LightningModule):
         defaults = OPTIMIZER if chosen.get("name", OPTIMIZER["name"]) == OPTIMIZER["name"] else {"schedule": "linear"}
         self.hparams["optimizer"] = {**defaults, **chosen}
         self.is_built = False
+        self.ridge: Ridge | None = None
         self.last_loss = self.last_norm = torch.zeros(())
+        self.first_loss: Tensor | None = None
         self.train_loss = MeanLoss()
         self.make_optimizer([torch.nn.Parameter(torch.zeros(()))])  # wrong options show before anything is trained
 
@@ -94,11 +99,23 @@ class SequenceModule(pl.LightningModule):
         """A batch's mean loss, over how many elements it is the mean, and what the further metrics take."""
         raise NotImplementedError
 
+    def regression(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """What `self.head`, a linear layer, reads of a batch [N, F] and should answer [N, O], for `optimizer=ridge`.
+
+        Raises `UserError` unless a subclass says it.
+        """
+        raise UserError(
+            f"optimizer=ridge: {type(self).__name__} has no linear head that is learned by least squares; choose "
+            f"another optimizer, or task=forecast"
+        )
+
     def start(self) -> None:
         """Build, if all that is needed for it is known and it has not been done."""
         if not self.is_built and all(self.hparams[name] is not None for name in self.told):
             self.build()
             self.is_built = True
+            if self.hparams["optimizer"]["name"] == "ridge" and type(self).regression is SequenceModule.regression:
+                self.regression(None)  # refuses
 
     def learn_from(self, data: Any) -> None:
         """Take what the data module tells, and build.
@@ -167,8 +184,17 @@ class SequenceModule(pl.LightningModule):
             partial.write_text(text + "\n", encoding="utf-8")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.ridge is not None:
+            features, answers = self.regression(batch)
+            self.ridge.see(features, answers)
+            return self.training_loss(F.mse_loss(self.head(features), answers), len(answers))  # type: ignore[operator]
         loss, count, *_ = self.score(batch)
         return self.training_loss(loss, count)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.ridge is not None:  # what the head that they have led to makes of all batches so far
+            self.train_loss.reset()
+            self.train_loss.update(*self.ridge.error())
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.val_metrics.update(*self.score(batch))
@@ -189,6 +215,8 @@ class SequenceModule(pl.LightningModule):
     def training_loss(self, loss: Tensor, count: int) -> Tensor:
         """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
+        if self.first_loss is None:
+            self.first_loss = self.last_loss
         if not self.train_loss.update_called:  # once an epoch is enough for a metric, and to log takes long
             self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.train_loss.update(self.last_loss, count)
@@ -245,7 +273,12 @@ class SequenceModule(pl.LightningModule):
             raise error if isinstance(error, UserError) else UserError(f"optimizer: {error}") from None
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.make_optimizer(list(self.parameters())), self.hparams["optimizer"]["schedule"]
+        learning, schedule = list(self.parameters()), self.hparams["optimizer"]["schedule"]
+        if self.hparams["optimizer"]["name"] == "ridge":
+            self.requires_grad_(False)
+            learning = [*self.head.requires_grad_(True).parameters()]  # type: ignore[union-attr]
+        optimizer = self.make_optimizer(learning)
+        self.ridge = optimizer if isinstance(optimizer, Ridge) else None
         if self.trainer.scaler is not None:  # a fused optimizer would undo the scaling itself, too late for clipping
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if schedule == "constant":
@@ -274,6 +307,8 @@ class SequenceModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:  # a checkpoint from an epoch's end brings that epoch's losses along
             self.train_loss.reset()
+            if self.ridge is not None:
+                self.ridge.forget()
 
     def configure_gradient_clipping(
         self,
@@ -311,8 +346,10 @@ class SequenceModule(pl.LightningModule):
         checkpoint["rnnzoo_version"] = __version__
         with self.train_loss.sync_context():
             checkpoint["train_loss"] = self.train_loss.metric_state
+        checkpoint["first_loss"] = self.first_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.first_loss = checkpoint.get("first_loss")
         if self.global_rank == 0:  # the sums are those of all processes
             for name, state in checkpoint.get("train_loss", {}).items():
                 getattr(self.train_loss, name).copy_(state)

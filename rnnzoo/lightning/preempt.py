@@ -11,15 +11,14 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
-from rnnzoo.lightning.ranks import rank
+from rnnzoo.lightning.guard import PERIOD, Guard
+from rnnzoo.lightning.ranks import rank, started
 from rnnzoo.plain import printable
 
 EXIT_CODE = 85
@@ -35,18 +34,22 @@ ONE_SIGNAL = 1.0
 """Seconds in which further signals are taken for the first: schedulers send two kinds, or both to a group and to each
 of its processes."""
 
-LONGEST_WAIT = 30.0
-"""Seconds that one of several processes waits for the others, which may be gone."""
+ALONE = 86
+"""The exit code of a process that ends because another one of its run is gone."""
+
+LONGEST_WAIT = 25.0
+"""Seconds that one of several processes that was told to end waits for the others, which may be gone."""
+
+AT_ONCE = 10.0
+"""Seconds that a process may take that was told to end when it had nothing to finish."""
 
 
 class Preempted(BaseException):
     """A signal ends the run. It is nobody's error, so that whoever catches those lets it pass."""
 
 
-class Launcher(Protocol):
-    """What has started the other processes of a run, if this one has."""
-
-    def kill(self, signum: signal.Signals) -> None: ...
+class Gone(BaseException):
+    """Another process of the run is gone, which is no more an error of this one's."""
 
 
 class Watch:
@@ -57,19 +60,20 @@ class Watch:
         patient: whether steps have been taken that no checkpoint has, but the next one will.
         listening: whether signals are heeded.
         last: the run's last.ckpt.
-        launcher: of the run's other processes.
         alone: whether the run is one process.
         cells: a person's own code, which has to be named again.
+        guard: what ends this process when it cannot end itself.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.at = 0.0
+        self.idle: float | None = None
         self.patient = self.listening = False
         self.last: Path | None = None
-        self.launcher: Launcher | None = None
         self.alone = True
         self.cells: str | None = None
+        self.guard: Guard | None = None
 
     @property
     def code(self) -> int:
@@ -88,25 +92,48 @@ class Watch:
         """The handler."""
         if self.received is not None:
             if time.monotonic() - self.at > ONE_SIGNAL:
-                os._exit(self.code)
+                self.end(self.code)
             return
         self.received, self.at = signal.Signals(signum), time.monotonic()
-        if not self.alone:
-            timer = threading.Timer(LONGEST_WAIT, os._exit, [self.code])
-            timer.daemon = True
-            timer.start()
         if not self.patient:
             raise Preempted
 
+    def told(self, number: int, seconds: float) -> None:
+        """End this process if the signal that came `seconds` ago will not be heard: a guard asks again and again."""
+        self.idle = None if self.patient else self.idle or time.monotonic()
+        late = self.idle is not None and time.monotonic() - self.idle > AT_ONCE
+        if number in SIGNALS and (late or (not self.alone and seconds > LONGEST_WAIT)):
+            self.received = signal.Signals(number)
+            self.report()
+            self.end(self.code)
+
+    def deserted(self, what: str, code: int | None = None) -> None:
+        """End this process because another one of its run is gone."""
+        if rank() < 2 or started() is not None:  # of several that are left, one speaks
+            self.say(what)
+        self.end(1 if code == 1 else ALONE)  # a sweep repeats a job only if nobody has raised an error
+
+    def end(self, code: int) -> None:
+        """End this process and those that it has started, now."""
+        if self.guard is not None:
+            self.guard.end_children()
+        sys.stdout.flush()
+        os._exit(code)
+
     def report(self) -> None:
-        """Say on stderr how to go on."""
+        """Say on stderr, once for all processes, how to go on."""
+        if rank() > 0:
+            return
         name = self.received.name if self.received else "a signal to another process"
-        ended = "interrupted" if name == "SIGINT" else f"ended by {name}"
+        self.say("interrupted" if name == "SIGINT" else f"ended by {name}")
+
+    def say(self, what: str) -> None:
+        """Say on stderr what has ended the run, and how to go on."""
         next_step = "run the same command again"
         if self.last is not None and self.last.is_file():
             named = [f"resume={self.last.parent.parent}", *([f"cells={self.cells}"] if self.cells else [])]
             next_step = f"go on with {shlex.join(named)}"
-        print(printable(f"{ended}; {next_step}"), file=sys.stderr, flush=True)
+        print(printable(f"{what}; {next_step}"), file=sys.stderr, flush=True)
 
 
 watch = Watch()
@@ -114,18 +141,24 @@ watch = Watch()
 
 @contextmanager
 def heeding_signals() -> Iterator[None]:
-    """End the process with an exit code of its own and one line on one of `SIGNALS`; a second one ends it at once."""
+    """End the process with an exit code of its own and one line on one of `SIGNALS`; a second one ends it at once.
+
+    It does not outlive the process that has started it as one of several, nor do those that it has started outlive it.
+    """
     watch.listening = True
     watch.heed()
-    try:
-        yield
-    except Preempted:
-        code = watch.code
-        if code:
+    with Guard(watch.told, watch.deserted) as watch.guard:
+        try:
+            yield
+            watch.guard.wait_for_children()
+        except Preempted:
             watch.report()
-            if watch.launcher is not None:
-                # a process that waits for this one cannot hear anything else,
-                watch.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
-                sys.stdout.flush()
-                os._exit(code)  # and Lightning would have this one killed for the death of that one
-        sys.exit(code)
+            if watch.guard.end_children():  # which hear nothing else, but torch would wait for them
+                watch.end(watch.code)
+            sys.exit(watch.code)
+        except Gone as error:
+            time.sleep(2 * PERIOD)  # the guard may know which one it was
+            watch.deserted(str(error))
+        except BaseException:
+            watch.guard.end_children()
+            raise

@@ -87,8 +87,9 @@ def read_metrics(path: Path, before: int) -> dict[int, dict[str, Any]]:
                 if len(row) != len(header):
                     raise ValueError(f"{len(row)} values in {len(header)} columns")
                 if int(row[0]) < before:
-                    rows[int(row[0])] = {k: float(v) for k, v in zip(header[1:], row[1:]) if v != ""}
-    except (ValueError, csv.Error) as error:
+                    values = {k: float(v) for k, v in zip(header[1:], row[1:]) if v != ""}
+                    rows[int(row[0])] = {k: int(v) if k == "epoch" else v for k, v in values.items()}
+    except (ValueError, OverflowError, csv.Error) as error:
         raise UserError(
             f"{path}: damaged, line {line}: {' '.join(str(error).split())}; mend it, or move it away to go on without"
         ) from error

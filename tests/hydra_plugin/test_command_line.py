@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
 from rnnzoo import Recurrent, UserError, list_cells, registry
+from rnnzoo.cli import main
+from rnnzoo.hydra import command_line
 from rnnzoo.hydra.models import register_models
-from rnnzoo.hydra.settings import resolve
+from rnnzoo.hydra.settings import GROUPS, resolve
 from rnnzoo.hydra.trainer import build_trainer
 from rnnzoo.lightning.arguments import build
 from rnnzoo.lightning.module import OPTIMIZERS
@@ -61,8 +64,8 @@ def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
         "forecast": ("task.window=5",),
         "smnist": digits,
         "psmnist": digits,
-        "copy": (),
-        "adding": (),
+        **dict.fromkeys(("copy", "adding", "selective_copy", "first", "frequency", "recall"), ()),
+        **dict.fromkeys(("parity", "modular", "automaton"), ()),
         "addition": ("task.samples=20",),
         "names": (f"task.data={names}", "task.embedding=3"),
     }
@@ -233,7 +236,12 @@ def test_experiments_yield_to_overrides(tmp_path: Path) -> None:
         ("optimizer.schedule=linera", ["optimizer.schedule=linera", "constant or linear"]),
     ],
 )
-def test_a_misspelt_choice(argument: str, said: list[str], refusal: Callable[..., str]) -> None:
+def test_a_misspelt_choice(
+    argument: str, said: list[str], refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if argument.partition("=")[0] in GROUPS:  # known without what takes seconds, and before anything is announced
+        monkeypatch.setattr(command_line, "register_models", None)
+        monkeypatch.setattr(command_line, "announced", None)
     error = refusal(argument)
     assert all(part in error for part in said), error
 
@@ -354,6 +362,52 @@ def test_a_checkpoint_of_another_cell(train: Callable[..., Path], capsys: pytest
 @pytest.mark.parametrize("argument", ["model=null", "task=5"])
 def test_a_choice_that_is_no_name(argument: str, refusal: Callable[..., str]) -> None:
     assert argument.partition("=")[0] in refusal(argument)
+
+
+def test_a_misspelt_key_is_known_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "announced", None)
+    monkeypatch.setenv("RNNZOO_TRACEBACK", "1")
+    for argument in ("task.windw=3", "trainer.max_epoch=3", "sed=3", "modle=gru", "checkpoint.every_n_step=3"):
+        monkeypatch.setattr("sys.argv", ["train.py", argument])
+        with pytest.raises(UserError, match="no such key; did you mean"):
+            command_line.command(lambda: None)
+
+
+def test_a_checkpoint_knows_its_task_and_model(
+    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(*SINE, "model=rnn")
+    new = tmp_path / "tested"
+    train("test_only=true", f"ckpt={run / 'checkpoints' / 'best.ckpt'}", f"hydra.run.dir={new}", "hardware=cpu")
+    before, after = (json.loads((folder / "summary.json").read_text()) for folder in (run, new))
+    assert (after["task"], after["model"]) == ("sine", "rnn")
+    assert after["metrics"]["test/loss"] == pytest.approx(before["metrics"]["test/loss"], rel=1e-6)
+    assert "task sine, model rnn, hardware cpu" in capsys.readouterr().out
+
+
+def test_several_files_of_cells(train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / f"{name}.py" for name in ("one", "two")]
+    for path in paths:
+        path.write_text(CELL.format(name=f"{path.stem}_of_several"))
+    for model, given in (("one", f"[{paths[0]},{paths[1]}]"), ("two", f"{paths[0]},{paths[1]}")):
+        run = train(*SINE, f"cells={given}", f"model={model}_of_several")
+        capsys.readouterr()
+        assert main(["eval", str(run), "--cells", str(paths[0]), "--cells", str(paths[1])]) == 0
+        assert "equal to the recorded ones" in capsys.readouterr().out
+    paths[1].write_text(paths[1].read_text() + "# changed")
+    with pytest.raises(SystemExit):
+        train(f"resume={run}", f"cells={paths[0]},{paths[1]}", "trainer.max_epochs=2")
+    assert "has changed since the run" in capsys.readouterr().err
+
+
+def test_a_training_that_diverged_without_an_infinity_says_so(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sine = (*SINE, "model=rnn", "trainer.max_epochs=3", "task.batch_size=4")
+    train(*sine)
+    assert "diverged" not in capsys.readouterr().err
+    train(*sine, "optimizer.lr=1e3")
+    assert re.search(r"the training has diverged: its loss was .* lower optimizer.lr\n", capsys.readouterr().err)
 
 
 def test_checkpoint_and_test_only_need_each_other(refusal: Callable[..., str]) -> None:

@@ -347,5 +347,21 @@ def test_a_resumed_run_may_choose_other_hardware(
 ) -> None:
     train(f"resume={run}", "hardware=cpu", "logger=csv", "trainer.max_epochs=2")
     assert "hardware=cpuu: no such hardware; did you mean cpu" in refused(f"resume={run}", "hardware=cpuu")
-    for kept_choice in ("task=sine", "model=gru", "experiment=sine_article", "sweep=optuna"):
-        assert "a resumed run keeps its" in refused(f"resume={run}", kept_choice)
+    kept = ("task=sine", "model=gru", "experiment=sine_article", "sweep=optuna", "task.horizon=3", "+model.zoneout=0.1")
+    for argument in (*kept, "seed=2", "test_only=true"):
+        assert "a resumed run keeps its" in refused(f"resume={run}", argument)
+
+
+def test_what_a_resumed_run_does_otherwise_is_recorded(run: Path, train: Callable[..., Path]) -> None:
+    config = run / ".hydra" / "config.yaml"
+    before = config.read_text()
+    train(f"resume={run}")
+    assert config.read_text() == before
+    train(f"resume={run}", "trainer.max_epochs=2", "optimizer=adam")
+    settings = recorded_settings(run)
+    assert (settings["trainer"]["max_epochs"], settings["optimizer"]["name"], settings["resume"]) == (2, "adam", None)
+    overrides = list(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
+    assert overrides[: len(SINE)] == list(SINE) and "trainer.max_epochs=2" in overrides
+    assert "trainer.max_epochs=2" in collect([run]).tables[0].best.command
+    train(f"resume={run}")  # goes on to the same end, which it has reached
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 2

@@ -27,9 +27,13 @@ WRONG = {
     "in_place": ("h += x @ self.W; return h", "line 10: step writes to h, which others read"),
     "weights": ("self.b.mul_(2); return h + x @ self.W", "line 10: step writes to self.b, which others read"),
     "rows": ("return h + x @ self.W + (x @ self.W).mean(0)", "line 9: step mixes rows of the batch: h of a row"),
-    "states": ("return h, h", "line 9: step has to return h"),
+    "states": ("return h, h", "line 9: step returns 2 tensors; write return h"),
     "narrower": ("return (h + x @ self.W)[:, :2]", "line 9: step returns h as [B, 2], and was given [B, hidden=5]"),
-    "typo": ("return h + x @ self.Q", "line 10: AttributeError: "),
+    "typo": ("return h + x @ self.Q", "line 10: self.Q: nothing of that name is declared; known: U, W, b"),
+    "list": ("return [h]", "line 9: Wrong.step returns a list; write return h"),
+    "chance": ("return h + torch.rand_like(h)", "line 10: step draws random numbers"),
+    "branch": ("return h if x.sum() > 0 else -h", "line 10: step asks for a tensor's value, as a branch on data does"),
+    "numpy": ("return h + torch.tensor(x.numpy()) @ self.W", "line 10: step leaves torch, by NumPy or lists"),
     "sum": ("return h + self.U", "line 10: h + self.U: [B, hidden=5] + [hidden=5, hidden=5] do not fit"),
 }
 

@@ -224,6 +224,21 @@ def test_unfinished_and_damaged_runs_are_named(tmp_path: Path) -> None:
         assert f"{tmp_path}/9, {tmp_path}/10" in text and f"{tmp_path}/14" in text
 
 
+def test_runs_of_other_applications_are_named_so(tmp_path: Path) -> None:
+    fabricate(tmp_path / "mine")
+    other = tmp_path / "other" / ".hydra"
+    other.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create({"db": {"user": "me"}}), other / "config.yaml")
+    assert collect([tmp_path]).left_out == [f"1 of other Hydra applications: {other.parent}"]
+
+
+def test_overrides_are_shown_as_they_were_given(tmp_path: Path) -> None:
+    fabricate(tmp_path / "a", "task.data='a b.csv'", "model.zoneout=0.1")
+    fabricate(tmp_path / "b", "task.data='a b.csv'")
+    text = as_markdown(collect([tmp_path]))
+    assert "All with task.data='a b.csv'\n" in text and "| model.zoneout=0.1 |" in text
+
+
 def test_runs_lie_anywhere_below_and_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fabricate(tmp_path / "deep" / "er" / "run")
     monkeypatch.chdir(tmp_path)

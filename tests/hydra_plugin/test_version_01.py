@@ -68,4 +68,4 @@ def test_an_end_that_is_past_is_called_so(
 ) -> None:
     with pytest.raises(SystemExit):
         train(f"resume={old('sine')}", "trainer.max_epochs=1")
-    assert "set trainer.max_epochs to more" in capsys.readouterr().err
+    assert "its run has had 2 epochs; set trainer.max_epochs to more than 1" in capsys.readouterr().err

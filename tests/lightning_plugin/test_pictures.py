@@ -21,6 +21,7 @@ from ready import ready
 from rnnzoo import Cell, InputWeight, Recurrent, RecurrentWeight, list_cells
 from rnnzoo.lightning.checkpoints import read_checkpoint
 from rnnzoo.lightning.pictures.activity import observe
+from rnnzoo.lightning.pictures.dynamics import Dynamics
 from rnnzoo.lightning.pictures.gates import gate_shares, sigmoid_gates
 from rnnzoo.lightning.pictures.lag import GradientFlow, lag_norms
 from rnnzoo.lightning.pictures.picture import Seen
@@ -312,6 +313,29 @@ def test_sine_learns_the_same_and_leaves_pictures(train: Callable[..., Path]) ->
     assert not any("pictures" in key for row in rows(off) for key in row)
     without = [{key: value for key, value in row.items() if "pictures" not in key} for row in rows(on)]
     assert without == rows(off)
+
+
+def test_dynamics_are_measured_while_it_learns(train: Callable[..., Path]) -> None:
+    """The same weights with and without; of a linear cell the numbers are known."""
+    on, off = train(*SINE, "trainer.max_epochs=2", "probe=true"), train(*SINE, "trainer.max_epochs=2")
+    assert same(on, off)
+    assert sorted(path.name for path in (on / "plots").glob("*epoch*")) == [
+        "dynamics_epoch_001.png", "dynamics_epoch_002.png",
+    ]  # fmt: skip
+    assert not blank(on / "plots" / "dynamics_epoch_002.png")
+    found = [row for row in rows(on) if "pictures/dynamics/layer_1/exponent" in row]
+    assert [row["epoch"] for row in found] == [0, 1] and all(
+        row["pictures/dynamics/layer_1/exponent"] < 0 for row in found
+    )
+
+    layer = Recurrent(Leaky, 3, 5)
+    picture = Dynamics()
+    measured = picture.measure(Seen(None, None, 0, {"layer_1": observe(layer, torch.randn(30, 2, 3))[0]}))
+    curve = picture.history[0]["layer_1"]["reach"]
+    # beside h there is a clock, which passes on all of itself, and 1 to h at each step
+    assert measured["layer_1/exponent"] == pytest.approx(0, abs=0.15)
+    assert curve[-1] == pytest.approx(math.hypot(1, (1 - 0.8**30) / 0.2), rel=0.01)
+    assert sorted(picture.history[0]["layer_1"]["real"]) == pytest.approx([0.8] * 20 + [1.0] * 20, abs=1e-3)
 
 
 def test_nothing_is_imported_when_off(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from rnnzoo import UserError, get
 from rnnzoo.lightning.checkpoints import AtomicCheckpointIO
+from rnnzoo.lightning.records import MetricsCSV
 
 CELL = """
 import os, signal
@@ -22,7 +23,7 @@ import torch
 from rnnzoo import Cell, gate, register
 
 MARK = Path(__file__).with_suffix(".killed")
-calls = 0
+calls = -1  # of which the rehearsal makes one
 
 @register("mortal{suffix}")
 class Mortal(Cell):
@@ -111,6 +112,31 @@ def test_carried_state_and_dropout_come_back(at: int, tmp_path: Path, train: Cal
     train(f"resume={folder}", f"cells={cells}")
     assert same(whole, folder)
     assert losses(whole) == losses(folder)
+
+
+@pytest.mark.parametrize(("name", "count"), [("step/loss", 2), ("train/loss", 1), ("train/loss", 3)])
+def test_what_a_checkpoint_has_passed_is_in_the_metrics(
+    name: str, count: int, tmp_path: Path, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it logs what belongs to a checkpoint, a run logs the same when it goes on."""
+    logged, log = 0, MetricsCSV.log_metrics
+
+    def killed(self: MetricsCSV, metrics: dict[str, float], step: int | None = None) -> None:
+        nonlocal logged
+        logged += name in metrics
+        if name in metrics and logged == count:
+            raise RuntimeError("killed")
+        log(self, metrics, step)
+
+    monkeypatch.setattr(MetricsCSV, "log_metrics", killed)
+    arguments, folder = (*SINE, "model=rnn", "trainer.log_every_n_steps=1"), tmp_path / "broken"
+    with pytest.raises(RuntimeError, match="killed"):
+        train(*arguments, f"hydra.run.dir={folder}")
+    whole = train(*arguments)
+    begun = (folder / "checkpoints" / "last.ckpt").is_file()  # else it begins anew, in the same folder
+    train(*([f"resume={folder}"] if begun else [*arguments, f"hydra.run.dir={folder}"]))
+    assert same(whole, folder)
+    assert (whole / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
 
 
 @pytest.mark.slow

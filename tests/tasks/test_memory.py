@@ -16,7 +16,8 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import Cell
-from rnnzoo.tasks.memory import Adding, Batch, Copies, Copy, Drawn, Sums
+from rnnzoo.tasks.drawn import IGNORED, Batch, Drawn
+from rnnzoo.tasks.memory import Adding, Copies, Copy, First, Firsts, Scattered, Sums
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 
@@ -78,6 +79,34 @@ def test_every_place_of_a_half_is_marked_equally_often() -> None:
     marks = torch.cat([batch.x[:, :, 1] for batch in batches(ready(Sums(7, 6000, 500, 1)))]).sum(0)
     expected = torch.tensor([2000.0] * 3 + [1500.0] * 4)
     assert float((marks - expected).abs().max()) < 4.5 * math.sqrt(6000 * 1 / 3 * 2 / 3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(T=st.integers(10, 31), count=st.integers(1, 9), seed=st.integers(0, 5))
+def test_what_is_scattered(T: int, count: int, seed: int) -> None:
+    [(x, y)] = batches(ready(Scattered(T, count, 100, seed)))
+    assert x.shape == y.shape == (count, T + 10)
+    for read, answer in zip(x.tolist(), y.tolist()):
+        symbols = [symbol for symbol in read[:T] if symbol != 8]
+        assert len(symbols) == 10 and all(0 <= symbol < 8 for symbol in symbols)
+        assert read[T:] == [9] * 10 and answer == [IGNORED] * T + symbols
+
+
+def test_every_place_holds_a_symbol_equally_often() -> None:
+    [(x, _)] = batches(ready(Scattered(16, 8000, 8000, 1)))
+    held = (x[:, :16] != 8).sum(0)
+    assert float((held - 5000).abs().max()) < 4.5 * math.sqrt(8000 * 10 / 16 * 6 / 16)
+
+
+def test_the_first_of_many() -> None:
+    [(x, y)] = batches(ready(Firsts(4, 3000, 3000, 1)))
+    assert x.shape == (3000, 5, 1) and torch.equal(x[:, 0, 0], y)
+    assert float(x.std()) == pytest.approx(1, abs=0.03) and float(x.mean()) == pytest.approx(0, abs=0.03)
+    assert Firsts(4).baseline()["baseline/trivial_loss"] == pytest.approx(float(y.var()), rel=0.1)
+    module = First(model={"cell": "rnn", "hidden_size": 3})
+    loss, count, prediction, target = module.score(Batch(x[:7], y[:7]))
+    assert prediction.shape == target.shape == (7,) and count == 7
+    assert loss.item() == pytest.approx((prediction - target).square().mean().item())
 
 
 @pytest.mark.parametrize("kind", [Copies, Sums])

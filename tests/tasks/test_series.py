@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -297,6 +298,44 @@ def test_calendars(hours: int, keep: Callable[[datetime], bool], season: int, na
     assert following(known, 4) == dates[200:]
 
 
+@pytest.mark.parametrize(
+    ("keep", "name"),
+    [
+        (lambda d: (d.month, d.day) != (2, 29), "every day but February 29"),
+        (lambda d: d.timetuple().tm_yday < 366, "every day but December 31 of leap years"),
+    ],
+)
+def test_years_of_365_days(keep: Callable[[datetime], bool], name: str) -> None:
+    dates = [day for k in range(4000) if keep(day := datetime(1981, 1, 1, 9) + timedelta(days=k))]
+    calendar = calendar_of(dates[:3500])
+    assert calendar is not None and (calendar.season, calendar.name, calendar.missing) == (365, name, 0)
+    assert following(dates[:3500], 400) == dates[3500:3900]
+    assert calendar_of(dates[:40] + dates[45:3500]).missing == 5  # type: ignore[union-attr]
+    ordinary = [datetime(2004, 1, 1) + timedelta(days=k) for k in range(500) if not 50 < k < 65]
+    assert calendar_of(ordinary).name == "every day"  # type: ignore[union-attr]  # a gap that happens to hold a leap day
+
+
+@pytest.mark.parametrize(
+    ("hours", "keep"),
+    [
+        (24, lambda d: d.weekday() < 5),
+        (1, lambda d: 9 <= d.hour < 17 and d.weekday() < 5),
+        (24, lambda d: d.day == 1),
+        (24, lambda d: True),
+        (24, lambda d: (d.month, d.day) != (2, 29)),
+    ],
+)
+def test_a_rhythm_that_is_known_serves_few_dates(hours: int, keep: Callable[[datetime], bool]) -> None:
+    """From any few rows of a longer series, gaps among them or not, it goes on as that did."""
+    dates = every(hours, 2000, keep)
+    rhythm = json.loads(json.dumps(calendar_of(dates[:1900]).rhythm))  # type: ignore[union-attr]
+    for start in (0, 3, 1700):
+        few = dates[start : start + 9]
+        assert following(few, 30, rhythm) == dates[start + 9 : start + 39]
+        calendar = calendar_of([few[0], *few[2::2]], rhythm)
+        assert calendar is not None and calendar.missing == 4
+
+
 def test_working_days_at_the_ends_of_months() -> None:
     dates = [datetime(2024, 1, 31), datetime(2024, 2, 29), datetime(2024, 3, 28), datetime(2024, 4, 30)]
     calendar = calendar_of(dates)
@@ -376,8 +415,10 @@ def test_errors_are_in_the_datas_units() -> None:
     found = {name: float(value) for name, value in errors.compute().items()}
     difference = ((forecast - target) * torch.tensor([2, 10])).numpy().reshape(-1, 2)
     mae, rmse = np.nanmean(np.abs(difference), 0), np.sqrt(np.nanmean(difference**2, 0))
+    last = np.sqrt(np.nanmean(((forecast - target) * torch.tensor([2, 10])).numpy()[-1] ** 2, 0))
     assert found == pytest.approx(
         {
+            "rmse_last_a": last[0], "rmse_last_b": last[1],
             "mae_a": mae[0], "mae_b": mae[1], "rmse_a": rmse[0], "rmse_b": rmse[1],
             "mase_a": mae[0] / 0.5, "mase_b": mae[1] / 4,
         }, rel=1e-5,

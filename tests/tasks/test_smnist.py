@@ -217,6 +217,8 @@ def test_the_permutation_never_changes() -> None:
     assert sorted(order.tolist()) == list(range(784))
     assert order[:5].tolist() == [319, 576, 323, 107, 355]
     assert torch.equal(digit(by="pixel", permute=True).state_dict()["order"], order)
+    # what torch.manual_seed(5544); torch.randperm(784) gives
+    assert Digit(permute=True, permutation="torch-5544").order[:6].tolist() == [327, 72, 48, 129, 109, 101]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -6,9 +6,7 @@ Shapes: T time steps, B batch, I input size, F output size, H hidden size.
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from rnnzoo import Recurrent
 from rnnzoo.cell import Cell
+from rnnzoo.recording import noting
 
 STEPS = 64
 """At most so many time steps of a sequence are looked at."""
@@ -29,11 +28,15 @@ class Observed(NamedTuple):
         output: of the last step, [B, F].
         states: given to each step but the first, those that depend on the input (a clock does not), [B, ...] each.
         gates: of each step, [T, B, H] each, by their names in `step`.
+        cell: itself, as it is when not training.
+        inputs: what it has read, [T, B, I].
     """
 
     output: Tensor
     states: list[list[Tensor]]
     gates: dict[str, Tensor]
+    cell: Cell
+    inputs: Tensor
 
 
 def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Observed]:
@@ -47,18 +50,23 @@ def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Obse
         cells: list[Any] = list(probe.cells)
         given: list[list[tuple[Tensor, ...]]] = [[] for _ in cells]
         final: dict[int, tuple[Tensor, ...]] = {}
+        handles: list[Any] = []
         for index, cell in enumerate(cells):
-            cell.register_forward_pre_hook(partial(_copied, given[index]))
-            cell.register_forward_hook(lambda cell, _, new, index=index: final.update({index: new}))
+            handles.append(cell.register_forward_pre_hook(partial(_copied, given[index])))
+            handles.append(cell.register_forward_hook(lambda cell, _, new, index=index: final.update({index: new})))
         # with the weights fixed, what needs a gradient is what depends on the input
         x = x.to(next((p.dtype for p in layer.parameters()), x.dtype)).clone().requires_grad_()
-        with _noting(cells, names) as values:
+        with noting(cells, tuple(names)) as values:
             probe(x)
+        for handle in handles:
+            handle.remove()
         return [
             Observed(
                 cell.readout(given[index][-1][0], *final[index]),
                 [[state for state in states if state.requires_grad] for _, *states in given[index][1:]],
-                {name: torch.stack(steps).detach() for name, steps in values[index].items() if steps},
+                {name: torch.stack(steps).detach() for name, steps in values[index].items()},
+                cell,
+                torch.stack([x for x, *_ in given[index]]).detach(),
             )
             for index, cell in enumerate(cells)
         ]
@@ -68,29 +76,3 @@ def _copied(noted: list[tuple[Tensor, ...]], cell: Cell, given: tuple[Tensor, ..
     """What a step is given, its states copied: an LSTM's h was made from its c, and that way is not the state's own."""
     noted.append((given[0], *(state.clone() for state in given[1:])))
     return noted[-1]
-
-
-@contextmanager
-def _noting(cells: list[Cell], names: Sequence[str]) -> Iterator[list[dict[str, list[Tensor]]]]:
-    """Collect the variables of these names whenever one of the cells' `step` returns.
-
-    No cell knows of it: Python's profiler hands over the frame of every function that ends.
-    """
-    found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in cells]
-    code = type(cells[0]).step.__code__
-    number = {id(cell): index for index, cell in enumerate(cells)}
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        if event == "return" and frame.f_code is code:
-            variables = frame.f_locals
-            for name, values in found[number[id(variables[code.co_varnames[0]])]].items():
-                if name in variables:
-                    values.append(variables[name])
-
-    before = sys.getprofile()
-    try:
-        if names:
-            sys.setprofile(profile)
-        yield found
-    finally:
-        sys.setprofile(before)

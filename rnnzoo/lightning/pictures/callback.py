@@ -42,11 +42,12 @@ class Pictures(pl.Callback):
     """Measures and draws at the end of validation, in the first process.
 
     Args:
-        own: further pictures, such as those that a task has (`SequenceModule.pictures`).
+        own: further pictures, such as those that a task has (`SequenceModule.pictures`), or `dynamics.Dynamics()`.
+        usual: whether gradients by lag and gates are among the pictures.
     """
 
-    def __init__(self, own: Sequence[Picture] = ()) -> None:
-        self.pictures: list[Picture] = [GradientFlow(), GateActivations(), *own]
+    def __init__(self, own: Sequence[Picture] = (), usual: bool = True) -> None:
+        self.pictures: list[Picture] = [*([GradientFlow(), GateActivations()] if usual else []), *own]
         self.layers: dict[str, Recurrent] = {}
         self.inputs: dict[str, Tensor] = {}
         self.handles: list[Any] = []

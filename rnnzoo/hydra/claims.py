@@ -1,0 +1,193 @@
+"""`rnnzoo claims`: what papers claimed of their cells, tried here, beside a contrast that is to fail.
+
+A claim is an experiment, `conf/experiment/claim/NAME.yaml`, with a section `claim`: the paper, what it says, its
+figure, the metric, the runs by name with the arguments that each adds, how many seeds each has, and the comparisons of
+the runs' mean metrics that must hold. A run that is there already is not repeated, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rnnzoo.errors import UserError, nearest
+from rnnzoo.files import writing
+from rnnzoo.hydra.command_line import CONF
+
+CLAIMS = CONF / "experiment" / "claim"
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as its file has it.
+
+    Args:
+        name: of the file.
+        cells: those that it is about.
+        paper: who says so.
+        says: what they say.
+        figure: what they measured, and where.
+        here: how it is tried here, in a line.
+        metric: of a run's summary.
+        runs: further arguments of each run, by its name.
+        seeds: every run is done with seeds 1, 2, ...
+        holds: comparisons such as "irnn < 0.01", "rnn > 10 * irnn" of runs' means and numbers; `trivial` is the answer
+            of something that has learned nothing, as the run's summary states it.
+    """
+
+    name: str
+    cells: list[str]
+    paper: str
+    says: str
+    figure: str
+    here: str
+    metric: str
+    runs: dict[str, list[str]]
+    holds: list[str]
+    seeds: int = 1
+
+    def jobs(self, out: Path) -> dict[tuple[str, int], tuple[Path, list[str]]]:
+        """Folder and arguments of every run, by its name and seed."""
+        return {
+            (run, seed): (
+                out / self.name / f"{run}-{seed}",
+                [f"experiment=claim/{self.name}", *more, *([f"seed={seed}"] if seed > 1 else [])],
+            )
+            for run, more in self.runs.items()
+            for seed in range(1, self.seeds + 1)
+        }
+
+
+def find(names: Sequence[str]) -> list[Claim]:
+    """The claims of these names, all of them for none. Raises `UserError` for an unknown one."""
+    known = sorted(path.stem for path in CLAIMS.glob("*.yaml"))
+    for name in names:
+        if name not in known:
+            raise UserError(f"no claim is named {name!r}; {nearest(name, known)}")
+    return [read(CLAIMS / f"{name}.yaml") for name in names or known]
+
+
+def read(path: Path) -> Claim:
+    """The claim in a file."""
+    section: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["claim"]
+    return Claim(path.stem, **section)
+
+
+def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[dict[str, str]]:
+    """Do what runs are missing, unless only to be shown what is there; print the table and write it to claims.csv.
+
+    Args:
+        names: of the claims; none for all.
+        out: the folder of the runs, one for each claim.
+        only_show: do nothing that is missing.
+
+    Raises `UserError` for an unknown name, and for a folder that holds another run than the claim wants.
+    """
+    rows = []
+    for claim in find(names):
+        jobs = claim.jobs(out)
+        for (run, seed), (folder, arguments) in jobs.items():
+            if not only_show and not _is_done(folder, arguments):
+                print(f"{claim.name}: {run}, seed {seed}", flush=True)
+                _train(folder, arguments)
+        rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out / "claims.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    _print(rows)
+    print(f"written: {out / 'claims.csv'}")
+    return rows
+
+
+def _is_done(folder: Path, arguments: list[str]) -> bool:
+    record = folder / ".hydra" / "overrides.yaml"
+    if record.is_file():
+        had = [a for a in yaml.safe_load(record.read_text(encoding="utf-8")) if not a.startswith("hydra.")]
+        if had != arguments:
+            raise UserError(f"{folder}: made by {shlex.join(had)}, now it is {shlex.join(arguments)}; delete it")
+    return (folder / "summary.json").is_file()
+
+
+def _train(folder: Path, arguments: list[str]) -> None:
+    """A run in a process of its own, so that its measured memory and threads are a run's."""
+    given = [f"resume={folder}"] if (folder / "checkpoints" / "last.ckpt").is_file() else [
+        *arguments, f"hydra.run.dir={folder}"
+    ]  # fmt: skip
+    if subprocess.run([sys.executable, "-m", "rnnzoo", "train", *given]).returncode:
+        raise UserError(f"this run failed: rnnzoo train {shlex.join(given)}")
+
+
+def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str]:
+    """A claim's line of the table, its values as text."""
+    found: dict[str, list[float]] = {}
+    seconds, missing = 0.0, 0
+    for (run, _), folder in folders.items():
+        path = folder / "summary.json"
+        if not path.is_file():
+            missing += 1
+            continue
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(run, []).append(summary["metrics"][claim.metric])
+        trivial = f"baseline/trivial_{claim.metric.rpartition('/')[2]}"
+        if trivial in summary["metrics"]:
+            found["trivial"] = [summary["metrics"][trivial]]
+        seconds += summary["seconds_training"] + summary["seconds_validation"]
+    means = {name: statistics.fmean(values) for name, values in found.items()}
+    verdict = f"{missing} of {len(folders)} runs are missing" if missing else judge(claim.holds, means)
+    return {
+        "claim": claim.name, "cells": " ".join(claim.cells), "paper": claim.paper, "says": claim.says,
+        "figure there": claim.figure, "tried here": claim.here, "metric": claim.metric,
+        "figures here": "; ".join(f"{name} {_shown(found[name])}" for name in found),
+        "held": verdict, "seconds": f"{seconds:.0f}",
+    }  # fmt: skip
+
+
+def judge(holds: Sequence[str], means: Mapping[str, float]) -> str:
+    """ "yes", or which comparisons do not hold."""
+    wrong = []
+    for comparison in holds:
+        left, sign, right = next(comparison.partition(f" {sign} ") for sign in COMPARE if f" {sign} " in comparison)
+        if not COMPARE[sign.strip()](_value(left, means), _value(right, means)):
+            wrong.append(comparison)
+    return f"no: {'; '.join(wrong)}" if wrong else "yes"
+
+
+def _value(text: str, means: Mapping[str, float]) -> float:
+    """A number, the mean of a run, or a number times one."""
+    factor, times, name = text.rpartition(" * ")
+    value = means[name] if name in means else float(name)
+    return float(factor) * value if times else value
+
+
+def _shown(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4g}{spread}"
+
+
+def _print(rows: list[dict[str, str]]) -> None:
+    columns = ("claim", "figure there", "figures here", "held", "seconds")
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(row[column]) for column in columns))
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    console.print(table)

@@ -1,0 +1,54 @@
+"""Symbols in, symbols out: what the tasks share that read one sequence of symbols and answer at some of its places.
+
+Shapes: T time steps, B batch; the layers have time first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from rnnzoo.lightning.module import SequenceModule
+
+from .drawn import IGNORED, Batch
+from .one_hot import OneHot
+
+FORWARD_ONLY = "read from both ends, nothing needs to be kept in mind; leave it out"
+
+
+class Symbols(SequenceModule):
+    """Symbols through a recurrent layer and a linear head to the logits of the answer at every step.
+
+    Args:
+        read: how many symbols are read, and
+        answered: among how many answers the choice is; both as the data have it.
+        embedding: size of the learned vectors that stand for the symbols; 0 for vectors with a single one.
+        base: see `SequenceModule`.
+    """
+
+    told = ("read", "answered")
+
+    def __init__(self, read: int | None = None, answered: int | None = None, embedding: int = 0, **base: Any) -> None:
+        super().__init__(**base)
+        self.start()
+
+    def build(self) -> None:
+        read, answered, size = (self.hparams[key] for key in ("read", "answered", "embedding"))
+        self.embed = nn.Embedding(read, size) if size else OneHot(read)
+        self.layer = self.recurrent(size or read, FORWARD_ONLY)
+        self.head = nn.Linear(self.layer.output_size, answered)
+        self.add_metrics(accuracy=MulticlassAccuracy(answered, average="micro", validate_args=False))
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """Symbol numbers [T, B] to the logits of the answers [T, B, answered]."""
+        output, _ = self.layer(self.embed(symbols))
+        return self.single(self.head(output))
+
+    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Also logits [N, answered] and answers [N] of the N places where something is asked for."""
+        asked = batch.y.T != IGNORED
+        logits, answers = self(batch.x.T)[asked], batch.y.T[asked]
+        return F.cross_entropy(logits, answers), answers.numel(), logits, answers
