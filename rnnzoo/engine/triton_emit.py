@@ -24,6 +24,8 @@ from rnnzoo.engine.triton_text import Blocks, Function, key
 
 TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 
+FORWARDS, BACKWARDS = ("0", "(t + 1)", "(t + 1 < steps)"), ("(T - 1)", "(t - 1)", "(T - t < steps)")
+
 HEAD = """import triton
 import triton.language as tl
 
@@ -71,7 +73,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, blocks: Blocks) -> tuple[st
     # of states that nobody asks for, only the last two values are kept
     times = {s: f"(t % wrap_{s})" for s in states} | {f"new_{s}": f"((t + 1) % wrap_{s})" for s in states}
     tensors = {name: name for name in pointers} | {f"new_{s}": s for s in states}
-    made = Function(lowered, blocks, tensors, times, [places[s] for s in states], new)
+    made = Function(lowered, blocks, tensors, times, [places[s] for s in states], new, FORWARDS)
     for s in states:
         made.before.append(f"old_{s} = {made.load(places[s], made.before, '0')}")
         made.keep(places[s], f"old_{s}")
@@ -104,12 +106,12 @@ def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
     tensors = {name: name for name in pointers} | {f"new_{s}": s for s in states}
     times = {f"new_{s}": "(t + 1)" for s in states} | {f"out_{s}": f"t * far_{s}" for s in states}
     found = [place for place, node in zip(wanted[: len(states)], outputs(graph)) if node is not None]
-    made = Function(lowered, blocks, tensors, times, tangents, found)
+    made = Function(lowered, blocks, tensors, times, tangents, found, BACKWARDS)
     made.body += ["t = T - 1 - i", "running = t < length"]
     for s, place in zip(states, tangents):
         end, out = Place.dense(f"end_{s}", place.shape), Place.dense(f"out_{s}", place.shape)
         made.before.append(f"own_{s} = {made.load(end, made.before, '0')}")
-        made.body.append(f"own_{s} += {made.load(out, made.body)}")
+        made.body.append(f"own_{s} += {made.ahead(out)}")
         made.body.append(f"d_{s}_ = tl.where(running, own_{s}, 0.0)")
         made.keep(place, f"d_{s}_")
     made.operations({})

@@ -7,6 +7,7 @@ Names in the text: `row` [rows, 1] are a program's rows of the batch, `n256` [1,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -69,7 +70,9 @@ class Function:
         blocks: how it is divided.
         tensors: the memory that the kernel is given and that its places lie in, and what it is called there.
         times: which time step of a tensor is meant where it is not `t`.
-        carried: what programs keep from one time step to the next, and what they find there after it.
+        carried: what programs keep from one time step to the next.
+        found: what they find there after it.
+        order: which time step is the first, which one follows `t`, and when one does.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Function:
         times: dict[str, str],
         carried: Sequence[Place],
         found: Sequence[Place],
+        order: tuple[str, str, str],
     ) -> None:
         self.blocks, self.lowered = blocks, lowered
         self.before: list[str] = []
@@ -87,7 +91,7 @@ class Function:
         self.after: list[str] = []
         self.width = 0
         self.meets = 0
-        self._tensors, self._times = tensors, times
+        self._tensors, self._times, self._order = tensors, times, order
         self._registers: dict[Key, Text] = {}
         self._alone: dict[str, Text] = {}  # sums [rows, 1], which every program has
         self._values: dict[object, Text] = {}
@@ -99,7 +103,7 @@ class Function:
         for operation in operations:
             if operation.kind in START:  # reads memory only
                 operation.operands = [lowered.memory(operand) for operand in operation.operands]
-        written = {p.base for o in operations for p in o.stores} | {p.base for p in carried}
+        written = self._written = {p.base for o in operations for p in o.stores} | {p.base for p in carried}
         self._slices: dict[str, dict[Key, Place]] = {o.stores[0].base: {} for o in operations if o.kind == "product"}
         here = {key(p) for o in operations if o.kind.startswith("point") for p in o.stores}
         here |= {key(p) for p in carried} | {key(kept(o)) for o in operations if o.kind in START}
@@ -129,6 +133,7 @@ class Function:
             f"row = (tl.program_id(1) * {self.blocks.rows} + tl.arange(0, {self.blocks.rows}))[:, None]",
             "here = row < B",
             "length = tl.load(lengths + row, mask=here, other=0)",
+            "steps = length * 0 + T",
             "long = B.to(tl.int64)",
             "counter = counters + tl.program_id(1) * 32",
             "goal = 0",
@@ -143,6 +148,20 @@ class Function:
         mask = f"{'in' if place.pitch else 'of'}{self._lanes(place.shape)}"
         fresh = ', cache_modifier=".cg"' if place.base in self.remote else ""
         return f"tl.load({self._address(place, where, time)}, mask={mask}, other=0.0{fresh})"
+
+    def ahead(self, place: Place) -> str:
+        """A program's part of what nobody writes, read one time step before it is needed."""
+        label = f"ahead of {key(place)}"
+        if label not in self._texts:
+            name = self._texts[label] = f"m{len(self._texts)}"
+            n, (first, following, some) = self._lanes(place.shape), self._order
+            time = self._times.get(place.base, "t")
+            at = self._address(place, self.before, re.sub(r"\bt\b", first, time))
+            self.before.append(f"next_{name} = tl.load({at}, mask=in{n}, other=0.0)")
+            at = self._address(place, self.body, re.sub(r"\bt\b", following, time))
+            self.body.append(f"{name} = next_{name}")
+            self.body.append(f"next_{name} = tl.load({at}, mask=in{n} & {some}, other=0.0)")
+        return self._texts[label]
 
     def store(self, place: Place, value: str, where: list[str], time: str | None = None) -> None:
         """Have a program's part written to memory."""
@@ -241,9 +260,10 @@ class Function:
         return Text(f"({found!s} != 0)", True) if operand.boolean and not found.boolean else found
 
     def _loaded(self, place: Place) -> str:
+        if place.pitch and place.base not in self._written:
+            return self.ahead(place)
         where = self.body if place.pitch else self.before
-        text = self.load(place, where)
-        return self._named(text, where, "m")
+        return self._named(self.load(place, where), where, "m")
 
     def _named(self, text: str, where: list[str], letter: str) -> str:
         """A variable for a text, the same for the same."""
