@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.lightning.arguments import Fraction
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
@@ -30,6 +31,7 @@ from rnnzoo.plain import csv_cell
 
 from .calendars import calendar_of, following
 from .numerals import Decimal
+from .segments import Segments
 from .series import Errors, Filled, Missing, completed, read_csv
 from .windows import AT_ONCE, Batch, Windows
 
@@ -57,7 +59,10 @@ class Forecast(SequenceModule):
         decimal: what stands before a number's fraction.
         rhythm: of the dates, see `calendar_of`.
         strategy: to forecast all rows at once (direct), or one row, which is then read as if it had come true, and so
-            on (recursive); the latter forecasts all that it reads.
+            on (recursive); the latter forecasts all that it reads. Or segment by segment, see `Segments`.
+        segment: rows of a segment.
+        dropout: of the layer's outputs before the head, in segments.
+        loss: mean square error (mse) or mean absolute error (mae).
         base: see `SequenceModule`.
     """
 
@@ -77,7 +82,10 @@ class Forecast(SequenceModule):
         day_first: bool | None = None,
         decimal: Decimal | None = None,
         rhythm: list[Any] | None = None,
-        strategy: Literal["direct", "recursive"] = "direct",
+        strategy: Literal["direct", "recursive", "segments"] = "direct",
+        segment: PositiveInt = 24,
+        dropout: Fraction = 0.0,
+        loss: Literal["mse", "mae"] = "mse",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -92,14 +100,29 @@ class Forecast(SequenceModule):
                 f"task.strategy=recursive: forecasts are read as the next input, so that task.targets must be all "
                 f"columns, {', '.join(columns)}"
             )
-        self.layer = self.recurrent(len(columns), "task.strategy=recursive reads on" if self.recursive else "")
-        read = self.layer.output_size * (1 + self.layer.bidirectional)
-        self.head = nn.Linear(read, (1 if self.recursive else self.hparams["horizon"]) * len(targets))
+        if self.hparams["strategy"] == "segments":
+            rows, dropout = self.hparams["segment"], self.hparams["dropout"]
+            layer = self.recurrent(self.features, "task.strategy=segments goes on from the state after the window")
+            sizes = self.hparams["window"], self.hparams["horizon"]
+            self.segments: Segments | None = Segments(layer, len(columns), *sizes, rows, dropout)
+        else:
+            self.segments = None
+            self.layer = self.recurrent(len(columns), "task.strategy=recursive reads on" if self.recursive else "")
+            read = self.layer.output_size * (1 + self.layer.bidirectional)
+            self.head = nn.Linear(read, (1 if self.recursive else self.hparams["horizon"]) * len(targets))
         errors = Errors(targets, [scale[column] for column in self.at], self.hparams["naive_error"])
         self.add_metrics(errors=errors)
 
+    @property
+    def features(self) -> int:
+        """Of a segment's embedding: as many as the layer has units."""
+        sizes = self._own[0].hidden_size if self._own else self.hparams["model"]["hidden_size"]
+        return int(sizes[0] if isinstance(sizes, (list, tuple)) else sizes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to forecasts [H, B, K]."""
+        if self.segments is not None:
+            return self.single(self.segments(x))[:, :, self.at]
         read, state = self.read(x)
         if not self.recursive:
             change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
@@ -120,6 +143,8 @@ class Forecast(SequenceModule):
     @torch.no_grad()
     def regression(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features and changes of those windows whose targets are all known."""
+        if self.segments is not None:
+            raise UserError("optimizer=ridge: task.strategy=segments has more to learn than a head; choose direct")
         read, _ = self.read(batch.x)
         rows = batch.y[:1] if self.recursive else batch.y
         change = (rows - batch.x[-1:, :, self.at]).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
@@ -127,10 +152,11 @@ class Forecast(SequenceModule):
         return read[known], change[known].to(read.dtype)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Mean square error over the known targets; also forecasts and truth [H, B, K]."""
+        """The loss over the known targets; also forecasts and truth [H, B, K]."""
         forecasts = self(batch.x)
         known = ~batch.y.isnan()
-        return F.mse_loss(forecasts[known], batch.y[known]), int(known.sum()), forecasts, batch.y
+        loss = F.mse_loss if self.hparams["loss"] == "mse" else F.l1_loss
+        return loss(forecasts[known], batch.y[known]), int(known.sum()), forecasts, batch.y
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()

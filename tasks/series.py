@@ -236,7 +236,8 @@ class Errors(Metric):
 
     MASE is the mean absolute error divided by that of the value a season before, over the training part (Hyndman &
     Koehler 2006). `rmse_last` is the root mean square error of the last row ahead alone. With several targets the names
-    of the errors end in theirs.
+    of the errors end in theirs. `scaled_mse` and `scaled_mae` are means over all targets in scaled units, as benchmarks
+    of long horizons report them.
 
     Args:
         targets: names, K.
@@ -281,7 +282,13 @@ class Errors(Metric):
             "rmse_last": (self.last_square / self.last_count).sqrt(),
             "mase": mae / self.naive_error,
         }
-        return {name + s: value[k] for name, value in errors.items() for k, s in enumerate(self.suffixes)}
+        count = self.count.sum()
+        scaled = {
+            "scaled_mse": (self.total_square / self.scale.square()).sum() / count,
+            "scaled_mae": (self.total_absolute / self.scale).sum() / count,
+        }
+        by_target = {name + s: value[k] for name, value in errors.items() for k, s in enumerate(self.suffixes)}
+        return by_target | scaled
 
 
 def mackey_glass(rows: int = 2000, every: int = 3) -> Series:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class Windows(SequenceData):
         season: rows of a season, for seasonal persistence and MASE; None for that of the dates, see `calendar_of`.
         val_fraction: the share of the rows held out for validation, before the test's at the end.
         test_fraction: the share of the rows at the end held out for the test; 0 for none.
+        split: by these fractions, or as the literature on the ETT series has it (ett): months of 30 days, 12 to train
+            on, then 4 for validation and 4 for the test; what follows is left out.
         batch_size: windows in a batch.
         seed: of the order.
         day_first: whether dates begin with the day, where they can with the month; None to find it.
@@ -90,13 +92,14 @@ class Windows(SequenceData):
         decimal: Decimal | None = None,
         rows: PositiveInt | None = None,
         every: PositiveInt | None = None,
+        split: Literal["fractions", "ett"] = "fractions",
     ) -> None:
         super().__init__()
         self.day_first, self.decimal = day_first, decimal
         self.batch_size, self.seed, self.window, self.horizon, self.stride = batch_size, seed, window, horizon, stride
         self.chosen = data, date, columns, targets
         self.missing, self.scaling, self.given_season = missing, scaling, season
-        self.fractions = val_fraction, test_fraction
+        self.fractions, self.split = (val_fraction, test_fraction), split
         if data is None and (date, columns) != (None, None):
             raise UserError("task.date and task.columns choose from a file; give one with task.data=FILE")
         if data is not None and (rows, every) != (None, None):
@@ -135,7 +138,7 @@ class Windows(SequenceData):
             raise UserError("task.targets: name at least one column, and each only once; null for all")
         self.at = [names.index(name) for name in self.targets]
 
-        rows, held_out, _ = parts_of(len(values), *self.fractions)
+        rows, held_out, tested = self._parts(len(values), source)
         if rows < window + horizon:
             raise UserError(
                 f"{source}: of {len(values)} rows, the {rows} to train on are too few for one window of {window} and a "
@@ -164,7 +167,7 @@ class Windows(SequenceData):
                     f"task.season={self.season}: in the training part, {name!r} is never known to differ from a season "
                     f"before, which leaves MASE without a scale; set another task.season"
                 )
-        ends = [0, rows, rows + held_out, len(values)]
+        ends = [0, rows, rows + held_out, rows + held_out + tested]
         self.train, self.val, self.test = (self._origins(*part) for part in pairwise(ends))
         self.has_test = self.fractions[1] > 0
         for name, part in (("train", self.train), ("validate", self.val), ("test", self.test)):
@@ -176,6 +179,19 @@ class Windows(SequenceData):
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
         found = f"{len(values):,} rows of {', '.join(names)}{rhythm}{span}"
         print(printable(f"{source}: {found}; a season is {self.season} rows"))
+
+    def _parts(self, rows: int, source: str) -> tuple[int, int, int]:
+        """Rows of the training, validation and test part."""
+        if self.split == "fractions":
+            return parts_of(rows, *self.fractions)
+        dates = self.series.dates
+        day = round(86400 / (dates[1] - dates[0]).total_seconds()) if len(dates) > 1 else 0
+        if not day or 600 * day > rows:
+            raise UserError(
+                f"{source}: task.split=ett needs dates and 600 days, of which there are {rows // max(day, 1):,}; use "
+                "task.split=fractions"
+            )
+        return 360 * day, 120 * day, 120 * day
 
     def _origins(self, first: int, end: int) -> Tensor:
         """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""

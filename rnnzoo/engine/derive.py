@@ -16,7 +16,7 @@ from typing import Any
 import networkx
 import torch
 from torch import fx
-from torch._functorch.compile_utils import fx_graph_cse
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rnnzoo.engine.trace import (
     Tracer,
@@ -27,6 +27,7 @@ from rnnzoo.engine.trace import (
     has_rows,
     inputs,
     is_size,
+    merge_equal,
     module,
     outputs,
     recomputable,
@@ -115,10 +116,17 @@ def _joint(
 
     arguments = [tracer.again(node) for node in given]
     tangents = [tracer.again(node) for node in outputs(recur)]
-    graph = _upright(tracer, _tile(tracer, fx_graph_cse(tracer.trace(joint, arguments, tangents))))
+    graph = tracer.trace(joint, arguments, tangents)
+    returned = {_storage(node) for node in outputs(graph) if node is not None}
+    merge_equal(graph, lambda node: _storage(node) not in returned)  # each result stays a node of its own
+    graph = _upright(tracer, _tile(tracer, graph))
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
+
+
+def _storage(node: fx.Node) -> StorageWeakRef | None:
+    return None if is_size(node) else StorageWeakRef(node.meta["val"].untyped_storage())
 
 
 def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:

@@ -7,6 +7,7 @@ Shapes: T time steps, B batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, shape_of
+from rnnzoo.engine.lower import Lowering, Operation, Value
 from rnnzoo.engine.operations import number
+from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
@@ -55,12 +57,19 @@ def write(plan: Plan, half: bool = False) -> Source:
     homes = _homes(plan)
     given, results = parameters(plan)
     back, reused = _backward(plan, homes, given, results)
-    header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
     recur = _forward("recur", plan, plan.derived.infer, ())
     step = _forward("step", plan, plan.derived.step, homes)
-    lines = [f"using S = {TYPES[dtype]};", header, recur, step, back, ""]
-    text = "\n".join(["#define HALF", *lines] if half else lines)
-    return Source(text, homes, reused)
+    return Source(text(dtype, [header("kernel.h"), recur, step, back], half), homes, reused)
+
+
+def header(name: str) -> str:
+    """C++ that is as it is written."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def text(dtype: torch.dtype, pieces: Sequence[str], half: bool = False) -> str:
+    """The pieces of a kernel on numbers of this type, from `kernel.h` on."""
+    return "\n".join([*(["#define HALF"] if half else []), f"using S = {TYPES[dtype]};", *pieces, ""])
 
 
 def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -11,48 +11,16 @@ Shapes here leave out the rows: a state [B, H] is (H,).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import SymInt, fx
+from torch import fx
 
 from rnnzoo.engine.operations import CHECKED, FILLED, POINT, POWERS, REDUCTIONS, number
+from rnnzoo.engine.places import Place, Scattered, Unsupported, behind, dimension, expanded, shape_of, viewed
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
-
-
-class Unsupported(Exception):
-    """An operation, named in the message, that has no C++ form here."""
-
-
-class _Scattered(Exception):
-    """Memory that cannot be seen in another shape without a copy."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value lies in memory: at `base + row * pitch + offset`, element by element with the given strides."""
-
-    base: str
-    pitch: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int = 0
-    boolean: bool = False
-
-    @classmethod
-    def dense(cls, base: str, shape: Iterable[int], pitch: int | None = None) -> Place:
-        """Numbers one after the other; rows too, unless `pitch` says otherwise."""
-        shape = tuple(shape)
-        strides = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
-        return cls(base, math.prod(shape) if pitch is None else pitch, shape, strides)
-
-    def at(self, index: list[str]) -> str:
-        """The element at these loop variables, as C++."""
-        terms = [f"{i} * {s}" if s != 1 else i for i, s in zip(index, self.strides) if s]
-        return f"{self.base}_r[{' + '.join([*terms, *([str(self.offset)] if self.offset or not terms else [])])}]"
-
 
 Value: TypeAlias = "Place | fx.Node | float"
 """What an operation reads: memory, the result of another operation, or a number."""
@@ -70,11 +38,6 @@ class Operation:
     stores: list[Place] = field(default_factory=list)
     reduced: tuple[int, ...] = ()
     checks: tuple[str, ...] = ()
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape without rows."""
-    return tuple(size for size in node.meta["val"].shape if not isinstance(size, SymInt))
 
 
 class Lowering:
@@ -164,7 +127,7 @@ class Lowering:
             expression = "S({0})"
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
             raise Unsupported(f"{node.target}")
-        operands = [self._operand(a, shape_of(node), _behind(node)) for a in arguments]
+        operands = [self._operand(a, shape_of(node), behind(node)) for a in arguments]
         boolean = "bool" if node.meta["val"].dtype == torch.bool else "S"
         stores = list(self._wanted.get(node, ()))
         self.operations[node] = Operation(f"point {boolean}", shape_of(node), operands, expression, stores=stores)
@@ -175,8 +138,8 @@ class Lowering:
         shape = shape_of(node)
         operands: list[Value] = []
         for argument in args_of(node):
-            operand = self._operand(argument, shape, _behind(node))
-            operands.append(_expanded(self._memory(operand), shape) if isinstance(operand, fx.Node) else operand)
+            operand = self._operand(argument, shape, behind(node))
+            operands.append(expanded(self._memory(operand), shape) if isinstance(operand, fx.Node) else operand)
         place = self._scratch(shape)
         self.operations[node] = Operation("checked", shape, operands, checks=CHECKED[node.target], stores=[place])
         return place
@@ -197,7 +160,7 @@ class Lowering:
             k = len(place.shape) - behind
             own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
             place = replace(place, shape=own, strides=steps)
-        return _expanded(place, shape)
+        return expanded(place, shape)
 
     def _memory(self, value: Value) -> Place:
         """Where the value lies; what an operation has in registers is stored."""
@@ -240,7 +203,7 @@ class Lowering:
 
     def _concatenate(self, node: fx.Node) -> Value:
         (whole, *_) = self._wanted.get(node) or [self._scratch(shape_of(node))]
-        dim = self._dim(node, args_of(node)[1] if len(args_of(node)) > 1 else 0)
+        dim = dimension(node, args_of(node)[1] if len(args_of(node)) > 1 else 0)
         start = 0
         for piece in args_of(node)[0]:
             shape = shape_of(piece)
@@ -265,7 +228,7 @@ class Lowering:
     def _reduce(self, node: fx.Node) -> Value:
         (source, dims, *keep) = args_of(node)
         shape = shape_of(source)
-        reduced = tuple(sorted(self._dim(source, d) for d in (dims or [])))
+        reduced = tuple(sorted(dimension(source, d) for d in (dims or [])))
         if not reduced or node.kwargs:
             raise Unsupported("a sum over the batch")
         kept = tuple(1 if k in reduced else n for k, n in enumerate(shape))
@@ -274,49 +237,24 @@ class Lowering:
         kind = REDUCTIONS[node.target]
         target = replace(place, shape=shape, strides=strides)
         self.operations[node] = Operation(
-            kind, shape, [self._operand(source, shape, _behind(source))], stores=[target], reduced=reduced
+            kind, shape, [self._operand(source, shape, behind(source))], stores=[target], reduced=reduced
         )
         return place if keep and keep[0] else Place.dense(place.base, shape_of(node))
 
-    def _dim(self, node: Any, dim: Any) -> int:
-        """A dimension of `node` counted without the rows."""
-        sizes = node.meta["val"].shape
-        dim %= len(sizes)
-        if isinstance(sizes[dim], SymInt):
-            raise Unsupported("an operation across the batch")
-        return dim - sum(isinstance(size, SymInt) for size in sizes[:dim])
-
     def _view(self, node: fx.Node) -> Value:
-        source, *arguments = args_of(node)
-        value = self.values[source]
+        value = self.values[args_of(node)[0]]
         shape = shape_of(node)
         if isinstance(value, float) or (isinstance(value, fx.Node) and self.operations[value].shape == shape):
             same = node.target is not aten.permute.default and node.target is not aten.slice.Tensor
             if isinstance(value, float) or same:
                 return value
         place = self._memory(value)
-        if node.target is aten.slice.Tensor:
-            given: list[Any] = [*arguments, *(0, 0, None, 1)[len(arguments) :]]
-            dim, start, step = given[0], given[1], given[3]
-            d = self._dim(source, dim)
-            start = min(max((start or 0) + ((start or 0) < 0) * place.shape[d], 0), place.shape[d])
-            strides = tuple(s * (step if k == d else 1) for k, s in enumerate(place.strides))
-            return replace(place, shape=shape, strides=strides, offset=place.offset + start * place.strides[d])
-        if node.target is aten.select.int:
-            d, index = self._dim(source, arguments[0]), arguments[1] % place.shape[self._dim(source, arguments[0])]
-            strides = place.strides[:d] + place.strides[d + 1 :]
-            return replace(place, shape=shape, strides=strides, offset=place.offset + index * place.strides[d])
-        if node.target is aten.permute.default:
-            order = [self._dim(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]
-            return replace(place, shape=shape, strides=tuple(place.strides[d] for d in order))
-        if node.target is aten.expand.default:
-            return _expanded(place, shape)
         try:
-            return replace(place, shape=shape, strides=_reshaped(place, shape))
-        except _Scattered:
+            return viewed(node, place)
+        except Scattered:
             copy = self._scratch(place.shape)
             self._store(place, copy)
-            return replace(copy, shape=shape, strides=_reshaped(copy, shape))
+            return viewed(node, copy)
 
     def _schedule(self) -> None:
         """Give each operation the earliest stage at which its operands are there."""
@@ -361,40 +299,3 @@ class Lowering:
                 if not apart and not in_turn:
                     return True
         return False
-
-
-def _behind(node: fx.Node) -> int:
-    """How many dimensions there are from the rows on, these included."""
-    sizes = node.meta["val"].shape
-    return len(sizes) - next(d for d, size in enumerate(sizes) if isinstance(size, SymInt))
-
-
-def _expanded(place: Place, shape: tuple[int, ...]) -> Place:
-    """Memory seen in a larger shape, repeated where it has one element for many, or lacks a dimension."""
-    missing = len(shape) - len(place.shape)
-    assert missing >= 0
-    strides = (0,) * missing + tuple(0 if n == 1 else s for n, s in zip(place.shape, place.strides))
-    return replace(place, shape=shape, strides=strides)
-
-
-def _reshaped(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides with which memory is seen in another shape."""
-    old = [(n, s) for n, s in zip(place.shape, place.strides) if n != 1]
-    strides: list[int] = []
-    for size in reversed(shape):
-        if size == 1:
-            strides.append(0)
-            continue
-        if not old:
-            raise Unsupported("a view across the batch")
-        n, s = old.pop()
-        while n < size:  # several dimensions seen as one must lie one after the other
-            if not old or old[-1][1] != n * s:
-                raise _Scattered
-            n *= old.pop()[0]
-        if n % size:
-            raise _Scattered
-        strides.append(s)
-        if n > size:
-            old.append((n // size, s * size))
-    return tuple(reversed(strides))

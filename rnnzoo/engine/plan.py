@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,7 +58,8 @@ class Plan:
 
     Placeholders carry a weight's name, a state's (`s0_h`, `s1_c`), or `x`, `outer0` (what `project` needs of
     `prepare`), `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the names of
-    the states there.
+    the states there. `whole` is a step as it was traced, its output after the new states, where a state is a matrix
+    and `readout` can be traced.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Plan:
     project: fx.Graph
     recur: fx.Graph
     tracer: Tracer
+    whole: fx.Graph | None = None
 
     @cached_property
     def derived(self) -> Derived:
@@ -191,15 +193,42 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
 
 def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
     tracer = Tracer()
-    graph, weights = trace_step(cell, tracer, like, reads)
-    labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
-    names = ["x", *cell.state_names, *weights]
+    whole = None
+    # an output that feeds nothing back is of interest to who would not store the states that it is read off
+    if type(cell).readout is not Cell.readout and any(len(shape) == 2 for shape in cell.state_shapes()):
+        try:
+            whole, weights = trace_step(cell, tracer, like, reads, readout=True)
+        except UserError:
+            tracer = Tracer()
+    if whole is None:
+        graph, weights = trace_step(cell, tracer, like, reads)
+    else:
+        graph = extract({n: str(n.target) for n in inputs(whole)}, outputs(whole)[:-1])
+    # a label is no C++ keyword, and nothing else's name
+    labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))
+    parts, merged = rewrite(tracer, graph, ["x", *cell.state_names, *weights], len(cell.state_names))
+    return assemble(author(cell).__name__, parts, labels, weights, merged, whole)
+
+
+def rewrite(tracer: Tracer, graph: fx.Graph, names: Sequence[str], states: int) -> tuple[Parts, tuple[str, ...]]:
+    """A graph of (x, states, weights), so called, with sums reordered and products merged; and what was merged."""
     merged: list[str] = []
-    parts = Parts(tracer, graph, names, len(cell.state_names))
+    parts = Parts(tracer, graph, names, states)
     for change in CHANGES:
         merged += change(parts)
-        parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, parts.states)
+        parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, states)
+    return parts, tuple(merged)
 
+
+def assemble(
+    name: str,
+    parts: Parts,
+    labels: tuple[str, ...],
+    weights: tuple[str, ...],
+    merged: tuple[str, ...] = (),
+    whole: fx.Graph | None = None,
+) -> Plan:
+    """The plan of a graph of (x, states, weights) -> new states."""
     leaves, shared = _frontier(parts)
     x, *others = inputs(parts.graph)
     states, own = others[: parts.states], others[parts.states :]
@@ -208,14 +237,15 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
     given |= dict(zip(states, labels))
     given |= {node: f"shared{k}" for k, node in enumerate(shared)}
     return Plan(
-        name=author(cell).__name__,
+        name=name,
         states=labels,
         weights=weights,
-        merged=tuple(merged),
+        merged=merged,
         prepare=extract(dict(zip(own, weights)), [*outer, *shared]),
         project=extract({x: "x"} | {node: f"outer{k}" for k, node in enumerate(outer)}, leaves),
         recur=extract(given, outputs(parts.graph)),
-        tracer=tracer,
+        tracer=parts.tracer,
+        whole=whole,
     )
 
 

@@ -104,10 +104,13 @@ def _from_the_front(node: fx.Node) -> list[Any]:
     return [max(size + k, 0) if isinstance(k, int) and k < 0 else k for k in positions[:2]]
 
 
-def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[fx.Graph, tuple[str, ...]]:
+def trace_step(
+    cell: Cell, tracer: Tracer, like: Tensor, reads: Reads, readout: bool = False
+) -> tuple[fx.Graph, tuple[str, ...]]:
     """The graph of (x [N, I], states, weights) -> new states, and the names of the weights.
 
-    `like` has the dtype and the device of all; `reads` is told what else the step reads.
+    `like` has the dtype and the device of all; `reads` is told what else the step reads. With `readout` the output
+    follows the new states.
 
     Raises `UserError` when the step cannot be traced.
     """
@@ -115,7 +118,7 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
 
     def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with Strict():
-            return bare(cell, dict(zip(weights, tensors)), reads).forward(x, *states)
+            return _step(bare(cell, dict(zip(weights, tensors)), reads), x, states, readout)
 
     try:
         reads.begin()
@@ -138,10 +141,9 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
             "on tensors without chance (a constant tensor must be a buffer of the cell); use engine=reference"
         )
-    if len(outputs(graph)) != len(states):
-        raise UserError(
-            f"{author(cell).__name__}.step returns {len(outputs(graph))} states where {len(states)} came in"
-        )
+    count = len(outputs(graph)) - readout
+    if count != len(states):
+        raise UserError(f"{author(cell).__name__}.step returns {count} states where {len(states)} came in")
     for node, state in zip(outputs(graph), states):
         if not (state.is_floating_point() or state.is_complex()):
             raise UserError(f"{author(cell).__name__} has a state of {state.dtype}; count in floating-point numbers")
@@ -150,16 +152,24 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
                 f"{author(cell).__name__}.step returns a state of shape {list(node.meta['val'].shape)} "
                 f"where {list(state.shape)} came in"
             )
-    _try(cell, graph, list(start), weights, reads)
+    _try(cell, graph, list(start), weights, reads, readout)
     return graph, tuple(weights)
 
 
-def _try(cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, Tensor], reads: Reads) -> None:
+def _step(cell: Cell, x: Tensor, states: Sequence[Tensor], readout: bool) -> tuple[Tensor, ...]:
+    """One step's new states, the output after them if it is asked for."""
+    new = cell.forward(x, *states)
+    return (*new, cell.readout(x[:, : cell.input_size], *new)) if readout else new
+
+
+def _try(
+    cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, Tensor], reads: Reads, readout: bool
+) -> None:
     """Run step and graph once, on chance numbers: what tracing does not see shows in numbers or gradients."""
     count = len(states)
 
     def step(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return bare(cell, dict(zip(weights, others[count:])), reads).forward(x, *others[:count])
+        return _step(bare(cell, dict(zip(weights, others[count:])), reads), x, others[:count], readout)
 
     with torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
         generator = torch.Generator(states[0].device).manual_seed(0)
@@ -167,9 +177,12 @@ def _try(cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, T
             torch.randn(shape, generator=generator, dtype=states[0].dtype, device=states[0].device)
             for shape in [(5, cell.features), *((5, *s.shape[1:]) for s in states)]  # not as many rows as in tracing
         ]
+        tensors, like = [*given, *weights.values()], states[0].dtype
+        if readout:  # norms of small numbers, as readouts have them, lose too many digits to tell
+            tensors = [t.double() if t.is_floating_point() else t for t in tensors]
         try:
             traced = module(graph)
-            agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), [*given, *weights.values()])
+            agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), tensors, like)
         except Exception as error:
             raise UserError(
                 f"{author(cell).__name__}.step cannot be tried: {reason(error)}; use engine=reference"
@@ -188,6 +201,11 @@ def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
             return tensor
     numbers = (t for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point() or t.is_complex())
     return next(numbers, torch.empty(0) if x is None else x)
+
+
+def recorded(cell: Cell, x: Tensor) -> bool:
+    """Whether autograd records what the cell makes of x."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cell.parameters()))
 
 
 def reason(error: BaseException) -> str:
@@ -326,6 +344,17 @@ def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda
                 stack.pop()
                 found.setdefault(node)
     return list(found)
+
+
+def merge_equal(graph: fx.Graph, among: Callable[[fx.Node], bool]) -> None:
+    """Of the operations for which `among` holds, those that do the same to the same operands become one."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and among(node):
+            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if made is not node:
+                node.replace_all_uses_with(made, propagate_meta=False)
+                graph.erase_node(node)
 
 
 def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> fx.Graph:

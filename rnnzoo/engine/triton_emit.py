@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.emit import parameters
-from rnnzoo.engine.lower import Place, Unsupported, shape_of
+from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import inputs, outputs
 from rnnzoo.engine.triton_forms import TritonLowering

@@ -10,8 +10,9 @@ import math
 import torch
 from torch import fx
 
-from rnnzoo.engine.lower import Lowering, Operation, Place, Unsupported, Value, _behind, shape_of
+from rnnzoo.engine.lower import Lowering, Operation, Value
 from rnnzoo.engine.operations import POINT
+from rnnzoo.engine.places import Place, Unsupported, behind, shape_of
 from rnnzoo.engine.trace import args_of, aten
 
 SAME = (
@@ -98,7 +99,7 @@ class TritonLowering(Lowering):
         boolean = node.meta["val"].dtype == torch.bool
         if boolean and node.target in (aten.where.self, aten._to_copy.default):
             form = f"({form} != 0)"
-        operands = [self._operand(a, shape, _behind(node)) for a in arguments]
+        operands = [self._operand(a, shape, behind(node)) for a in arguments]
         stores = list(self._wanted.get(node, ()))
         kind = "point bool" if boolean else "point S"
         self.operations[node] = Operation(kind, shape, operands, form, stores=stores)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from rnnzoo.engine.emit import parameters
 from rnnzoo.engine.library import module
-from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan
-from rnnzoo.engine.trace import outputs
+from rnnzoo.engine.trace import inputs, outputs
 from rnnzoo.engine.triton_emit import Source, write
 from rnnzoo.engine.triton_text import LEAST, Blocks, power
 
@@ -29,6 +30,8 @@ class TritonKernel:
 
     Raises `Unsupported` for an operation without a form in Triton, and where there is no Triton.
     """
+
+    label, proven = "triton", False
 
     def __init__(self, plan: Plan, half: bool = False, blocks: Blocks | None = None) -> None:
         if find_spec("triton") is None:
@@ -40,6 +43,8 @@ class TritonKernel:
         self.reused = (False,) * len(outputs(plan.project))
         self.given, self.results = parameters(plan)
         self._widths = [math.prod(n.meta["val"].shape[1:]) for n in outputs(plan.recur)]
+        self._dtype = inputs(plan.recur)[0].meta["val"].dtype
+        self._ready: set[Any] = set()
         self._sources: dict[Blocks, tuple[Source, Any]] = {}
         self._meets = self._source(Blocks(LEAST, 1))[0].meets
 
@@ -69,6 +74,28 @@ class TritonKernel:
             self._sources[blocks] = source, module(source.text, self._plan.name)
         return self._sources[blocks]
 
+    def compiled_for(self, rows: int) -> str:
+        """See `cpp.Kernel.compiled_for`."""
+        return f"{rows} rows"
+
+    def ready(self, rows: int, device: torch.device, saving: bool) -> None:
+        """See `cpp.Kernel.ready`."""
+        if device.type != "cuda" or rows == 0:
+            return
+        blocks = self._blocks or self._divide(rows, device)
+        source, made = self._source(blocks)
+        types = {"lengths": torch.int64, "counters": torch.int32}
+        for name in ("step", "back") if saving else ("recur",):
+            if (name, blocks, device) in self._ready:
+                continue
+            function = getattr(made, name)
+            tensors = function.arg_names[: function.arg_names.index("T")]
+            numbers = [2] * (len(function.arg_names) - len(tensors))
+            with torch.cuda.device(device):
+                some = [types.get(tensor, self._dtype) for tensor in tensors]
+                function.warmup(*some, *numbers, grid=(1,), **_options(source, blocks))
+            self._ready.add((name, blocks, device))
+
     def _launch(
         self,
         name: str,
@@ -83,16 +110,13 @@ class TritonKernel:
         like = tensors[0]
         blocks = self._blocks or self._divide(batch, like.device)
         source, made = self._source(blocks)
-        blocks_of_rows = -(-batch // blocks.rows)
+        rows = -(-batch // blocks.rows)
         ends = torch.full((batch,), steps, device=like.device) if lengths is None else lengths
         scratch = like.new_empty(max(source.scratch, 1) * batch)
-        counters = torch.zeros(32 * blocks_of_rows, dtype=torch.int32, device=like.device)
-        options: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": 1}  # loads must not overtake stores
-        if source.meets and blocks.parts > 1:
-            options["launch_cooperative_grid"] = True  # all programs run at once, or none does
-        getattr(made, name)[(blocks.parts, blocks_of_rows)](
-            *tensors, ends, scratch, counters, steps, batch, *numbers, **options
-        )
+        counters = torch.zeros(32 * rows, dtype=torch.int32, device=like.device)
+        given = [*tensors, ends, scratch, counters, steps, batch, *numbers]
+        with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
+            getattr(made, name)[(blocks.parts, rows)](*given, **_options(source, blocks))
 
     def _divide(self, batch: int, device: torch.device) -> Blocks:
         """How work is divided: into as many programs as the device runs at once, each with the matrices it needs."""
@@ -109,6 +133,13 @@ class TritonKernel:
         parts = max(1, min(-(-widest // LEAST), programs // -(-batch // rows)))
         width = max(LEAST, power(-(-widest // parts)))
         return Blocks(rows, -(-widest // width), held=memory - 16384, precision=precision)
+
+
+def _options(source: Source, blocks: Blocks) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": 1}  # loads must not overtake stores
+    if source.meets and blocks.parts > 1:
+        options["launch_cooperative_grid"] = True  # all programs run at once, or none does
+    return options
 
 
 @cache

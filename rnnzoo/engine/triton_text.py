@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from torch import fx
 
-from rnnzoo.engine.lower import Operation, Place, Value
+from rnnzoo.engine.lower import Operation, Value
+from rnnzoo.engine.places import Place
 from rnnzoo.engine.triton_forms import COMBINE, START, Text, TritonLowering, literal
 
 LEAST = 16

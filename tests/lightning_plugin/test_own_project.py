@@ -72,6 +72,16 @@ def test_lightnings_own_command_line(tmp_path: Path, command: Callable[..., subp
     assert "max_epochs=1` reached" in done.stderr
 
 
+def test_a_cells_name_says_enough_for_a_model() -> None:
+    from pytorch_lightning.cli import LightningCLI
+
+    assert Sine(model="lstm").hparams["model"] == {"cell": "lstm", "hidden_size": 64}
+    quiet = {"logger": False, "enable_checkpointing": False, **QUIET}
+    made = LightningCLI(Sine, Waves, run=False, args=["--model.model=mgu"], trainer_defaults=quiet)
+    assert made.model.layer.cells[0].extra_repr() == "1, 64"
+    assert made.model.hparams["model"]["cell"] == "mgu"
+
+
 def _environment() -> dict[str, str]:
     import os
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -267,6 +268,53 @@ def test_a_season_longer_than_the_training_part_is_refused() -> None:
 # The model
 
 
+def test_segments_equal_the_papers_steps() -> None:
+    """One column of one window at a time: segments relative to the last value, then one step for each segment ahead."""
+    data = windows(noise(60, 2) * 3 + 100, targets=["b"], scaling="standard", window=6, horizon=5)
+    torch.manual_seed(0)
+    model = Forecast(model={"cell": "lstm", "hidden_size": 4}, strategy="segments", segment=2, **data.facts()).eval()
+    x = data.windows_at(torch.tensor([20, 31, 40])).x
+    with torch.no_grad():
+        found, parts = model(x), model.segments
+        assert parts is not None and found.shape == (5, 3, 1)
+        for b in range(3):
+            series = x[:, b, 1]
+            read = torch.stack([parts.embed(piece - series[-1]).relu() for piece in series.split(2)])
+            _, state = parts.layer(read)  # one sequence, without a batch
+            ahead = []
+            for place in parts.places:
+                asked = torch.cat([place[0], parts.columns[0, 1]])
+                output, _ = parts.layer(asked[None], state)
+                ahead.append(parts.head(output[0]) + series[-1])
+            torch.testing.assert_close(found[:, b, 0], torch.cat(ahead)[:5])
+
+
+def test_segments_that_do_not_fit_are_refused() -> None:
+    facts = windows(noise(60)).facts()
+    for options, said in (
+        ({"segment": 2}, "task.segment=2: must divide task.window=5"),
+        ({"segment": 5, "model": {"hidden_size": 3}}, "model.hidden_size=3: must be even"),
+        ({"segment": 5, "model": {"hidden_size": 4, "bidirectional": True}}, "model.bidirectional=true"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Forecast(strategy="segments", **facts, **options)  # type: ignore[arg-type]
+
+
+def test_the_split_of_the_literature(tmp_path: Path) -> None:
+    """Hourly rows: 8,640 to train on, 2,880 to validate and to test on, the rest unused (Zhou et al. 2021)."""
+    path = tmp_path / "hours.csv"
+    start = datetime(2016, 7, 1)
+    rows = [f"{start + timedelta(hours=k)},{math.sin(k / 4) + k % 7}" for k in range(15_000)]
+    path.write_text("\n".join(["date,OT", *rows]))
+    data = ready(Windows(data=str(path), window=96, horizon=48, split="ett"))
+    assert [(int(part[0]), int(part[-1]) + 48) for part in (data.train, data.val, data.test)] == [
+        (96, 8640), (8640, 11520), (11520, 14400),
+    ]  # fmt: skip
+    path.write_text("\n".join(["date,OT", *rows[:9000]]))
+    with pytest.raises(UserError, match=r"task\.split=ett needs dates and 600 days, of which there are 375"):
+        ready(Windows(data=str(path), window=96, horizon=48, split="ett"))
+
+
 def test_a_head_that_says_nothing_is_persistence() -> None:
     data = windows(noise(60, 2) * 3 + 100, targets=["b"], scaling="standard")
     model = module(data)
@@ -341,7 +389,9 @@ def test_training_beats_the_baselines(train: Callable[..., Path]) -> None:
     assert matplotlib.image.imread(folder / "plots" / "forecast.png")[:, :, :3].std() > 0.05  # not a blank one
 
 
-def test_a_file_with_gaps_and_several_targets(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_with_gaps_and_several_targets(
+    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = noise(120, 3).numpy()
     rows = [f"{datetime(2001, 1, 1) + timedelta(hours=6 * row)},{a},{b},{c}" for row, (a, b, c) in enumerate(values)]
     rows[50] = rows[50].rpartition(",")[0] + ","
@@ -349,7 +399,10 @@ def test_a_file_with_gaps_and_several_targets(train: Callable[..., Path], tmp_pa
     path.write_text("\n".join(["when,wind,rain,sun", *rows]))
     toy = ("model.hidden_size=4", "trainer.max_epochs=1", f"task.data={path}", "task.missing=linear")
     found = metrics(train(*SMALL, *toy, "task.targets=[sun,wind]", "model.bidirectional=true"))
+    # a loss and ten errors of validation, and the training's loss, of which a line shows eight
+    assert re.search(r"^epoch 1/1  val/loss \S+ .* and 4 more  train/loss \S+  \S+ s$", capsys.readouterr().out, re.M)
     expected = {f"{name}_{target}" for name in ("mae", "rmse", "rmse_last", "mase") for target in ("sun", "wind")}
+    expected |= {"scaled_mse", "scaled_mae"}
     assert expected == {name.removeprefix("test/") for name in found if name.startswith("test/")} - {"loss"}
     for baseline in ("persistence", "seasonal", "linear"):
         assert {f"baseline/{baseline}_{name}" for name in expected} <= found.keys()

@@ -421,5 +421,7 @@ def test_errors_are_in_the_datas_units() -> None:
             "rmse_last_a": last[0], "rmse_last_b": last[1],
             "mae_a": mae[0], "mae_b": mae[1], "rmse_a": rmse[0], "rmse_b": rmse[1],
             "mase_a": mae[0] / 0.5, "mase_b": mae[1] / 4,
+            "scaled_mse": float(((forecast - target) ** 2).nanmean()),
+            "scaled_mae": float((forecast - target).abs().nanmean()),
         }, rel=1e-5,
     )  # fmt: skip

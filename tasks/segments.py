@@ -1,0 +1,57 @@
+"""Series read and forecast in segments: a few steps of a recurrent layer where row by row there would be hundreds.
+
+As SegRNN (Lin et al. 2023, arXiv:2308.11200), for any cell. Columns are read apart from each other, by the same
+weights; all segments ahead are answered at once, each by one step from the state after the window, told by embeddings
+which segment and which column it is.
+
+Shapes: T rows of a window, B batch, n columns, H rows ahead, S segments of R rows in a window, A segments ahead,
+E features of the layer's input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rnnzoo import Recurrent, UserError
+
+
+class Segments(nn.Module):
+    """Windows to forecasts, in scaled units.
+
+    Args:
+        layer: E to F features, forwards only; E is even.
+        columns: how many, n.
+        window: rows of a window, T.
+        horizon: rows ahead, H.
+        rows: of a segment, R; the window is a multiple of it.
+        dropout: of the layer's outputs, before the head.
+    """
+
+    def __init__(self, layer: Recurrent, columns: int, window: int, horizon: int, rows: int, dropout: float) -> None:
+        super().__init__()
+        if window % rows:
+            raise UserError(f"task.segment={rows}: must divide task.window={window}")
+        if layer.input_size % 2:
+            raise UserError(f"model.hidden_size={layer.input_size}: must be even for task.strategy=segments")
+        self.layer, self.rows, self.horizon = layer, rows, horizon
+        self.embed = nn.Linear(rows, layer.input_size)
+        self.places = nn.Parameter(torch.randn(-(-horizon // rows), 1, layer.input_size // 2))
+        self.columns = nn.Parameter(torch.randn(1, columns, layer.input_size // 2))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(layer.output_size, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows x [T, B, n] to forecasts [H, B, n] of all columns."""
+        B, n = x.shape[1:]
+        last = x[-1]
+        pieces = (x - last).unflatten(0, (-1, self.rows)).permute(0, 2, 3, 1).flatten(1, 2)  # [S, B·n, R]
+        _, state = self.layer(torch.relu(self.embed(pieces.to(self.embed.weight.dtype))))
+        ahead = len(self.places)
+        asked = torch.cat([self.places.expand(-1, n, -1), self.columns.expand(ahead, -1, -1)], -1)  # [A, n, E]
+        asked = asked[:, None].expand(-1, B, -1, -1).flatten(0, 2)  # [A·B·n, E]
+        states = (state,) if isinstance(state, Tensor) else state
+        repeated = tuple(s[:, None].expand(-1, ahead, *[-1] * (s.dim() - 1)).flatten(1, 2) for s in states)
+        output, _ = self.layer.step(asked, repeated[0] if isinstance(state, Tensor) else repeated)
+        change = self.head(self.dropout(output)).unflatten(0, (ahead, B, n))  # [A, B, n, R]
+        return last + change.permute(0, 3, 1, 2).flatten(0, 1)[: self.horizon].to(x.dtype)
