@@ -46,8 +46,8 @@ def work(cell, size, engine, way):
     from rnnzoo import Recurrent
     from rnnzoo.check import everything
     from rnnzoo.engine import serial
+    from rnnzoo.engine.triton_blocks import Blocks
     from rnnzoo.engine.triton_kernel import TritonKernel
-    from rnnzoo.engine.triton_text import Blocks
 
     T, B, I, H = size  # noqa: E741
     blocks = Blocks(**way) if way else None

@@ -21,8 +21,8 @@ from triton.runtime import interpreter
 from rnnzoo import Recurrent
 from rnnzoo.check import everything
 from rnnzoo.engine import serial, triton_functions
+from rnnzoo.engine.triton_blocks import Blocks
 from rnnzoo.engine.triton_kernel import TritonKernel
-from rnnzoo.engine.triton_text import Blocks
 
 T, B, I = 3, 3, 3  # noqa: E741  I is the input size everywhere in this project
 

@@ -19,8 +19,9 @@ from rnnzoo.engine.emit import parameters
 from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import inputs, outputs
+from rnnzoo.engine.triton_blocks import Blocks
 from rnnzoo.engine.triton_forms import TritonLowering
-from rnnzoo.engine.triton_text import Blocks, Function, key
+from rnnzoo.engine.triton_text import Function, key
 
 TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 

@@ -21,8 +21,8 @@ from rnnzoo.engine.library import module
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import inputs, outputs
+from rnnzoo.engine.triton_blocks import LEAST, Blocks, divide
 from rnnzoo.engine.triton_emit import Source, write
-from rnnzoo.engine.triton_text import LEAST, Blocks, power
 
 
 class TritonKernel:
@@ -38,15 +38,15 @@ class TritonKernel:
             raise Unsupported("a machine without Triton")
         self._plan = replace(plan)  # a copy: who keeps the plan itself keeps what is made of it
         self._plan.__dict__["derived"] = plan.derived
-        self._half, self._blocks = half, blocks
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
         self.given, self.results = parameters(plan)
-        self._widths = [math.prod(n.meta["val"].shape[1:]) for n in outputs(plan.recur)]
+        self._widest = max(math.prod(n.meta["val"].shape[1:]) for n in outputs(plan.recur))
         self._dtype = inputs(plan.recur)[0].meta["val"].dtype
+        self._half, self._blocks = half and self._dtype == torch.float32, blocks
         self._ready: set[Any] = set()
         self._sources: dict[Blocks, tuple[Source, Any]] = {}
-        self._meets = self._source(Blocks(LEAST, 1))[0].meets
+        self._meets = write(self._plan, Blocks(LEAST, 1)).meets
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
@@ -119,20 +119,11 @@ class TritonKernel:
             getattr(made, name)[(blocks.parts, rows)](*given, **_options(source, blocks))
 
     def _divide(self, batch: int, device: torch.device) -> Blocks:
-        """How work is divided: into as many programs as the device runs at once, each with the matrices it needs."""
-        precision = "bf16" if self._half else "ieee"
-        widest = max(self._widths)
-        if device.type != "cuda":
-            return Blocks(LEAST, 1, precision=precision)
-        if not self._meets:
-            return Blocks(1, -(-widest // 128))
-        programs, memory = _abilities(device)
-        rows = 8
-        while rows < 64 and -(-batch // rows) * -(-widest // LEAST) > programs:
-            rows *= 2
-        parts = max(1, min(-(-widest // LEAST), programs // -(-batch // rows)))
-        width = max(LEAST, power(-(-widest // parts)))
-        return Blocks(rows, -(-widest // width), held=memory - 16384, precision=precision)
+        if device.type != "cuda":  # Triton's interpreter
+            return Blocks(LEAST, 1)
+        fast = torch.backends.cuda.matmul.fp32_precision == "tf32" and self._dtype == torch.float32
+        precision = "bf16" if self._half else "tf32" if fast else "ieee"
+        return divide(batch, self._widest, self._meets, *_abilities(device), precision)
 
 
 def _options(source: Source, blocks: Blocks) -> dict[str, Any]:

@@ -9,46 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import fx
 
 from rnnzoo.engine.lower import Operation, Value
 from rnnzoo.engine.places import Place
+from rnnzoo.engine.triton_blocks import LEAST, Blocks, power
 from rnnzoo.engine.triton_forms import COMBINE, START, Text, TritonLowering, literal
-
-LEAST = 16
-"""The least rows, features and terms of a product in Triton."""
 
 BYTES = {"bf16": 2, "tf32x3": 8}
 """Of a number of a matrix, where that hangs on the precision."""
 
 Key: TypeAlias = "tuple[str, int, tuple[int, ...], tuple[int, ...]]"
 """Base, offset, shape and strides of a place: what is read just as it was written is still in registers."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How work is divided.
-
-    `rows` of the batch are kept by one program, or by `parts` programs with their part of the features each. `deep`
-    terms of a product are summed at once; up to `held` bytes of matrices stay with a program, others are read again at
-    each time step.
-    `precision` is that of products, in Triton's words, or "bf16". A program has `warps` times 32 threads.
-    """
-
-    rows: int
-    parts: int
-    deep: int = 64
-    held: int = 0
-    precision: str = "ieee"
-    warps: int = 4
-
-
-def power(number: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << max(number - 1, 0).bit_length()
 
 
 def key(place: Place) -> Key:
