@@ -107,8 +107,8 @@ def equal(left: Path, right: Path) -> None:
     ("number", "moment", "steps"),
     [
         ("SIGUSR1", f"calls[True] == {7 * BATCH + 1}", 8),  # in the eighth batch, after which no checkpoint is due
-        ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 9),  # in an epoch's last
-        ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 4),
+        ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 10),  # in an epoch's last
+        ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 5),
         ("SIGTERM", f"calls[False] > {3 * BATCH + REHEARSED}", 15),
         ("SIGINT", f"calls[True] == {7 * BATCH + 1}", 8),
     ],
