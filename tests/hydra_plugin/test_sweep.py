@@ -285,7 +285,7 @@ def training(folder: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="kills processes that only Linux lists")
 def test_kill_minus_nine_loses_nothing_and_repeats_nothing(here: Path) -> None:
-    """RNNZOO_KILLS says how often, each time while a trial trains; as many count in the end as if there were none."""
+    """RNNZOO_KILLS says how often, each time while a trial trains; in the end as many count as if there were none."""
     kills, chance = int(os.environ.get("RNNZOO_KILLS", "1")), random.Random(1)
     n_trials = 2 + 2 * kills
     arguments = [*TOY, "sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "sweep.sampler=random",
