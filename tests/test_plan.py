@@ -19,7 +19,7 @@ from rnnzoo import Bias, Cell, Diagonal, InputWeight, Recurrent, RecurrentWeight
 from rnnzoo.engine import plan as plans
 from rnnzoo.engine import scan, serial
 from rnnzoo.engine.cpp import Kernel
-from rnnzoo.engine.lower import Unsupported
+from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import ancestors, aten, has_rows, outputs

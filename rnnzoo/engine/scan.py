@@ -40,6 +40,7 @@ from rnnzoo.engine.trace import (
     module,
     outputs,
     reason,
+    recorded,
 )
 from rnnzoo.errors import UserError
 
@@ -92,6 +93,15 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     return found
 
 
+def unproven(prepared: list[Solution], cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run by beside plan and device, or None on a CPU, where the suite proves all cells."""
+    return None if x.device.type == "cpu" else (f"gradients: {recorded(cell, x)}",)
+
+
+def ready(prepared: list[Solution], cell: Cell, x: Tensor) -> None:
+    """Nothing: torch's own operations run it."""
+
+
 _solutions: weakref.WeakKeyDictionary[Plan, list[Solution] | str] = weakref.WeakKeyDictionary()
 
 
@@ -105,17 +115,19 @@ def solve(plan: Plan) -> list[Solution]:
     left = list(plan.states)
     while left:
         solved = set(plan.states).difference(left)
-        together = next((group for n in (1, 2) for group in combinations(left, n) if ready(group, reads, solved)), None)
+        together = next(
+            (group for n in (1, 2) for group in combinations(left, n) if _solvable(group, reads, solved)), None
+        )
         name = " and ".join(state.partition("_")[2] for state in together or left)
         if together is None:
             raise NotAffine(f"{name} depend on each other")
         states, results = [given[s] for s in together], [new[s] for s in together]
         own = any(reads[s] & set(together) for s in together)
         factors: tuple[Factor, ...] = (*results,)
-        replacing = _replacing(states, results) if own else None
+        replacing = replaced_by(states, results) if own else None
         if own:
             starts = states if replacing is None else replacing
-            found = [_affine(plan.tracer, graph, starts, result, name) for result in results]
+            found = [affine(plan.tracer, graph, starts, result, name) for result in results]
             factors = found[0] if len(found) == 1 else _complex(name, *found)
         if replacing is not None:
             factors = (*factors, *(args_of(node)[1] for node in replacing), args_of(replacing[0])[0])
@@ -132,12 +144,12 @@ def solve(plan: Plan) -> list[Solution]:
     return solutions
 
 
-def ready(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[str]) -> bool:
+def _solvable(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[str]) -> bool:
     """Whether these states, one or two, read nothing but each other and what has been solved."""
     return all(reads[state] <= solved | set(states) for state in states)
 
 
-def _replacing(states: list[fx.Node], results: list[fx.Node]) -> list[fx.Node] | None:
+def replaced_by(states: list[fx.Node], results: list[fx.Node]) -> list[fx.Node] | None:
     """The nodes where(anew, value, state), with one `anew`, that alone read the states, if there are such."""
     found = []
     for state in states:
@@ -179,7 +191,7 @@ def _product(x: Factor) -> tuple[float, Counter[fx.Node]]:
     return parts[0][0] * parts[1][0], parts[0][1] + parts[1][1]
 
 
-def _affine(tracer: Tracer, graph: fx.Graph, states: list[fx.Node], result: fx.Node, name: str) -> tuple[Factor, ...]:
+def affine(tracer: Tracer, graph: fx.Graph, states: list[fx.Node], result: fx.Node, name: str) -> tuple[Factor, ...]:
     """a, one for each of the states, and b such that `result` is the sum of a · state, and b; none depends on them."""
     shape = states[0].meta["val"].shape[1:]
     none = (0.0,) * len(states)
