@@ -395,10 +395,6 @@ def _row(inside: str) -> str:
 
 def _rows(detail: int | str | tuple[int, int]) -> str:
     """Rows counted from 1, as papers do."""
-    return (
-        f"{detail[0] + 1}:{detail[1]}"
-        if isinstance(detail, tuple)
-        else str(detail + 1)
-        if isinstance(detail, int)
-        else detail
-    )
+    if isinstance(detail, tuple):
+        return f"{detail[0] + 1}:{detail[1]}"
+    return str(detail + 1) if isinstance(detail, int) else detail
