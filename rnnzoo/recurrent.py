@@ -322,8 +322,9 @@ class Recurrent(nn.Module):
         # Packed anew by hand: the order among sequences of one length must stay the one that came in.
         order = packed.sorted_indices
         output = output if order is None else output.index_select(1, order)
-        rows = torch.arange(x.shape[1])[None] < packed.batch_sizes[:, None]  # [T, B]
-        return packed._replace(data=output[rows.to(x.device)]), state
+        # batch sizes lie on the CPU, so that what is chosen is known without waiting for a device
+        rows = (torch.arange(x.shape[1])[None] < packed.batch_sizes[:, None]).flatten().nonzero()[:, 0]  # of [T · B]
+        return packed._replace(data=output.flatten(0, 1).index_select(0, rows.to(x.device))), state
 
     def _check_features(self, input: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
         if input.dim() not in dimensions or input.shape[-1] != self.input_size:
