@@ -20,6 +20,7 @@ from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
+from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
 
@@ -57,14 +58,19 @@ def _kernel(plan: Plan, half: bool) -> Kernel:
     return Kernel(plan, half and single and torch.cpu._is_avx512_bf16_supported())
 
 
-LOOPS: dict[str, Callable[[Plan, bool], Any]] = {"kernel": _kernel, "graphs": lambda plan, half: Steps(plan)}
+LOOPS: dict[str, Callable[[Plan, bool], Any]] = {
+    "kernel": _kernel,
+    "triton": TritonKernel,
+    "graphs": lambda plan, half: Steps(plan),
+}
 """What can run a plan's loop, by name, from the plan and whether products may be made in bfloat16; each has the
 interface of `cpp.Kernel` and raises `Unsupported` for a plan that it has no form for."""
 
 
 def loops(device: str) -> tuple[str, ...]:
     """The loops for a kind of device; the first that supports a plan takes it."""
-    return ("kernel", "graphs") if device == "cpu" else ("graphs",)
+    own = {"cpu": ("kernel",), "cuda": ("triton",)}
+    return (*own.get(device, ()), "graphs")
 
 
 @contextmanager
@@ -116,16 +122,23 @@ class Program:
         self.name, self.states = plan.name, plan.states
         self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
+        derived = self.loop.derived
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
-        self.defer = module(plan.derived.defer)
+        self.defer = module(derived.defer)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
-        self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
+        self.saved = [_shape(node) for node in outputs(derived.step)[len(plan.states) :]]
         self.kept = [
-            _shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]
+            _shape(node)
+            for node in outputs(derived.back)[len(plan.states) + len(outputs(plan.project)) :][: derived.kept]
         ]
-        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
+        self.totals = {
+            str(n.target): tuple(n.meta["val"].shape)
+            for n in inputs(derived.defer)
+            if str(n.target).startswith("total")
+        }
+        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(derived.defer)]
         self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 
 
@@ -276,6 +289,8 @@ class _Loop(torch.autograd.Function):
             reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *shape)
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
+        threads = min(torch.get_num_threads(), B)
+        known |= {name: stacks[0].new_zeros(threads, *shape) for name, shape in made.totals.items()}
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):
             made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
@@ -290,6 +305,8 @@ def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[st
     """What `defer` reads, all time steps as rows."""
     if name.startswith("shared"):
         return known[name].to(dtype)
+    if name.startswith("total"):
+        return known[name].sum(0).to(dtype)
     if name in states:
         tensor = known[name][:-1]
     else:
