@@ -24,7 +24,7 @@ def check_lengths(lengths: Tensor | list[int], steps: int, batch: int) -> Tensor
         raise UserError(f"lengths must be {batch} integers, one a sequence, not {_shown(lengths)}")
     if lengths.is_cuda or lengths.is_meta:
         right = ((lengths >= 1) & (lengths <= steps)).all()
-        torch._assert_async(right, f"lengths must lie between 1 and {steps} steps")  # type: ignore[call-overload]
+        torch._assert_async(right, f"lengths must lie between 1 and {steps} steps")
     elif not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
         raise UserError(f"lengths must lie between 1 and {steps} steps, not {lengths.tolist()}")
     return lengths.to(torch.int64)

@@ -325,7 +325,7 @@ class NameLM(LanguageModel):
         self.eval()
         loss, count = self.score(Batch(labels, F.pad(codes.T, (0, 1), value=BOUNDARY)))
         self.train(training)
-        return -float(loss) * count
+        return -float(loss) * int(count)
 
     def _numbers(self, label: str, text: str) -> tuple[Tensor, Tensor]:
         """A class [1], and the boundary with the characters after it [T, 1]."""

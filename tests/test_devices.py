@@ -8,6 +8,9 @@ Shapes: T time steps, B batch, I input size, H hidden size.
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -146,3 +149,11 @@ def test_a_carried_state_follows_its_module() -> None:
     assert module.carried.device == META
     module.training_loss = lambda loss, count: loss
     assert module.training_step(torch.zeros(2, 5, dtype=torch.long, device=META), 1).device == META
+
+
+def test_make_gpu_ends_in_one_line_where_there_is_none(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command("tests/gpu.py", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("\n") == 1 and "finds no CUDA device here, so there is nothing to measure" in done.stdout
