@@ -530,7 +530,24 @@ class FromTheEnd(Cell):
         return torch.tanh(x @ self.W + turned @ self.U) * torch.sigmoid(h[:, -1, None])
 
 
-ODD = [NoParameters, OnlyScalars, WithoutInput, Masked, Interpolated, SumsBetweenProducts, Recorded, FromTheEnd]
+class WithoutLeaves(Cell):
+    """Nothing enters from outside."""
+
+    def step(self, x: Tensor, h: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
+        return h - 0.3 * torch.sigmoid(h), 0.5 * M + torch.tanh(h)
+
+
+ODD = [
+    WithoutLeaves,
+    NoParameters,
+    OnlyScalars,
+    WithoutInput,
+    Masked,
+    Interpolated,
+    SumsBetweenProducts,
+    Recorded,
+    FromTheEnd,
+]
 
 
 @pytest.mark.parametrize("kernel", [False, True], ids=["plan", "kernel"])

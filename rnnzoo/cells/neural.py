@@ -1,13 +1,13 @@
 """Models of networks of neurons as neuroscience fits them to tasks and to recordings."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn, relu, tanh
 from torch.nn.functional import softplus
 
-from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, Weight, gate
+from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
 from rnnzoo.errors import UserError
 from rnnzoo.registry import register
 
@@ -39,6 +39,78 @@ class Leaky(Cell):
 
 
 DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_model.py"
+
+
+class Spike(torch.autograd.Function):
+    """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + slope |u|)^2 (Zenke & Ganguli 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.slope = slope
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (u,) = ctx.saved_tensors
+        return gradient / (1 + ctx.slope * u.abs()) ** 2, None
+
+
+@register(
+    "lif",
+    source="Neftci et al. 2019, arXiv:1901.09948, with instantaneous synapses",
+    code="github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py",
+    seen="none",
+)
+class LIF(Cell):
+    """Leaky integrate-and-fire neurons: a potential u leaks, and a spike s, at 1, takes 1 off it a step later.
+
+    What a spike takes off has no gradient. Differs: the file has no recurrent weights V, which stand in another one
+    (rleaky.py); threshold and beta are not learned.
+    """
+
+    beta: float = 0.9
+    slope: float = 25.0
+
+    W, V, b = gate()
+
+    def step(self, x: Tensor, s: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = self.beta * u + x @ self.W + s @ self.V + self.b - s.detach()
+        spike: Tensor = Spike.apply(u - 1, self.slope)
+        return spike, u
+
+
+@register(
+    "surnn",
+    source="Yin et al. 2026, arXiv:2603.02226, as in github.com/MartinuzziFrancesco/torchrecurrent at a358eb0",
+    seen="none",
+)
+class SelectiveUpdate(Cell):
+    """Selective-update network: a unit's own clock, a sum of sines, says at which steps it is open; else it keeps h.
+
+    Differs: the file's gate has no gradient, here it has a spike's; phases phi start uniform, because from its phase 0
+    and frequency pi all sines are rounding errors.
+    """
+
+    harmonics: int = 1
+    slope: float = 25.0
+
+    W, U, b = gate()
+    a = Bias()
+    alpha, phi = Weight("hidden", "harmonics", init=nn.init.ones_), Weight("hidden", "harmonics", init="phases")
+    omega = Weight("harmonics", init="spaced")
+    h, t = State("hidden"), State(1)
+
+    def phases(self, tensor: Tensor) -> None:
+        nn.init.uniform_(tensor, -math.pi, math.pi)
+
+    def spaced(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.arange(1, len(tensor) + 1) * (math.pi / len(tensor)))
+
+    def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        sines = (self.alpha * torch.sin(self.omega * t[:, :, None] + self.phi)).sum(-1)
+        g: Tensor = Spike.apply(self.a + sines, self.slope)
+        return h + g * (tanh(x @ self.W + h @ self.U + self.b) - h), t + 1
 
 
 class _PLRNN(Cell):

@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
+from rnnzoo.engine.gradients import OPENED
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.strict import Strict, agree
 from rnnzoo.errors import UserError
@@ -287,6 +288,8 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    if node.target in OPENED:  # as far as shapes tell
+        pointwise = all(operand.meta["val"].shape == node.meta["val"].shape for operand in tensors(node))
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
 
 
