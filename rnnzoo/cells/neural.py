@@ -56,12 +56,10 @@ class Spike(torch.autograd.Function):
         return gradient / (1 + ctx.slope * u.abs()) ** 2, None
 
 
-@register(
-    "lif",
-    source="Neftci et al. 2019, arXiv:1901.09948, with instantaneous synapses",
-    code="github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py",
-    seen="none",
-)
+SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py"
+
+
+@register("lif", source="Neftci et al. 2019, arXiv:1901.09948, synapses instantaneous", code=SNNTORCH, seen="none")
 class LIF(Cell):
     """Leaky integrate-and-fire neurons: a potential u leaks, and a spike s, at 1, takes 1 off it a step later.
 
@@ -80,25 +78,18 @@ class LIF(Cell):
         return spike, u
 
 
-@register(
-    "surnn",
-    source="Yin et al. 2026, arXiv:2603.02226, as in github.com/MartinuzziFrancesco/torchrecurrent at a358eb0",
-    seen="none",
-)
+@register("surnn", source="Yin et al. 2026, arXiv:2603.02226, as torchrecurrent at a358eb0 has it", seen="none")
 class SelectiveUpdate(Cell):
     """Selective-update network: a unit's own clock, a sum of sines, says at which steps it is open; else it keeps h.
 
-    Differs: the file's gate has no gradient, here it has a spike's; phases phi start uniform, because from its phase 0
-    and frequency pi all sines are rounding errors.
+    Differs: the package's gate has no gradient, here it has a spike's; phases phi start uniform, because from its
+    phase 0 and frequency pi all sines are rounding errors.
     """
 
     harmonics: int = 1
-    slope: float = 25.0
-
     W, U, b = gate()
-    a = Bias()
-    alpha, phi = Weight("hidden", "harmonics", init=nn.init.ones_), Weight("hidden", "harmonics", init="phases")
-    omega = Weight("harmonics", init="spaced")
+    a, alpha = Bias(), Weight("hidden", "harmonics", init=nn.init.ones_)
+    phi, omega = Weight("hidden", "harmonics", init="phases"), Weight("harmonics", init="spaced")
     h, t = State("hidden"), State(1)
 
     def phases(self, tensor: Tensor) -> None:
@@ -109,7 +100,7 @@ class SelectiveUpdate(Cell):
 
     def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         sines = (self.alpha * torch.sin(self.omega * t[:, :, None] + self.phi)).sum(-1)
-        g: Tensor = Spike.apply(self.a + sines, self.slope)
+        g: Tensor = Spike.apply(self.a + sines, 25.0)
         return h + g * (tanh(x @ self.W + h @ self.U + self.b) - h), t + 1
 
 

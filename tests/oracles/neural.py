@@ -31,7 +31,7 @@ def lif(p, x, s, u, beta, slope):
     return s, (s, u)
 
 
-def surnn(p, x, h, t, harmonics, slope):
+def surnn(p, x, h, t, harmonics):
     """Yin et al. 2026: a_i = b_i + Σ_k α_ik sin(ω_k t + φ_ik), g = H(a), h <- h + g (tanh(W x + U h + b) - h).
 
     MartinuzziFrancesco/torchrecurrent, cells/surnn_cell.py; H(0) = 0. The cell's matrices [H, K] are seen as [K, H].
