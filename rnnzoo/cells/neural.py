@@ -42,18 +42,16 @@ DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_
 
 
 class Spike(torch.autograd.Function):
-    """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + slope |u|)^2 (Zenke & Ganguli 2018)."""
+    """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + 25 |u|)^2 (Zenke & Ganguli 2018)."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, slope: float) -> Tensor:
+    def forward(ctx: Any, u: Tensor) -> Tensor:
         ctx.save_for_backward(u)
-        ctx.slope = slope
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (u,) = ctx.saved_tensors
-        return gradient / (1 + ctx.slope * u.abs()) ** 2, None
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient / (1 + 25 * ctx.saved_tensors[0].abs()) ** 2
 
 
 SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py"
@@ -63,18 +61,15 @@ SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.
 class LIF(Cell):
     """Leaky integrate-and-fire neurons: a potential u leaks, and a spike s, at 1, takes 1 off it a step later.
 
-    What a spike takes off has no gradient. Differs: the file has no recurrent weights V, which stand in another one
-    (rleaky.py); threshold and beta are not learned.
+    What a spike takes off has no gradient. Differs: the file has no recurrent weights V; beta is not learned.
     """
 
     beta: float = 0.9
-    slope: float = 25.0
-
     W, V, b = gate()
 
     def step(self, x: Tensor, s: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         u = self.beta * u + x @ self.W + s @ self.V + self.b - s.detach()
-        spike: Tensor = Spike.apply(u - 1, self.slope)
+        spike: Tensor = Spike.apply(u - 1)
         return spike, u
 
 
@@ -100,7 +95,7 @@ class SelectiveUpdate(Cell):
 
     def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         sines = (self.alpha * torch.sin(self.omega * t[:, :, None] + self.phi)).sum(-1)
-        g: Tensor = Spike.apply(self.a + sines, 25.0)
+        g: Tensor = Spike.apply(self.a + sines)
         return h + g * (tanh(x @ self.W + h @ self.U + self.b) - h), t + 1
 
 

@@ -20,11 +20,11 @@ def leaky(p, x, r, dt, tau, nonlinearity):
     return r, (r,)
 
 
-def lif(p, x, s, u, beta, slope):
+def lif(p, x, s, u, beta):
     """Neftci et al. 2019 without synaptic currents: U <- β U + I - S, S = Θ(U - 1), I = W x + V S + b.
 
     jeshraghian/snntorch, snntorch/_neurons/leaky.py, reset_mechanism="subtract": β U + I - R U_thr, where R is whether
-    the potential before was above U_thr. The slope is of gradients alone.
+    the potential before was above U_thr.
     """
     u = beta * u + p.W @ x + p.V @ s + p.b - s
     s = np.where(u > 1, 1.0, 0.0)
