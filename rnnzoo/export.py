@@ -44,9 +44,9 @@ def export(model: nn.Module, form: str, metadata: Mapping[str, str] | None = Non
     """A model for evaluation as the bytes of one file, "onnx" or "pt2", which takes any T and B.
 
     The file takes what `model.forward` must be given, and `state` where that is one of its parameters, and returns what
-    `forward` returns. Parameters are known by name: `input` is what a `Recurrent` takes, `x` [T, B, I], `codes` and
-    `words` [T, B] int64, `lengths` [B] int64, between 1 and T, which a file cannot check, `labels` [B] int64, `pixels`
-    [B, 28, 28] bytes. PT2 is called as the model is. ONNX has an input `initial_NAME` for each state, and the outputs
+    `forward` returns. `input` is what a `Recurrent` takes, `x` [T, B, I], `lengths` [B] int64, between 1 and T, which a
+    file cannot check; other parameters are what the model's `example_inputs(T, B)` has under their names, a dictionary
+    of tensors. PT2 is called as the model is. ONNX has an input `initial_NAME` for each state, and the outputs
     `output` and `final_NAME`; states are [L·D, B, ...].
 
     Where a learned initial state is not zero, it stands in the metadata as `initial_NAME`, in JSON [L·D, ...]. PT2
@@ -183,31 +183,47 @@ class _Trial(NamedTuple):
 def _trial(model: nn.Module, layer: Recurrent, steps: int, batch: int) -> _Trial:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(steps, batch, layer.input_size, generator=generator, dtype=sample(layer._cell(0)).dtype)
-    codes = torch.randint(2, (steps, batch), generator=generator)
     input = x.transpose(0, 1) if layer.batch_first else x
     state = layer(input)[1]
     time_first = {0: "time", 1: "batch"}
     known = {
         "input": (input, {1: "time", 0: "batch"} if layer.batch_first else time_first),
         "x": (x, time_first),
-        "codes": (codes, time_first),
-        "words": (codes, time_first),
         "lengths": (1 + torch.arange(batch) % steps, {0: "batch"}),
-        "labels": (torch.zeros(batch, dtype=torch.int64), {0: "batch"}),
-        "pixels": (torch.randint(256, (batch, 28, 28), generator=generator, dtype=torch.uint8), {0: "batch"}),
         "state": (state, tree_map(lambda tensor: {1: "batch"}, state)),
     }
+    known |= {name: (_examples(model, steps, batch)[name], dims) for name, dims in _open_in_examples(model).items()}
     parameters = inspect.signature(model.forward).parameters.values()
     wanted = [p.name for p in parameters if p.default is p.empty or p.name == "state"]
     for key in wanted:
         if key not in known:
-            raise UserError(f"{type(model).__name__} cannot be exported: what its {key} may be is not known to export")
+            raise UserError(
+                f"{type(model).__name__} cannot be exported: what its {key} may be is not known; give it a method "
+                "example_inputs(T, B) that says"
+            )
     given = {key: known[key][0] for key in wanted}
     results = tree_leaves(model(*given.values()))
     states = layer._cell(0).state_names
     takes = [n for key in wanted for n in ([f"initial_{s}" for s in states] if key == "state" else [key])]
     gives = ["output", *(f"final_{s}" for s in states)][: len(results)]
     return _Trial(given, tuple(known[key][1] for key in wanted), (takes, gives), results)
+
+
+def _examples(model: nn.Module, steps: int, batch: int) -> dict[str, Tensor]:
+    """What the model's own `example_inputs` has, if it has one; the same every time."""
+    make: Any = getattr(model, "example_inputs", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(make(steps, batch)) if callable(make) else {}
+
+
+def _open_in_examples(model: nn.Module) -> dict[str, dict[int, str]]:
+    """Which dimensions of its examples are T or B: those that are as large as what was asked for."""
+    sizes = {101: "time", 103: "batch"}
+    return {
+        name: {dim: sizes[size] for dim, size in enumerate(example.shape) if size in sizes}
+        for name, example in _examples(model, *sizes).items()
+    }
 
 
 def _beginning(layer: Recurrent) -> dict[str, str]:

@@ -211,6 +211,9 @@ class CharLM(CarriedState, LanguageModel):
     def pictures(self) -> list[Picture]:
         return [UnitPage()]
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"codes": torch.randint(len(self.hparams["alphabet"]), (steps, batch))}
+
     def forward(self, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Characters [T, B] and the state so far to logits of the next ones [T, B, A] and the new state."""
         output, state = self.layer(self.embed(codes), state)

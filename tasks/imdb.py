@@ -161,6 +161,9 @@ class Sentiment(SequenceModule):
     def pictures(self) -> list[Picture]:
         return [RunningScore()]
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"words": torch.randint(2, len(self.hparams["words"]), (steps, batch))}
+
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
         if self.training:

@@ -146,6 +146,9 @@ class Copy(SequenceModule):
         self.head = nn.Linear(self.layer.output_size, KINDS + 1)
         self.add_metrics(accuracy=MulticlassAccuracy(KINDS + 1, average="micro", validate_args=False))
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"codes": torch.randint(KINDS + 2, (steps, batch))}
+
     def forward(self, codes: Tensor) -> Tensor:
         """Symbol numbers [T + 20, B] to logits [T + 20, B, 9] of the eight kinds of symbols and the blank."""
         output, _ = self.layer(self.embed(codes))

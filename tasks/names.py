@@ -227,6 +227,12 @@ class NameLM(LanguageModel):
         self.head = nn.Linear(self.layer.output_size, 1 + len(alphabet))
         self.add_metrics()
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {
+            "labels": torch.arange(batch) % len(self.hparams["labels"]),
+            "codes": torch.randint(1 + len(self.hparams["alphabet"]), (steps, batch)),
+        }
+
     def forward(self, labels: Tensor, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Classes [B], characters [T, B] and the state so far to the next ones' logits [T, B, A + 1] and the state."""
         of_class = self.label_embed(labels).expand(codes.shape[0], -1, -1)

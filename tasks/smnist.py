@@ -201,6 +201,9 @@ class Digit(SequenceModule):
         self.confusion = MulticlassConfusionMatrix(CLASSES, validate_args=False)
         self.mistakes: list[tuple[Tensor, int, int]] = []
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"pixels": torch.randint(256, (batch, SIDE, SIDE), dtype=torch.uint8)}
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Images [B, 28, 28] of bytes to the logits of the classes [B, 10]."""
         x = _scaled(pixels)[:, self.order].to(self.head.weight.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -41,6 +42,9 @@ class Symbols(SequenceModule):
         self.layer = self.recurrent(size or read, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, answered)
         self.add_metrics(accuracy=MulticlassAccuracy(answered, average="micro", validate_args=False))
+
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"symbols": torch.randint(self.hparams["read"], (steps, batch))}
 
     def forward(self, symbols: Tensor) -> Tensor:
         """Symbol numbers [T, B] to the logits of the answers [T, B, answered]."""

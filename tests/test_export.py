@@ -159,6 +159,30 @@ def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
     assert_equal(export(model, form), form, model, given)
 
 
+class Named(nn.Module):
+    """Takes what no export can know by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Recurrent("gru", I, H, engine="reference")
+
+    def forward(self, when: Tensor, what: Tensor) -> Tensor:
+        return self.layer(torch.cat([when[None].expand(what.shape[0], -1, -1), what], -1))[0]
+
+
+def test_a_model_says_what_it_may_be_given(form: str) -> None:
+    torch.manual_seed(4)
+    with pytest.raises(UserError, match=r"what its when may be is not known; give it a method example_inputs\(T, B\)"):
+        export(Named(), form)
+
+    def inputs(T: int, B: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(B, 1), torch.randn(T, B, I - 1)
+
+    model = Named()
+    model.example_inputs = lambda T, B: dict(zip(("when", "what"), inputs(T, B)))  # type: ignore[assignment]
+    assert_equal(export(model, form), form, model, inputs)
+
+
 def test_a_language_model_goes_on_where_it_was_and_knows_where_to_begin(form: str) -> None:
     torch.manual_seed(3)
     model = CharLM(

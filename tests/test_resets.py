@@ -27,7 +27,7 @@ CELLS = [
     "min_gru", "qrnn",  # parallel, one with a past input for a state
     "scrn", "lru",  # readouts
 ]  # fmt: skip
-PARALLEL = ["gla", "min_gru", "min_lstm", "qrnn", "retention", "rg_lru"]
+PARALLEL = ["gla", "lru", "min_gru", "min_lstm", "qrnn", "retention", "rg_lru"]
 KERNELS = ["lstm", "gru", "phased_lstm", "qrnn"]
 LENGTHS = [9, 1, 4, 7]
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -539,6 +539,7 @@ class WithoutLeaves(Cell):
 
 ODD = [
     WithoutLeaves,
+    Detached,
     NoParameters,
     OnlyScalars,
     WithoutInput,
@@ -559,16 +560,6 @@ def test_odd_cells(kind, kernel, request):
     x, states = torch.randn(9, 3, H, dtype=torch.float64), random_state(layer, 3)
     for lengths in (None, [9, 1, 4]):
         assert_equal(results(layer, x, states, lengths), results(like(layer), x, states, lengths))
-
-
-def test_a_step_that_stops_gradients_is_left_to_the_reference():
-    with pytest.raises(UserError, match=r"Detached.step cannot be traced: it stops gradients; use engine=reference"):
-        make(Detached, "serial")
-    layer = make(Detached, "auto")
-    layer.expected_calls = 10**6
-    with pytest.warns(UserWarning, match="it stops gradients"):
-        layer(torch.zeros(2, 1, I, dtype=torch.float64))
-    assert layer.engine_used == "reference"
 
 
 class Summed(Cell):

@@ -50,7 +50,7 @@ class Spike(torch.autograd.Function):
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient / (1 + 25 * ctx.saved_tensors[0].abs()) ** 2
 
 
@@ -77,8 +77,7 @@ class LIF(Cell):
 class SelectiveUpdate(Cell):
     """Selective-update network: a unit's own clock, a sum of sines, says at which steps it is open; else it keeps h.
 
-    Differs: the package's gate has no gradient, here it has a spike's; phases phi start uniform, because from its
-    phase 0 and frequency pi all sines are rounding errors.
+    Differs: the gate has a spike's gradient; phases phi start uniform: from 0, with frequency pi, all sines are zero.
     """
 
     harmonics: int = 1

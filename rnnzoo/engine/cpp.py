@@ -27,15 +27,27 @@ BLOCK = 64
 class Kernel:
     """A plan compiled for the CPU, its products of numbers rounded to bfloat16 if `half`.
 
+    `label` is what it is called, `proven` whether the suite proves it for all cells.
+
     Raises `Unsupported` for an operation without a C++ form, `UserError` when there is no working compiler.
     """
+
+    label, proven = "kernel", True
 
     def __init__(self, plan: Plan, half: bool = False) -> None:
         source = write(plan, half)
         self.homes, self.reused = source.homes, source.reused
-        self.given, self.results = parameters(plan)
+        self.derived = plan.summed
+        self.given, self.results = parameters(plan, plan.summed)
         self._products = sum(node.op == "call_function" for node in plan.recur.nodes)
         self._library = load(source.text, plan.name, half)
+
+    def compiled_for(self, rows: int) -> str:
+        """What the code for so many rows hangs on beside plan and device: here nothing."""
+        return ""
+
+    def ready(self, rows: int, device: torch.device, saving: bool) -> None:
+        """Compile what a run over so many rows still lacks, if `saving` with its backward pass: here nothing."""
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
@@ -47,11 +59,11 @@ class Kernel:
         """
         wrap = (ctypes.c_int64 * len(slots))(*slots)
         batch = tensors[0].shape[1]
-        _call(self._library.step if saving else self._library.recur, batch, steps, wrap, lengths, _addresses(tensors))
+        call(self._library.step if saving else self._library.recur, batch, steps, wrap, lengths, addresses_of(tensors))
 
     def backward(self, tensors: Sequence[Tensor | None], batch: int, lengths: Tensor | None, steps: int) -> None:
         """Run all time steps backwards over what `emit.parameters` names, given and results."""
-        _call(self._library.back, batch, steps, None, lengths, _addresses(tensors))
+        call(self._library.back, batch, steps, None, lengths, addresses_of(tensors))
 
     def repeated(self, shared: Sequence[Tensor], dtype: torch.dtype) -> Repeated:
         """Time steps one by one, all with the same shared tensors, computed in the plan's `dtype`."""
@@ -66,7 +78,7 @@ class Repeated:
 
     def __init__(self, function: Any, matrices: int, shared: Sequence[Tensor], dtype: torch.dtype) -> None:
         self._function, self._shared, self._dtype = function, shared, dtype
-        self._given = _addresses(shared)
+        self._given = addresses_of(shared)
         self._row = BLOCK
         self._kept = (ctypes.c_void_p * matrices)()
         weakref.finalize(self, _free, self._kept)
@@ -77,7 +89,7 @@ class Repeated:
         if self._row == BLOCK or any(a is not b for a, b in zip(states, self._latest)):
             self._begin(states)
         memory = [base + self._row * size for base, size in self._homes]
-        _call(self._function, len(states[0]), 1, self._wrap, None, [*leaves, *memory, *self._given], self._kept)
+        call(self._function, len(states[0]), 1, self._wrap, None, [*leaves, *memory, *self._given], self._kept)
         self._row += 1
         self._latest = tuple(block[self._row] for block in self._blocks)
         return self._latest
@@ -97,7 +109,8 @@ def _free(memory: Any) -> None:
         ctypes.CDLL(None).free(ctypes.c_void_p(address))
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:
+def addresses_of(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    """Where the tensors lie, None for one that is not there."""
     # `data_ptr` would take a copy of what is shared with the output, see `writable`
     return [None if t is None else _address(t) for t in tensors]
 
@@ -112,7 +125,7 @@ def writable(tensor: Tensor) -> Tensor:
     return tensor._lazy_clone() if tensor.device.type == "cpu" else tensor.clone()
 
 
-def _call(
+def call(
     function: Any,
     batch: int,
     steps: int,
@@ -121,6 +134,7 @@ def _call(
     addresses: Sequence[int | None],
     kept: Any = None,
 ) -> None:
+    """Call a kernel's function on tensors at these addresses."""
     if batch == 0:
         return
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)

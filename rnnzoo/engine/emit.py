@@ -7,12 +7,14 @@ Shapes: T time steps, B batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import fx
 
+from rnnzoo.engine.derive import Derived
 from rnnzoo.engine.loops import pitch, statements
 from rnnzoo.engine.lower import Lowering
 from rnnzoo.engine.places import Place, Unsupported, shape_of
@@ -44,28 +46,36 @@ def write(plan: Plan, half: bool = False) -> Source:
     if dtype not in TYPES:
         raise Unsupported(f"numbers of {dtype}")
     homes = _homes(plan)
-    given, results = parameters(plan)
+    given, results = parameters(plan, plan.summed)
     back, reused = _backward(plan, homes, given, results)
-    header = Path(__file__).with_name("kernel.h").read_text(encoding="utf-8")
-    recur = _forward("recur", plan, plan.derived.infer, ())
-    step = _forward("step", plan, plan.derived.step, homes)
-    lines = [f"using S = {TYPES[dtype]};", header, recur, step, back, ""]
-    text = "\n".join(["#define HALF", *lines] if half else lines)
-    return Source(text, homes, reused)
+    recur = _forward("recur", plan, plan.summed.infer, ())
+    step = _forward("step", plan, plan.summed.step, homes)
+    return Source(text(dtype, [header("kernel.h"), recur, step, back], half), homes, reused)
 
 
-def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def header(name: str) -> str:
+    """C++ that is as it is written."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def text(dtype: torch.dtype, pieces: Sequence[str], half: bool = False) -> str:
+    """The pieces of a kernel on numbers of this type, from `kernel.h` on."""
+    return "\n".join([*(["#define HALF"] if half else []), f"using S = {TYPES[dtype]};", *pieces, ""])
+
+
+def parameters(plan: Plan, derived: Derived) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a backward pass is given and what results, by name.
 
     Given: `out_h` (the gradient of all values of state h, or none), `end_h` (of its last value, or none), then what the
     graph `back` reads, where `h` is all values of the state, the initial one first. Results: `d_h` [B, ...] for each
-    state, `d_leaf0`, ..., `kept0`, ...
+    state, `d_leaf0`, ..., `kept0`, ..., and `total0`, ..., zero at first, one of each for every thread.
     """
-    read = [str(n.target) for n in inputs(plan.derived.back) if not str(n.target).startswith("d_new_")]
+    read = [str(n.target) for n in inputs(derived.back) if not str(n.target).startswith("d_new_")]
     read = list(dict.fromkeys(name.removeprefix("new_") for name in read))
     given = [f"out_{s}" for s in plan.states] + [f"end_{s}" for s in plan.states] + read
     results = [f"d_{s}" for s in plan.states] + [f"d_leaf{k}" for k in range(len(outputs(plan.project)))]
-    return tuple(given), (*results, *(f"kept{k}" for k in range(plan.derived.kept)))
+    results += [f"kept{k}" for k in range(derived.kept)]
+    return tuple(given), (*results, *(f"total{k}" for k in sorted(set(derived.totals))))
 
 
 def _place(node: fx.Node, home: Place | None = None) -> Place:
@@ -76,12 +86,12 @@ def _place(node: fx.Node, home: Place | None = None) -> Place:
 
 def _homes(plan: Plan) -> tuple[tuple[int, int] | None, ...]:
     """Places in the leaves for what is saved: where a leaf is read for the last time, something may be written."""
-    graph, count = plan.derived.step, len(plan.states)
-    read = {str(n.target) for g in (plan.derived.back, plan.derived.defer) for n in inputs(g)}
+    graph, count = plan.summed.step, len(plan.states)
+    read = {str(n.target) for g in (plan.summed.back, plan.summed.defer) for n in inputs(g)}
     products = (aten.mm.default, aten.addmm.default)  # autograd does not need their results again
     alone = [n.target in products and len(n.users) == 1 for n in outputs(plan.project)]
     own = {f"leaf{k}": k for k, free in enumerate(alone) if free and f"leaf{k}" not in read}
-    labels = [*(f"new_{s}" for s in plan.states), *(f"saved{k}" for k in range(plan.derived.saved))]
+    labels = [*(f"new_{s}" for s in plan.states), *(f"saved{k}" for k in range(plan.summed.saved))]
     wanted = [Place.dense(label, shape_of(node)) for label, node in zip(labels, outputs(graph))]
     lowered = Lowering(graph, {str(n.target): _place(n) for n in inputs(graph)}, list(wanted))
     reads = [p for o in lowered.operations.values() for p in o.operands if isinstance(p, Place) and p.base in own]
@@ -139,7 +149,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, homes: tuple[tuple[int, int
 def _backward(
     plan: Plan, homes: tuple[tuple[int, int] | None, ...], given: tuple[str, ...], results: tuple[str, ...]
 ) -> tuple[str, tuple[bool, ...]]:
-    graph, states = plan.derived.back, plan.states
+    graph, states = plan.summed.back, plan.states
     number = {name: k for k, name in enumerate([*given, *results])}
     nodes = {str(n.target): n for n in [*inputs(plan.recur), *inputs(graph)]}
     places, pointers = {}, []
@@ -153,13 +163,21 @@ def _backward(
                 _pointer(place, number[label.removeprefix("new_") if new else label], "(t + 1)" if new else "t")
             )
     wanted = []
-    for label, output in zip(results, outputs(graph)):
+    labels = [label for label in results if not label.startswith("total")]
+    for label, output in zip(labels, outputs(graph)):
         wanted.append(Place.dense(label, shape_of(nodes[label[2:]] if output is None else output)))
         if label[2:] not in states:
             pointers.append(_pointer(wanted[-1], number[label]))
+    totals = {}
+    for k, node in zip(plan.summed.totals, outputs(graph)[len(labels) :]):
+        totals[f"total{k}"] = Place.dense(f"total{k}", shape_of(node), 0)
+        wanted.append(totals[f"total{k}"])
     lowered = Lowering(graph, places, wanted)
 
     start, before, after, end, extra = [], [], [], [], []
+    for label, place in totals.items():  # each thread has blocks of rows one after the other
+        share = f"block / (blocks / threads) * {math.prod(place.shape)}"
+        start.append(f"S* {label} = p[{number[label]}] + {share};")
     for s in states:
         n, out, last = places.get(s, _place(nodes[s])).pitch, number[f"out_{s}"], number[f"end_{s}"]
         bytes = f"rows * {n} * sizeof(S)"
@@ -187,7 +205,7 @@ def _backward(
 
 def _reused(plan: Plan, homes: tuple[tuple[int, int] | None, ...], lowered: Lowering) -> tuple[bool, ...]:
     """For each leaf whether its gradient may be written where it, or what was saved in its place, lay."""
-    later = {str(n.target) for n in inputs(plan.derived.defer)}
+    later = {str(n.target) for n in inputs(plan.summed.defer)}
     reused = []
     for k in range(len(outputs(plan.project))):
         inside = {f"saved{j}": home[1] for j, home in enumerate(homes) if home is not None and home[0] == k}

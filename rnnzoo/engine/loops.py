@@ -128,6 +128,9 @@ def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
             stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
             continue
         (target,) = operation.stores
+        if operation.kind == "total":
+            stores.append(f"{target.at(index)} += {operands[0]};")
+            continue
         if operation.kind == "checked":
             fast, missed, exact = (text.format(*operands) for text in operation.checks)
             some = f"some{names[key]}"

@@ -44,7 +44,8 @@ Value: TypeAlias = "Place | fx.Node | float"
 
 @dataclass
 class Operation:
-    """Something to be computed: `kind` is point, checked, product, gather, scatter, cumulative, sum, prod, max or min.
+    """Something to be computed: `kind` is point, checked, product, gather, scatter, cumulative, sum, prod, max, min, or
+    total, a sum over all rows.
 
     `reduced` are the dimensions that a sum takes, or the one along which is gathered or scattered.
     """
@@ -81,14 +82,17 @@ class Lowering:
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
         wanted = [(n, place) for n, place in zip(outputs(graph), results) if n is not None and place is not None]
         self._wanted: dict[fx.Node, list[Place]] = {}
-        for node, place in wanted:
+        for node, place in (w for w in wanted if not w[1].base.startswith("total")):
             self._wanted.setdefault(node, []).append(place)
         for node in ancestors(node for node, _ in wanted):
             if not is_size(node):
                 self.values[node] = self._value(node)
         for node, place in wanted:
             value = self.values[node]
-            if value != place and not (isinstance(value, fx.Node) and place in self.operations[value].stores):
+            if place.base.startswith("total"):
+                operand = self._operand(node, place.shape, behind(node))
+                self.operations[object()] = Operation("total", place.shape, [operand], stores=[place])
+            elif value != place and not (isinstance(value, fx.Node) and place in self.operations[value].stores):
                 self._store(value, place)
         self._schedule()
 

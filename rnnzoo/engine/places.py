@@ -140,7 +140,8 @@ def viewed(node: fx.Node, place: Place) -> Place:
         last = sum((place.shape[d] - 1) * place.strides[d] for d in turned)
         return replace(place, strides=strides, offset=place.offset + last)
     if node.target is aten.diagonal.default:
-        shift, one, other = [*arguments, *[0, 0, 1][len(arguments) :]]
+        wanted: list[int] = [*arguments, *(0, 0, 1)[len(arguments) :]]
+        shift, one, other = wanted
         first, second = dimension(source, one), dimension(source, other)
         strides = tuple(s for k, s in enumerate(place.strides) if k not in (first, second))
         start = max(-shift, 0) * place.strides[first] + max(shift, 0) * place.strides[second]

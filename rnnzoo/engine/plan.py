@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,13 +29,16 @@ from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive, upright
+from rnnzoo.engine.forget import forget_shapes
 from rnnzoo.engine.gradients import applied
+from rnnzoo.engine.operations import REDUCTIONS
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.rewrite import CHANGES, INPUT, MM, Parts
 from rnnzoo.engine.trace import (
     Tracer,
     ancestors,
+    args_of,
     aten,
     author,
     extract,
@@ -61,7 +64,8 @@ class Plan:
 
     Placeholders carry a weight's name, a state's (`s0_h`, `s1_c`), or `x`, `outer0` (what `project` needs of
     `prepare`), `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the names of
-    the states there.
+    the states there. `whole` is a step as it was traced, its output after the new states, where a state is a matrix
+    and `readout` can be traced.
     """
 
     name: str
@@ -72,19 +76,29 @@ class Plan:
     project: fx.Graph
     recur: fx.Graph
     tracer: Tracer
+    whole: fx.Graph | None = None
 
     @cached_property
     def derived(self) -> Derived:
         """The backward pass; see `Derived`. Raises `UserError` when the step cannot be differentiated."""
+        return self._derive(summing=False) if self.summed.totals else self.summed
+
+    @cached_property
+    def summed(self) -> Derived:
+        """The same for loops that sum up as they go."""
+        return self._derive(summing=True)
+
+    def _derive(self, summing: bool) -> Derived:
         try:
-            return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
+            return derive(self.tracer, self.recur, len(outputs(self.project)), self.states, summing)
         except Exception as error:
             raise UserError(f"{self.name}.step cannot be differentiated: {reason(error)}{OTHERWISE}") from error
 
 
 def describe(plan: Plan) -> list[str]:
     """A plan in a few lines: what runs when, what is saved, what is computed again."""
-    step, back, defer = plan.derived.step, plan.derived.back, plan.derived.defer
+    derived = plan.summed
+    step, back, defer = derived.step, derived.back, derived.defer
     count = len(plan.states)
     saved = outputs(step)[count:]
     numbers = sum(math.prod(n for n in node.meta["val"].shape[1:]) for node in saved)
@@ -95,7 +109,9 @@ def describe(plan: Plan) -> list[str]:
     lines.append(f"products a time step: {products[0]} forward, {products[1]} backward; once at the end: {products[2]}")
     lines.append(f"saved a time step: {len(saved)} tensors of {numbers} numbers beside the states")
     lines.append(f"computed again in the backward pass: {_listed(again) or 'nothing'}")
-    lines.append(f"handed from the backward pass to the end: {plan.derived.kept} tensors beside the input's gradient")
+    lines.append(f"handed from the backward pass to the end: {derived.kept} tensors beside the input's gradient")
+    if derived.totals:
+        lines.append(f"summed up on the way: the gradients of {len(set(derived.totals))} weights")
     return lines
 
 
@@ -197,21 +213,50 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
         found = _Found(key, shapes, reads, error=str(fault(cell) or text))
     finally:
         reads.forget()
+    if len(_kept) >= KEPT:
+        forget_shapes()
     _kept[:] = [*_kept[1 - KEPT :], found]
     return found
 
 
 def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
     tracer = Tracer()
-    graph, weights = trace_step(cell, tracer, like, reads)
-    labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))  # no C++ keyword, and nothing else's name
-    names = ["x", *cell.state_names, *weights]
+    whole = None
+    # an output that feeds nothing back is of interest to who would not store the states that it is read off
+    if type(cell).readout is not Cell.readout and any(len(shape) == 2 for shape in cell.state_shapes()):
+        try:
+            whole, weights = trace_step(cell, tracer, like, reads, readout=True)
+        except UserError:
+            tracer = Tracer()
+    if whole is None:
+        graph, weights = trace_step(cell, tracer, like, reads)
+    else:
+        graph = extract({n: str(n.target) for n in inputs(whole)}, outputs(whole)[:-1])
+    # a label is no C++ keyword, and nothing else's name
+    labels = tuple(f"s{k}_{name}" for k, name in enumerate(cell.state_names))
+    parts, merged = rewrite(tracer, graph, ["x", *cell.state_names, *weights], len(cell.state_names))
+    return assemble(author(cell).__name__, parts, labels, weights, merged, whole)
+
+
+def rewrite(tracer: Tracer, graph: fx.Graph, names: Sequence[str], states: int) -> tuple[Parts, tuple[str, ...]]:
+    """A graph of (x, states, weights), so called, with sums reordered and products merged; and what was merged."""
     merged: list[str] = []
-    parts = Parts(tracer, upright(tracer, graph), names, len(cell.state_names))
+    parts = Parts(tracer, upright(tracer, graph), names, states)
     for change in CHANGES:
         merged += change(parts)
-        parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, parts.states)
+        parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, states)
+    return parts, tuple(merged)
 
+
+def assemble(
+    name: str,
+    parts: Parts,
+    labels: tuple[str, ...],
+    weights: tuple[str, ...],
+    merged: tuple[str, ...] = (),
+    whole: fx.Graph | None = None,
+) -> Plan:
+    """The plan of a graph of (x, states, weights) -> new states."""
     leaves, shared = _frontier(parts)
     x, *others = inputs(parts.graph)
     states, own = others[: parts.states], others[parts.states :]
@@ -220,14 +265,15 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
     given |= dict(zip(states, labels))
     given |= {node: f"shared{k}" for k, node in enumerate(shared)}
     return Plan(
-        name=author(cell).__name__,
+        name=name,
         states=labels,
         weights=weights,
-        merged=tuple(merged),
+        merged=merged,
         prepare=extract(dict(zip(own, weights)), [*outer, *shared]),
         project=extract({x: "x"} | {node: f"outer{k}" for k, node in enumerate(outer)}, leaves),
         recur=extract(given, outputs(parts.graph)),
-        tracer=tracer,
+        tracer=parts.tracer,
+        whole=whole,
     )
 
 
@@ -239,10 +285,15 @@ def _frontier(parts: Parts) -> tuple[list[fx.Node], list[fx.Node]]:
             return True
         if node.target is aten.scalar_tensor.default:  # a number; as a shared tensor it would be given a gradient
             return False
-        # a concatenation is recomputable, but inside the loop it would be a copy; leaves are rows
+        # a concatenation is recomputable, but inside the loop it would be a copy; leaves are rows; a matrix that is
+        # summed up would be far larger outside
         rows = all(rows_first(operand) for operand in tensors(node))
-        sinks = node.op == "call_function" and recomputable(node) and rows and node.target is not aten.cat.default
+        cheap = recomputable(node) and rows and node.target is not aten.cat.default
+        sinks = node.op == "call_function" and (cheap or (node.target in REDUCTIONS and _of_matrix(node)))
         return parts.constant(node) or (parts.depends(node) == INPUT and not sinks)
+
+    def _of_matrix(node: fx.Node) -> bool:
+        return args_of(node)[0].meta["val"].dim() > 2
 
     found = [n for n in ancestors(outputs(parts.graph), stop) if not is_size(n) and stop(n)]
     leaves = [n for n in found if parts.depends(n) == INPUT]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from rnnzoo.engine.trace import Tracer, ancestors, args_of, aten, has_rows, inputs, is_size
+from rnnzoo.engine.trace import Tracer, ancestors, args_of, aten, has_rows, inputs, is_size, merge_equal
 
 ADD, SUB, MUL, NEG, MM = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.mm.default
 
@@ -58,12 +58,7 @@ class Parts:
 
 def _merge_constants(parts: Parts) -> list[str]:
     """What is made of weights alone, but written several times, as in a loop within a step, is made once."""
-    first: dict[Any, fx.Node] = {}
-    for node in parts.graph.nodes:
-        if node.op == "call_function" and parts.constant(node):
-            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
-            if made is not node:
-                node.replace_all_uses_with(made, propagate_meta=False)
+    merge_equal(parts.graph, parts.constant)
     return []
 
 

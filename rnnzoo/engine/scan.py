@@ -2,8 +2,9 @@
 
 That a cell is one is seen from its plan: a and b are made from the graph of its step, by the rules of sums and products
 of affine functions. Several states are solved one after another, so each may depend on itself and on those before it;
-a state that does not depend on itself is just computed, at all time steps at once. All of it is ordinary
-differentiable torch, and so is the solution (`linear_scan`).
+a state that does not depend on itself is just computed, at all time steps at once. Two states that turn and scale each
+other, re' = a · re - b · im + c and im' = b · re + a · im + d, are the parts of one complex state. All of it is
+ordinary differentiable torch, and so is the solution (`linear_scan`).
 
 A step may begin by putting something else in a state's place, as resets do. Then a and b are those of a state that was
 so replaced, and the solution starts anew at such time steps.
@@ -14,7 +15,9 @@ Shapes: T time steps, B batch, N = T·B rows.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import torch
@@ -37,6 +40,7 @@ from rnnzoo.engine.trace import (
     module,
     outputs,
     reason,
+    recorded,
 )
 from rnnzoo.errors import UserError
 
@@ -50,14 +54,14 @@ Factor: TypeAlias = "fx.Node | float"
 
 @dataclass(frozen=True)
 class Solution:
-    """How one state is solved.
+    """How one state is solved, or two that are the parts of a complex one.
 
     `run` takes what `reads` names and returns what of a and b is no number, or the state's value if it does not depend
-    on its own past; `rows` says which of these differ from row to row. If the state may be `replaced`, where that
-    happens, and by what, follow b.
+    on its own past; `rows` says which of these differ from row to row. If the state may be `replaced`, by what and
+    where that happens follow b. Of a complex state, a, b and what replaces it are two parts each.
     """
 
-    state: str
+    states: tuple[str, ...]
     affine: bool
     replaced: bool
     numbers: tuple[float | None, ...]
@@ -89,6 +93,15 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     return found
 
 
+def unproven(prepared: list[Solution], cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run by beside plan and device, or None on a CPU, where the suite proves all cells."""
+    return None if x.device.type == "cpu" else (f"gradients: {recorded(cell, x)}",)
+
+
+def ready(prepared: list[Solution], cell: Cell, x: Tensor) -> None:
+    """Nothing: torch's own operations run it."""
+
+
 _solutions: weakref.WeakKeyDictionary[Plan, list[Solution] | str] = weakref.WeakKeyDictionary()
 
 
@@ -99,84 +112,139 @@ def solve(plan: Plan) -> list[Solution]:
     new = dict(zip(plan.states, outputs(graph)))
     reads = {s: {n for n in plan.states if given[n] in ancestors([new[s]])} for s in plan.states}
     solutions: list[Solution] = []
-    while len(solutions) < len(plan.states):
-        solved = {solution.state for solution in solutions}
-        left = [s for s in plan.states if s not in solved]
-        state = next((s for s in left if reads[s] <= solved | {s}), None)
-        if state is None:
-            those = " and ".join(name.partition("_")[2] for name in left)
-            raise NotAffine(f"{those} depend on each other")
-        own = state in reads[state]
-        factors: tuple[Factor, ...] = (new[state],)
-        replacing = _replacing(given[state], new[state]) if own else None
+    left = list(plan.states)
+    while left:
+        solved = set(plan.states).difference(left)
+        together = next(
+            (group for n in (1, 2) for group in combinations(left, n) if _solvable(group, reads, solved)), None
+        )
+        name = " and ".join(state.partition("_")[2] for state in together or left)
+        if together is None:
+            raise NotAffine(f"{name} depend on each other")
+        states, results = [given[s] for s in together], [new[s] for s in together]
+        own = any(reads[s] & set(together) for s in together)
+        factors: tuple[Factor, ...] = (*results,)
+        replacing = replaced_by(states, results) if own else None
         if own:
-            start = given[state] if replacing is None else replacing
-            factors = _affine(plan.tracer, graph, start, new[state], state.partition("_")[2])
+            starts = states if replacing is None else replacing
+            found = [affine(plan.tracer, graph, starts, result, name) for result in results]
+            factors = found[0] if len(found) == 1 else _complex(name, *found)
         if replacing is not None:
-            factors = (*factors, *args_of(replacing)[:2])
+            factors = (*factors, *(args_of(node)[1] for node in replacing), args_of(replacing[0])[0])
         wanted = [factor for factor in factors if isinstance(factor, fx.Node)]
         read = set(ancestors(wanted))
         names = {node: name for name, node in given.items() if node in read}
         if any(n.target is aten.sym_size.int for n in read) and not any(map(has_rows, names)):
-            raise NotAffine(f"{state.partition('_')[2]} is the same for every input")
+            raise NotAffine(f"{name} is the same for every input")
         numbers = tuple(None if isinstance(factor, fx.Node) else factor for factor in factors)
         rows = tuple(has_rows(factor) for factor in wanted)
         run = module(extract(names, wanted))
-        solutions.append(Solution(state, own, replacing is not None, numbers, rows, run, tuple(names.values())))
+        solutions.append(Solution(together, own, replacing is not None, numbers, rows, run, tuple(names.values())))
+        left = [s for s in left if s not in together]
     return solutions
 
 
-def _replacing(state: fx.Node, result: fx.Node) -> fx.Node | None:
-    """The node where(anew, value, state) that alone reads the state on the way to `result`, if there is one."""
-    users = [node for node in ancestors([result]) if state in node.all_input_nodes]
-    if len(users) != 1 or users[0].target is not aten.where.self:
-        return None
-    anew, value, old = args_of(users[0])
-    return users[0] if old is state and state not in ancestors([anew, value]) else None
+def _solvable(states: tuple[str, ...], reads: dict[str, set[str]], solved: set[str]) -> bool:
+    """Whether these states, one or two, read nothing but each other and what has been solved."""
+    return all(reads[state] <= solved | set(states) for state in states)
 
 
-def _affine(tracer: Tracer, graph: fx.Graph, state: fx.Node, result: fx.Node, name: str) -> tuple[Factor, Factor]:
-    """a and b such that `result` is a · state + b, neither depending on the state, which is called `name`."""
-    shape = state.meta["val"].shape[1:]
-    pairs: dict[fx.Node, tuple[Factor, Factor]] = {state: (1.0, 0.0)}
+def replaced_by(states: list[fx.Node], results: list[fx.Node]) -> list[fx.Node] | None:
+    """The nodes where(anew, value, state), with one `anew`, that alone read the states, if there are such."""
+    found = []
+    for state in states:
+        users = [node for node in ancestors(results) if state in node.all_input_nodes]
+        if len(users) != 1 or users[0].target is not aten.where.self:
+            return None
+        anew, value, old = args_of(users[0])
+        if old is not state or set(states) & set(ancestors([anew, value])):
+            return None
+        found.append(users[0])
+    return found if all(_same(args_of(found[0])[0], args_of(node)[0]) for node in found) else None
+
+
+def _same(x: Any, y: Any) -> bool:
+    """Whether two arguments are the same, or computed in the same way from the same nodes."""
+    if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
+        return len(x) == len(y) and all(map(_same, x, y))
+    if not (isinstance(x, fx.Node) and isinstance(y, fx.Node)):
+        return bool(x == y)
+    return x is y or (x.target is y.target and x.kwargs == y.kwargs and bool(x.args) and _same(x.args, y.args))
+
+
+def _complex(name: str, re: tuple[Factor, ...], im: tuple[Factor, ...]) -> tuple[Factor, ...]:
+    """a and b of a complex state, two parts each, from what is known of its parts: factors of both, and the rest."""
+    (a, minus_b, c), (b, also_a, d) = re, im
+    number, factors = _product(b)
+    if _product(a) != _product(also_a) or _product(minus_b) != (-number, factors):
+        raise NotAffine(f"{name} depend on each other, not as parts of a complex number")
+    return a, b, c, d
+
+
+def _product(x: Factor) -> tuple[float, Counter[fx.Node]]:
+    """A number and factors of which x is the product."""
+    if not isinstance(x, fx.Node):
+        return x, Counter()
+    if x.target is not MUL:
+        return 1.0, Counter([x])
+    parts = [_product(operand) for operand in args_of(x)]
+    return parts[0][0] * parts[1][0], parts[0][1] + parts[1][1]
+
+
+def affine(tracer: Tracer, graph: fx.Graph, states: list[fx.Node], result: fx.Node, name: str) -> tuple[Factor, ...]:
+    """a, one for each of the states, and b such that `result` is the sum of a · state, and b; none depends on them."""
+    shape = states[0].meta["val"].shape[1:]
+    none = (0.0,) * len(states)
+    terms: dict[fx.Node, tuple[Factor, ...]] = {
+        state: (*(float(other is state) for other in states), 0.0) for state in states
+    }
 
     def call(target: Any, x: Factor, y: Factor) -> Factor:
         if not (isinstance(x, fx.Node) or isinstance(y, fx.Node)):
             if target in (MUL, DIV) and any(number and not 1e-6 < abs(number) < 1e6 for number in (x, y)):
-                raise NotAffine(f"{str(state.target).partition('_')[2]} is scaled so far that numbers may overflow")
+                raise NotAffine(f"{name} is scaled so far that numbers may overflow")
             return {ADD: x + y, SUB: x - y, MUL: x * y, DIV: x / (y or 1)}[target]
+        if target is SUB and x == 0:
+            return call(MUL, y, -1.0)
         if (target is ADD and x == 0) or (target is MUL and x == 1):
             return y
         if (target in (ADD, SUB) and y == 0) or (target in (MUL, DIV) and (y == 1 or x == 0)):
             return x
         return 0.0 if target is MUL and y == 0 else tracer.call(graph, target, x, y)
 
-    def pair(operand: Any) -> tuple[Factor, Factor]:
-        return pairs.get(operand, (0.0, operand)) if isinstance(operand, fx.Node) else (0.0, float(operand))
+    def term(operand: Any) -> tuple[Factor, ...]:
+        known = (*none, operand if isinstance(operand, fx.Node) else float(operand))
+        return terms.get(operand, known) if isinstance(operand, fx.Node) else known
 
     for node in ancestors([result]):
-        if node is state or is_size(node) or not any(n in pairs for n in node.all_input_nodes):
+        if node in states or is_size(node) or not any(n in terms for n in node.all_input_nodes):
             continue
         if node.kwargs or node.meta["val"].shape[1:] != shape or node.target not in RULES:
             operation = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
             raise NotAffine(f"{operation} is applied to {name}")
-        (a, b), *others = (pair(operand) for operand in args_of(node))
-        c, d = others[0] if others else (0.0, 0.0)
+        x, *others = (term(operand) for operand in args_of(node))
+        y = others[0] if others else (*none, 0.0)
         if node.target in (ADD, SUB):
-            if _cancels(node.target, b, d):
-                raise NotAffine(f"a large term is added to {str(state.target).partition('_')[2]} and taken off again")
-            pairs[node] = call(node.target, a, c), call(node.target, b, d)
+            if _cancels(node.target, x[-1], y[-1]):
+                raise NotAffine(f"a large term is added to {name} and taken off again")
+            terms[node] = tuple(call(node.target, a, c) for a, c in zip(x, y))
         elif node.target is aten.neg.default:
-            pairs[node] = call(MUL, a, -1.0), call(MUL, b, -1.0)
-        elif node.target is MUL and a == 0:
-            pairs[node] = call(MUL, c, b), call(MUL, d, b)
-        elif c == 0:
-            if d == 0:
-                raise NotAffine(f"{str(state.target).partition('_')[2]} is multiplied by zero")
-            pairs[node] = call(node.target, a, d), call(node.target, b, d)
+            terms[node] = tuple(call(MUL, a, -1.0) for a in x)
+        elif node.target is MUL and x[:-1] == none:
+            terms[node] = tuple(call(MUL, c, x[-1]) for c in y)
+        elif y[:-1] == none:
+            if y[-1] == 0:
+                raise NotAffine(f"{name} is multiplied by zero")
+            terms[node] = tuple(call(node.target, a, y[-1]) for a in x)
         else:
             raise NotAffine(f"{name} is multiplied or divided by itself")
-    return pairs[result]
+    return terms.get(result, (*none, result))
+
+
+def _joined(re: Tensor, im: Tensor) -> Tensor:
+    """The complex numbers with these parts; in single precision at least, as there are no others for bfloat16."""
+    dtype = torch.promote_types(re.dtype, torch.float32)
+    return torch.complex(*torch.broadcast_tensors(re.to(dtype), im.to(dtype)))
 
 
 def _cancels(target: Any, x: Factor, y: Factor) -> bool:
@@ -209,26 +277,32 @@ def run(
 
     stacks: dict[str, Tensor] = {}
     for solution in solutions:
-        first = initial[solution.state]
+        firsts = [initial[name] for name in solution.states]
+        shape = firsts[0].shape
         found = zip(solution.run(*(known[name] for name in solution.reads)), solution.rows)
         values = iter([value.unflatten(0, (T, B)) if rows else value for value, rows in found])
-        factors = [next(values) if number is None else first.new_full((), number) for number in solution.numbers]
+        factors = [next(values) if number is None else firsts[0].new_full((), number) for number in solution.numbers]
         if solution.affine:
-            a, b, *others = factors
-            b = b.expand(T, *first.shape)
-            anew = None
-            if solution.replaced:
-                anew, value = others
-                b = torch.where(anew, a * value + b, b)
+            anew = factors.pop() if solution.replaced else None
+            if len(firsts) == 2:
+                pairs = [_joined(*parts) for parts in zip(factors[::2], factors[1::2])]
+                first = _joined(*firsts)
+            else:
+                pairs, [first] = factors, firsts
+            a, b = pairs[0], pairs[1].expand(T, *shape)
+            if anew is not None:
+                b = torch.where(anew, a * pairs[2] + b, b)
             if running is not None:  # past a sequence's end: s' = 1 · s + 0
                 mask = running.reshape(T, B, *[1] * (first.dim() - 1))
                 a, b = torch.where(mask, a, 1), torch.where(mask, b, 0)
                 anew = None if anew is None else anew & mask
             stack = linear_scan(a, b, first, anew)
+            parts = [stack] if len(firsts) == 1 else [part.to(dtype) for part in (stack.real, stack.imag)]
         else:
-            stack = factors[0].expand(T, *first.shape)
-        stacks[solution.state] = stack
-        known[solution.state] = torch.cat([first[None], stack[:-1]]).flatten(0, 1)
+            parts = [factor.expand(T, *shape) for factor in factors]
+        for name, first, stack in zip(solution.states, firsts, parts):
+            stacks[name] = stack
+            known[name] = torch.cat([first[None], stack[:-1]]).flatten(0, 1)
 
     rows = torch.arange(B, device=x.device)
     final = []

@@ -19,7 +19,8 @@ from rnnzoo.engine.emit import write
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
-from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, sample
+from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
+from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
 
@@ -57,14 +58,19 @@ def _kernel(plan: Plan, half: bool) -> Kernel:
     return Kernel(plan, half and single and torch.cpu._is_avx512_bf16_supported())
 
 
-LOOPS: dict[str, Callable[[Plan, bool], Any]] = {"kernel": _kernel, "graphs": lambda plan, half: Steps(plan)}
+LOOPS: dict[str, Callable[[Plan, bool], Any]] = {
+    "kernel": _kernel,
+    "triton": TritonKernel,
+    "graphs": lambda plan, half: Steps(plan),
+}
 """What can run a plan's loop, by name, from the plan and whether products may be made in bfloat16; each has the
 interface of `cpp.Kernel` and raises `Unsupported` for a plan that it has no form for."""
 
 
 def loops(device: str) -> tuple[str, ...]:
     """The loops for a kind of device; the first that supports a plan takes it."""
-    return ("kernel", "graphs") if device == "cpu" else ("graphs",)
+    own = {"cpu": ("kernel",), "cuda": ("triton",)}
+    return (*own.get(device, ()), "graphs")
 
 
 @contextmanager
@@ -81,20 +87,32 @@ def only(name: str) -> Iterator[None]:
 _only: str | None = None
 
 
-def _candidates(device: str) -> tuple[str, ...]:
-    return loops(device) if _only is None else (_only,)
+def _candidates(plan: Plan) -> tuple[str, ...]:
+    """The loops that may run a plan, what is tried first first."""
+    device = inputs(plan.recur)[0].meta["val"].device.type
+    names = loops(device) if _only is None else (_only,)
+    return tuple(name for name in names if name not in _distrusted.get(plan, ()))
+
+
+_distrusted: MutableMapping[Plan, set[str]] = weakref.WeakKeyDictionary()
+
+
+def distrust(cell: Cell, x: Tensor) -> bool:
+    """Have another loop run the cell's plan from now on; whether there is another."""
+    made = plan(cell, x)
+    _distrusted.setdefault(made, set()).add(prepare(cell, x).loop.label)
+    return bool(_candidates(made))
 
 
 def loop(plan: Plan, half: bool = False) -> Any:
     """What runs the plan's loop. Raises `Unsupported` where nothing does."""
-    device = inputs(plan.recur)[0].meta["val"].device.type
     missing = None
-    for name in _candidates(device):
+    for name in _candidates(plan):
         try:
             return LOOPS[name](plan, half)
         except Unsupported as error:
             missing = error
-    raise missing or AssertionError
+    raise missing or Unsupported("a loop that is trusted")
 
 
 class Program:
@@ -104,16 +122,23 @@ class Program:
         self.name, self.states = plan.name, plan.states
         self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
+        derived = self.loop.derived
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
-        self.defer = module(plan.derived.defer)
+        self.defer = module(derived.defer)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
-        self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
+        self.saved = [_shape(node) for node in outputs(derived.step)[len(plan.states) :]]
         self.kept = [
-            _shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]
+            _shape(node)
+            for node in outputs(derived.back)[len(plan.states) + len(outputs(plan.project)) :][: derived.kept]
         ]
-        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
+        self.totals = {
+            str(n.target): tuple(n.meta["val"].shape)
+            for n in inputs(derived.defer)
+            if str(n.target).startswith("total")
+        }
+        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(derived.defer)]
         self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 
 
@@ -126,10 +151,13 @@ _programs: MutableMapping[Plan, dict[tuple[bool, tuple[str, ...]], Program]] = w
 
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
-    made = plan(cell, x)
-    device = sample(cell, x).device.type
+    return program(plan(cell, x), sample(cell, x).device.type)
+
+
+def program(made: Plan, device: str) -> Program:
+    """A plan compiled for a kind of device, once. Raises `UserError` when it cannot be."""
     half = _precision(device) == torch.bfloat16
-    key = half, _candidates(device)
+    key = half, _candidates(made)
     own = _programs.get(made)
     if own is None:
         own = _programs[made] = {}
@@ -145,6 +173,17 @@ def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     return own[key]
 
 
+def unproven(prepared: Program, cell: Cell, x: Tensor) -> tuple[str, ...] | None:
+    """What `verify` is to know a run over x by beside plan and device, or None where the suite proves the loop."""
+    loop = prepared.loop
+    return None if loop.proven else (loop.label, loop.compiled_for(x.shape[1]), f"gradients: {recorded(cell, x)}")
+
+
+def ready(prepared: Program, cell: Cell, x: Tensor) -> None:
+    """Compile what a run over x and the backward pass after it need. Raises `UserError` when that cannot be."""
+    prepared.loop.ready(x.shape[1], x.device, recorded(cell, x))
+
+
 def _precision(device: str) -> torch.dtype | None:
     """What autocast would have products computed in, or None."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -154,28 +193,37 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
-    made = prepare(cell, x)
+    readout = type(cell).readout is not Cell.readout
+    wanted = len(state) if readout else 1
+    stacks, final = over_time(prepare(cell, x), cell, x, state, lengths, wanted)
+    output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
+    return past_the_end(output, lengths), final
+
+
+def over_time(
+    made: Program, cell: Cell, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, wanted: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The first `wanted` states at all times [T, B, ...], and all states at the end."""
     with torch.autocast(x.device.type, enabled=False):
         tensors = made.prepare(*effective(cell).values())
     leaves = made.project(x.flatten(0, 1), *tensors[: made.outer])
     dtype = made.dtype  # autocast makes lesser ones
     leaves = [leaf.unflatten(0, x.shape[:2]).to(dtype) for leaf in leaves]
     shared = [tensor.to(dtype) for tensor in tensors[made.outer :]]
-    states = [s.to(dtype) for s in state]
-    readout = type(cell).readout is not Cell.readout
-    wanted = len(state) if readout else 1
-    inside = (*leaves, *states, *shared)
+    inside = (*leaves, *(s.to(dtype) for s in state), *shared)
     saving = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inside)
     ends = None if lengths is None else lengths.contiguous()
     results = _Loop.apply(made, wanted, saving, x.shape[:2], ends, *inside)
     stacks, final = results[:wanted], results[wanted:]
-    if saving:
-        stacks = tuple(map(writable, stacks))
-    output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
-    if lengths is not None:
-        past = torch.arange(len(x), device=x.device)[:, None] >= lengths
-        output = output.masked_fill(past.reshape(*past.shape, *[1] * (output.dim() - 2)), 0)
-    return output, tuple(final)
+    return tuple(map(writable, stacks)) if saving else stacks, tuple(final)
+
+
+def past_the_end(output: Tensor, lengths: Tensor | None) -> Tensor:
+    """The output [T, B, ...], zero past each sequence's end."""
+    if lengths is None:
+        return output
+    past = torch.arange(len(output), device=output.device)[:, None] >= lengths
+    return output.masked_fill(past.reshape(*past.shape, *[1] * (output.dim() - 2)), 0)
 
 
 class _Loop(torch.autograd.Function):
@@ -241,6 +289,8 @@ class _Loop(torch.autograd.Function):
             reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *shape)
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
+        threads = min(torch.get_num_threads(), B)
+        known |= {name: stacks[0].new_zeros(threads, *shape) for name, shape in made.totals.items()}
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):
             made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
@@ -255,6 +305,8 @@ def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[st
     """What `defer` reads, all time steps as rows."""
     if name.startswith("shared"):
         return known[name].to(dtype)
+    if name.startswith("total"):
+        return known[name].sum(0).to(dtype)
     if name in states:
         tensor = known[name][:-1]
     else:

@@ -24,6 +24,10 @@ PAYS_BACK = 100_000
 """To compile takes as long as about so many operations one by one."""
 
 
+READY = ("serial", "matrix")
+"""Engines whose cells have a kernel for their step."""
+
+
 class Frozen:
     """A cell's step with the weights that it has now.
 
@@ -54,7 +58,7 @@ class Frozen:
             self.project, self.recur = module(made.project), module(made.recur)
             if known is not None:
                 self.table = [leaf.to(self.dtype).contiguous() for leaf in self.project(known, *self.outer)]
-        patience = {"serial": 0, "auto": PAYS_BACK // len(made.recur.nodes)}
+        patience = {"serial": 0, "matrix": 0, "auto": PAYS_BACK // len(made.recur.nodes)}
         self.left = patience.get(engine, -1)
 
     def __call__(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -82,6 +86,6 @@ class Frozen:
     def _compile(self, state: Tensor) -> None:
         """Make the kernel, if the cell can have one here."""
         often = engines.PAYS_BACK_NATIVE
-        if state.device.type == "cpu" and engines.select("auto", often, self.cell, state) == "serial":
+        if state.device.type == "cpu" and engines.select("auto", often, self.cell, state) in READY:
             loop = serial.prepare(self.cell).loop
             self.kernel = loop.repeated(self.shared, self.dtype) if isinstance(loop, Kernel) else None

@@ -40,15 +40,18 @@ class Steps:
     `UserError` when a compile fails or would be repeated beyond the limit.
     """
 
+    label = "graphs"
+
     def __init__(self, plan: Plan, compiled: bool = True) -> None:
         # not the plan, which keeps what is made of it
         self.name, self.states, self.derived, self.recur, self.project = (
             plan.name, plan.states, plan.derived, plan.recur, plan.project
         )  # fmt: skip
         self.compiled = compiled
+        self.proven = not compiled  # torch's own operations are what the plain loop consists of
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
-        self.given, self.results = parameters(plan)
+        self.given, self.results = parameters(plan, plan.derived)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         graphs = {"recur": plan.derived.infer, "step": plan.derived.step, "back": plan.derived.back}
         self._graphs = {name: module(graph) for name, graph in graphs.items()}
@@ -65,7 +68,8 @@ class Steps:
         stacks = [known[name] for name in self.states]
         shared = [known[name] for name in names if name.startswith("shared")]
         states = [stack[0] for stack in stacks]
-        function = self._ready(*(("step", "back") if saving else ("recur",)), like=states[0])
+        self.ready(len(states[0]), states[0].device, saving)
+        function = self._function("step" if saving else "recur", len(states[0]), states[0].device)
         sequences = [known[name] for name in names if name.startswith("leaf")]
         sequences.append(self._running(steps, lengths, states[0]))
         targets = [stack[1:] if slot > 2 else None for stack, slot in zip(stacks, slots)]
@@ -83,7 +87,7 @@ class Steps:
         """See `cpp.Kernel.backward`."""
         known = dict(zip((*self.given, *self.results), tensors))
         ends: list[Tensor] = [_given(known[f"d_{s}"]) for s in self.states]
-        function = self._ready("back", like=ends[0])
+        function = self._function("back", batch, ends[0].device)
         sequences: list[Tensor | None] = []
         for node in self._back_reads:
             name = str(node.target)
@@ -114,26 +118,37 @@ class Steps:
             return like.new_ones(steps, len(like))
         return (torch.arange(steps, device=like.device)[:, None] < lengths).to(like.dtype)
 
-    def _ready(self, *names: str, like: Tensor) -> Function:
-        """The first of these functions, all of them compiled for as many rows as `like` [B, ...] has."""
-        if not self.compiled:
-            return Function(lambda *groups: self._run(names[0], *groups))
-        self._largest = max(self._largest, (len(like) + 7) // 8 * 8)
-        device = like.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        for name in names:
-            key = (name, self._largest, precision, like.device)
-            if key not in self._functions:
-                sizes = {size for _, size, *_ in self._functions} | {self._largest}
-                if len(sizes) > COMPILES:
-                    raise UserError(
-                        f"{self.name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference"
-                    )
-                self._functions[key] = self._compile(name, like)
-        return self._functions[(names[0], self._largest, precision, like.device)]
+    def compiled_for(self, rows: int) -> str:
+        """See `cpp.Kernel.compiled_for`."""
+        return f"{self._rows(rows)} rows"
 
-    def _compile(self, name: str, like: Tensor) -> Function:
-        groups = self._memory(name, like)
+    def ready(self, rows: int, device: torch.device, saving: bool) -> None:
+        """See `cpp.Kernel.ready`."""
+        for name in ("step", "back") if saving else ("recur",):
+            self._function(name, rows, device)
+
+    def _rows(self, rows: int) -> int:
+        """What so many rows are rounded up to; smaller batches are run by what was compiled for larger ones."""
+        return max(self._largest, (rows + 7) // 8 * 8)
+
+    def _function(self, name: str, rows: int, device: torch.device) -> Function:
+        """One of the graphs as a function for so many rows, compiled the first time."""
+        if not self.compiled:
+            return Function(lambda *groups: self._run(name, *groups))
+        self._largest = self._rows(rows)
+        kind = device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (name, self._largest, precision, device)
+        if key not in self._functions:
+            if len({size for _, size, *_ in self._functions} | {self._largest}) > COMPILES:
+                raise UserError(
+                    f"{self.name}: its plan was compiled for {COMPILES} ever larger batches; use engine=reference"
+                )
+            self._functions[key] = self._compile(name, device)
+        return self._functions[key]
+
+    def _compile(self, name: str, device: torch.device) -> Function:
+        groups = self._memory(name, device)
         sizes = [len(group) for group in groups]
 
         def flat(*tensors: Tensor) -> list[Tensor]:
@@ -146,7 +161,7 @@ class Steps:
                 warnings.simplefilter("ignore")  # Inductor's own, about itself and about what it might do elsewhere
                 traced = make_fx(flat, tracing_mode="fake")(*tensors)
                 compiled = torch._inductor.compile(traced, tensors, options={"emulate_precision_casts": True})
-                if like.is_cuda:
+                if device.type == "cuda":
                     compiled = _recorded(compiled, tensors)
         except Exception as error:
             raise UserError(
@@ -154,7 +169,7 @@ class Steps:
             ) from error
         return Function(lambda *groups: compiled(*(tensor for group in groups for tensor in group)), groups)
 
-    def _memory(self, name: str, like: Tensor) -> tuple[list[Tensor], ...]:
+    def _memory(self, name: str, device: torch.device) -> tuple[list[Tensor], ...]:
         """Rows [K, B, ...], states [B, ...] and shared tensors as a function takes them, for the largest batch."""
         B = self._largest
 
@@ -162,6 +177,7 @@ class Steps:
             return [like.new_zeros(CHUNK, B, *node.meta["val"].shape[1:]) for node in nodes]
 
         with torch.inference_mode(False):
+            like = torch.empty(0, dtype=self.dtype, device=device)
             reads = self._back_reads if name == "back" else inputs(self.recur)
             states = [node for node in inputs(self.recur) if str(node.target) in self.states]
             shared = [like.new_zeros(n.meta["val"].shape) for n in reads if str(n.target).startswith("shared")]

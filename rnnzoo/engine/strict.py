@@ -143,15 +143,15 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 """What is traced in other words."""
 
 
-def agree(step: Callable[..., Any], graph: Callable[..., Any], given: Sequence[Tensor]) -> bool:
-    """Whether both give the same numbers, and the same gradients, from the same tensors."""
+def agree(step: Callable[..., Any], graph: Callable[..., Any], given: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether both give the same numbers, and the same gradients, from the same tensors, as far as `dtype` tells."""
+    rtol = torch.finfo(dtype).eps ** 0.5
     first, second = (_results(function, given) for function in (step, graph))
     if len(first) < len(second):  # a step without gradients has numbers nevertheless
         second = second[: len(first)]
     return all(
         a.shape == b.shape and torch.allclose(a, b, rtol, rtol * _scale(a), equal_nan=True)
         for a, b in zip(first, second, strict=True)
-        for rtol in [torch.finfo(a.dtype).eps ** 0.5]
     )
 
 

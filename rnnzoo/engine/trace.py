@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
+from rnnzoo.engine.forget import forgetting
 from rnnzoo.engine.gradients import OPENED
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.strict import Strict, agree
@@ -68,7 +69,7 @@ class Tracer:
         table = elementary.everything() if apart else elementary.structure()
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast(), _quiet():
-            graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+            graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
         for node in graph.find_nodes(op="call_function", target=aten.select.int):
@@ -106,10 +107,13 @@ def _from_the_front(node: fx.Node) -> list[Any]:
     return [max(size + k, 0) if isinstance(k, int) and k < 0 else k for k in positions[:2]]
 
 
-def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[fx.Graph, tuple[str, ...]]:
+def trace_step(
+    cell: Cell, tracer: Tracer, like: Tensor, reads: Reads, readout: bool = False
+) -> tuple[fx.Graph, tuple[str, ...]]:
     """The graph of (x [N, I], states, weights) -> new states, and the names of the weights.
 
-    `like` has the dtype and the device of all; `reads` is told what else the step reads.
+    `like` has the dtype and the device of all; `reads` is told what else the step reads. With `readout` the output
+    follows the new states.
 
     Raises `UserError` when the step cannot be traced.
     """
@@ -117,7 +121,7 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
 
     def step(x: Tensor, states: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with Strict():
-            return bare(cell, dict(zip(weights, tensors)), reads).forward(x, *states)
+            return _step(bare(cell, dict(zip(weights, tensors)), reads), x, states, readout)
 
     try:
         reads.begin()
@@ -140,10 +144,9 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
             f"{author(cell).__name__}.step cannot be traced: {strange[0].target} is not an elementary operation "
             "on tensors without chance (a constant tensor must be a buffer of the cell); use engine=reference"
         )
-    if len(outputs(graph)) != len(states):
-        raise UserError(
-            f"{author(cell).__name__}.step returns {len(outputs(graph))} states where {len(states)} came in"
-        )
+    count = len(outputs(graph)) - readout
+    if count != len(states):
+        raise UserError(f"{author(cell).__name__}.step returns {count} states where {len(states)} came in")
     for node, state in zip(outputs(graph), states):
         if not (state.is_floating_point() or state.is_complex()):
             raise UserError(f"{author(cell).__name__} has a state of {state.dtype}; count in floating-point numbers")
@@ -152,16 +155,24 @@ def trace_step(cell: Cell, tracer: Tracer, like: Tensor, reads: Reads) -> tuple[
                 f"{author(cell).__name__}.step returns a state of shape {list(node.meta['val'].shape)} "
                 f"where {list(state.shape)} came in"
             )
-    _try(cell, graph, list(start), weights, reads)
+    _try(cell, graph, list(start), weights, reads, readout)
     return graph, tuple(weights)
 
 
-def _try(cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, Tensor], reads: Reads) -> None:
+def _step(cell: Cell, x: Tensor, states: Sequence[Tensor], readout: bool) -> tuple[Tensor, ...]:
+    """One step's new states, the output after them if it is asked for."""
+    new = cell.forward(x, *states)
+    return (*new, cell.readout(x[:, : cell.input_size], *new)) if readout else new
+
+
+def _try(
+    cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, Tensor], reads: Reads, readout: bool
+) -> None:
     """Run step and graph once, on chance numbers: what tracing does not see shows in numbers or gradients."""
     count = len(states)
 
     def step(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return bare(cell, dict(zip(weights, others[count:])), reads).forward(x, *others[:count])
+        return _step(bare(cell, dict(zip(weights, others[count:])), reads), x, others[:count], readout)
 
     with torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
         generator = torch.Generator(states[0].device).manual_seed(0)
@@ -169,9 +180,12 @@ def _try(cell: Cell, graph: fx.Graph, states: list[Tensor], weights: dict[str, T
             torch.randn(shape, generator=generator, dtype=states[0].dtype, device=states[0].device)
             for shape in [(5, cell.features), *((5, *s.shape[1:]) for s in states)]  # not as many rows as in tracing
         ]
+        tensors, like = [*given, *weights.values()], states[0].dtype
+        if readout:  # norms of small numbers, as readouts have them, lose too many digits to tell
+            tensors = [t.double() if t.is_floating_point() else t for t in tensors]
         try:
             traced = module(graph)
-            agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), [*given, *weights.values()])
+            agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), tensors, like)
         except Exception as error:
             raise UserError(
                 f"{author(cell).__name__}.step cannot be tried: {reason(error)}; use engine=reference"
@@ -190,6 +204,11 @@ def sample(cell: Cell, x: Tensor | None = None) -> Tensor:
             return tensor
     numbers = (t for t in (*cell.parameters(), *cell.buffers()) if t.is_floating_point() or t.is_complex())
     return next(numbers, torch.empty(0) if x is None else x)
+
+
+def recorded(cell: Cell, x: Tensor) -> bool:
+    """Whether autograd records what the cell makes of x."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cell.parameters()))
 
 
 def reason(error: BaseException) -> str:
@@ -287,9 +306,8 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 
 def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    if node.target in OPENED:  # as far as shapes tell
-        pointwise = all(operand.meta["val"].shape == node.meta["val"].shape for operand in tensors(node))
+    shapes = {n.meta["val"].shape for n in (node, *tensors(node))} if node.target in OPENED else ()
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or len(shapes) == 1  # as far as shapes tell
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
 
 
@@ -300,8 +318,7 @@ def rows_first(node: fx.Node) -> bool:
 
 def multiple(size: Any) -> int:
     """By what a size that is open is a multiple of the number of rows; a matrix's rows may be counted with these."""
-    factor, _ = size.node.expr.as_coeff_Mul()
-    return int(factor)
+    return int(size.node.expr.as_coeff_Mul()[0])
 
 
 def is_size(node: fx.Node) -> bool:
@@ -338,6 +355,17 @@ def ancestors(roots: Iterable[fx.Node], stop: Callable[[fx.Node], bool] = lambda
     return list(found)
 
 
+def merge_equal(graph: fx.Graph, among: Callable[[fx.Node], bool]) -> None:
+    """Of the operations for which `among` holds, those that do the same to the same operands become one."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and among(node):
+            made = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if made is not node:
+                node.replace_all_uses_with(made, propagate_meta=False)
+                graph.erase_node(node)
+
+
 def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> fx.Graph:
     """A new graph that computes the nodes `wanted` from those `given`, which become its placeholders, so named.
 
@@ -357,10 +385,9 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
         if node.target is aten.sym_size.int:
             assert rows is not None
             dim = next(d for d, size in enumerate(rows.meta["val"].shape) if isinstance(size, SymInt))
-            copies[node] = graph.call_function(aten.sym_size.int, (rows, dim))
-            if isinstance(node.meta["val"], SymInt) and multiple(node.meta["val"]) != 1:
-                copies[node].meta["val"] = rows.meta["val"].shape[dim]
-                copies[node] = graph.call_function(operator.mul, (copies[node], multiple(node.meta["val"])))
+            size, times = graph.call_function(aten.sym_size.int, (rows, dim)), multiple(node.meta["val"])
+            size.meta["val"] = rows.meta["val"].shape[dim]
+            copies[node] = size if times == 1 else graph.call_function(operator.mul, (size, times))
             copies[node].meta = dict(node.meta)
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -370,4 +397,4 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
 
 def module(graph: fx.Graph) -> fx.GraphModule:
     """The graph as a function on tensors."""
-    return fx.GraphModule(nn.Module(), graph)
+    return forgetting(fx.GraphModule(nn.Module(), graph))

@@ -184,7 +184,7 @@ def _refuse_misspelt(arguments: list[str]) -> None:
         section, _, name = key.partition(".")
         if not re.fullmatch(r"\w+(\.\w+)*", key) or section == "hydra":
             continue
-        if section not in top:
+        if section not in top and "experiment" not in given:
             raise UserError(f"{key}: no such key; {nearest(section, top)}")
         if key in GROUPS:
             names = [path.stem for path in (CONF / key).glob("*.yaml")]

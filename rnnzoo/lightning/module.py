@@ -55,8 +55,8 @@ class SequenceModule(pl.LightningModule):
     `self.start()`.
 
     Args:
-        model: `Recurrent`'s keywords but for `input_size` and `engine`, in addition to `MODEL`; or a `Recurrent`, which
-            must have the input size that the task needs.
+        model: `Recurrent`'s keywords but for `input_size` and `engine`, in addition to `MODEL`; a cell's name; or a
+            `Recurrent`, which must have the input size that the task needs.
         optimizer: name, lr, schedule (constant or linear) and the torch optimizer's own keywords, in addition to
             `OPTIMIZER`.
         engine: how the cells are run.
@@ -71,7 +71,7 @@ class SequenceModule(pl.LightningModule):
 
     def __init__(
         self,
-        model: dict[str, Any] | Recurrent | None = None,
+        model: dict[str, Any] | Recurrent | str | None = None,
         optimizer: dict[str, Any] | None = None,
         engine: str = "auto",
         seed: int = 1,
@@ -80,7 +80,7 @@ class SequenceModule(pl.LightningModule):
         self._own = (model,) if isinstance(model, Recurrent) else ()
         self.save_hyperparameters(ignore=["model"] if self._own else None)
         if not isinstance(model, Recurrent):
-            self.hparams["model"] = {**MODEL, **(model or {})}
+            self.hparams["model"] = {**MODEL, **({"cell": model} if isinstance(model, str) else model or {})}
         chosen = optimizer or {}
         defaults = OPTIMIZER if chosen.get("name", OPTIMIZER["name"]) == OPTIMIZER["name"] else {"schedule": "linear"}
         self.hparams["optimizer"] = {**defaults, **chosen}
@@ -134,6 +134,11 @@ class SequenceModule(pl.LightningModule):
                 kind = type(self).__name__
                 raise UserError(f"{kind}: {name} is not known; train it with a data module that tells, or say {name}=")
         self.start()
+
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        """What `forward` may be given by name, for `rnnzoo export`, of T time steps and B rows; `x` [T, B, I] and
+        `lengths` [B] need not be said."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """What it knows of its data: what its numbers stand for, and how they were scaled."""

@@ -96,6 +96,10 @@ def read_metrics(path: Path, before: int) -> dict[int, dict[str, Any]]:
     return rows
 
 
+SHOWN = 8
+"""So many metrics stand on an epoch's line."""
+
+
 class Clock(pl.Callback):
     """Counts seconds and steps of training and prints a line for each epoch."""
 
@@ -133,7 +137,9 @@ class Clock(pl.Callback):
         self.epochs += 1
         metrics = trainer.callback_metrics  # of all processes, so that each of them has to ask
         if trainer.is_global_zero:
-            texts = (f"{k} {float(v):.4g}" for k, v in metrics.items() if not k.startswith("step/"))
+            texts = [f"{k} {float(v):.4g}" for k, v in metrics.items() if not k.startswith("step/")]
+            if len(texts) > SHOWN:  # of many targets, say; metrics.csv has them all
+                texts = [*texts[: SHOWN - 1], f"and {len(texts) - SHOWN} more", texts[-1]]
             left = ""
             if trainer.max_epochs and 0 < self.epochs < trainer.max_epochs:
                 rest = (self.training + self.validation) / self.epochs * (trainer.max_epochs - self.epochs)

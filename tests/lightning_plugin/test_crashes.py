@@ -37,8 +37,7 @@ TASKS = {
     "imdb": ("task.batch_size=7", "task.pool=2", "task.embedding=4", "task.val_fraction=0.2", "trainer.max_epochs=2",
              "model=rnn", "engine=reference"),
     "names": ("task.batch_size=8", "task.embedding=4", "task.label_embedding=2", "task.samples=1", "model=mgu",
-              "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.limit_val_batches=4",
-              "trainer.limit_test_batches=4", "engine=reference"),
+              "trainer.max_epochs=2", "engine=reference"),
 }  # fmt: skip
 COMMON = ("hardware=cpu", "model.hidden_size=3", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
 
@@ -153,11 +152,19 @@ def test_killed_and_gone_on_with(
 ) -> None:
     """Up to three kills a run."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))))
-    FORKS.set_forkserver_preload(["rnnzoo.hydra.run", "rnnzoo.hydra.train", "test_crashes"])
+    FORKS.set_forkserver_preload(
+        ["rnnzoo.hydra.run", "rnnzoo.hydra.train", "test_crashes", *(f"rnnzoo.tasks.{name}" for name in TASKS)]
+    )
     chance, counts, finished = random.Random(1), Counter[str](), 0
     wholes: dict[str, tuple[Path, Run]] = {}
     arguments = {name: [f"task={name}", *own, *COMMON] for name, own in TASKS.items()}
     arguments["imdb"].append(f"task.data={reviews}")
+    arguments["names"].append(f"task.data={tmp_path / 'lists'}")
+    (tmp_path / "lists").mkdir()
+    for label in ("oak", "elm"):
+        (tmp_path / "lists" / f"{label}.txt").write_text(
+            "\n".join(label[: k % 3] + "abcd" * (k % 4) + str(k) for k in range(30))
+        )
     while counts.total() < CRASHES:
         name = list(TASKS)[finished % len(TASKS)]
         if name not in wholes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,7 +22,7 @@ from test_run import IMDB, SINE, refusal, summary
 
 from rnnzoo.hydra.separate_process import run_separately
 from rnnzoo.lightning.checkpoints import read_checkpoint
-from rnnzoo.lightning.preempt import EXIT_CODE
+from rnnzoo.lightning.preempt import ALONE, EXIT_CODE
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.tasks.char_lm import Characters
 from rnnzoo.tasks.imdb import Sentiments
@@ -64,6 +66,9 @@ class Seen(Cell):
         Path(__file__).with_name(f"seen_{self.hidden_size}_{rank}_{os.getpid()}").touch()
         if (calls, self.hidden_size, rank) == (7, 5, "0"):
             os.kill(os.getppid(), signal.SIGTERM)
+        if (calls, self.hidden_size, rank) in ((1, 6, "0"), (7, 7, "1")):
+            Path(__file__).with_name("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return torch.tanh(x @ self.W + h @ self.U + self.b)
 """
 
@@ -143,6 +148,24 @@ def test_each_job_of_a_sweep_has_processes_of_its_own(
     assert (sweep / "1" / "checkpoints" / "last.ckpt").is_file() and not (sweep / "1" / "summary.json").exists()
     for job, size in (("0", 4), ("1", 5)):
         assert OmegaConf.load(sweep / job / ".hydra" / "config.yaml").model.hidden_size == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "code"), [("0", -signal.SIGKILL), ("1", ALONE)])
+def test_of_two_processes_one_is_killed(
+    victim: str, code: int, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Before the first checkpoint, or after it: the other one ends, too, and says how to go on."""
+    (tmp_path / "cell.py").write_text(CELL)
+    own = [f"cells={tmp_path / 'cell.py'}", "model=seen", f"model.hidden_size={6 + int(victim)}"]
+    run = tmp_path / "run"
+    own += ["hardware=cpu_ddp", f"hydra.run.dir={run}", "checkpoint.every_n_steps=1"]
+    done = command("train.py", *SINE, *own, timeout=200)  # until nobody holds its stderr
+    late = time.time() - (tmp_path / "killed").stat().st_mtime
+    told = [line for line in done.stderr.splitlines() if "Initializing distributed" not in line]
+    assert (done.returncode, len(told)) == (code, 1) and late < 30, (told, late)
+    what, how = ("is gone", "run the same command again"), ("was killed by SIGKILL", f"resume={run} cells=")
+    assert all(words in told[0] for words in (f"process {victim} of the run", *(how if victim == "1" else what)))
 
 
 def test_how_a_job_in_a_process_of_its_own_may_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -388,7 +389,9 @@ def test_training_beats_the_baselines(train: Callable[..., Path]) -> None:
     assert matplotlib.image.imread(folder / "plots" / "forecast.png")[:, :, :3].std() > 0.05  # not a blank one
 
 
-def test_a_file_with_gaps_and_several_targets(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_with_gaps_and_several_targets(
+    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = noise(120, 3).numpy()
     rows = [f"{datetime(2001, 1, 1) + timedelta(hours=6 * row)},{a},{b},{c}" for row, (a, b, c) in enumerate(values)]
     rows[50] = rows[50].rpartition(",")[0] + ","
@@ -396,6 +399,8 @@ def test_a_file_with_gaps_and_several_targets(train: Callable[..., Path], tmp_pa
     path.write_text("\n".join(["when,wind,rain,sun", *rows]))
     toy = ("model.hidden_size=4", "trainer.max_epochs=1", f"task.data={path}", "task.missing=linear")
     found = metrics(train(*SMALL, *toy, "task.targets=[sun,wind]", "model.bidirectional=true"))
+    # a loss and ten errors of validation, and the training's loss, of which a line shows eight
+    assert re.search(r"^epoch 1/1  val/loss \S+ .* and 4 more  train/loss \S+  \S+ s$", capsys.readouterr().out, re.M)
     expected = {f"{name}_{target}" for name in ("mae", "rmse", "rmse_last", "mase") for target in ("sun", "wind")}
     expected |= {"scaled_mse", "scaled_mae"}
     assert expected == {name.removeprefix("test/") for name in found if name.startswith("test/")} - {"loss"}
