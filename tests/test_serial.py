@@ -530,7 +530,15 @@ class FromTheEnd(Cell):
         return torch.tanh(x @ self.W + turned @ self.U) * torch.sigmoid(h[:, -1, None])
 
 
+class WithoutLeaves(Cell):
+    """Nothing enters from outside."""
+
+    def step(self, x: Tensor, h: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
+        return h - 0.3 * torch.sigmoid(h), 0.5 * M + torch.tanh(h)
+
+
 ODD = [
+    WithoutLeaves,
     Detached,
     NoParameters,
     OnlyScalars,
