@@ -19,6 +19,7 @@ import torch
 from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rnnzoo.engine.gradients import opened
 from rnnzoo.engine.trace import (
     Tracer,
     ancestors,
@@ -30,6 +31,7 @@ from rnnzoo.engine.trace import (
     is_size,
     merge_equal,
     module,
+    multiple,
     outputs,
     recomputable,
     rows_first,
@@ -109,7 +111,7 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     )
 
 
-def _sums(graph: fx.Graph, results: list[fx.Node | None]) -> tuple[list[fx.Node | None], list[tuple[int, fx.Node]]]:
+def _sums(graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
     """Results that are sums over rows become placeholders; and what is summed up for which of them."""
 
     def terms(node: fx.Node) -> Iterator[fx.Node | None]:
@@ -161,9 +163,11 @@ def _joint(
     arguments = [tracer.again(node) for node in given]
     tangents = [tracer.again(node) for node in outputs(recur)]
     graph = tracer.trace(joint, arguments, tangents)
+    if opened(graph):
+        graph = tracer.trace(module(graph), arguments, tangents)
     returned = {_storage(node) for node in outputs(graph) if node is not None}
     merge_equal(graph, lambda node: _storage(node) not in returned)  # each result stays a node of its own
-    graph = _upright(tracer, _tile(tracer, graph))
+    graph = upright(tracer, _tile(tracer, graph))
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
@@ -173,7 +177,7 @@ def _storage(node: fx.Node) -> StorageWeakRef | None:
     return None if is_size(node) else StorageWeakRef(node.meta["val"].untyped_storage())
 
 
-def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
+def upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
     """Have results that must be saved, or kept, lie row after row."""
     for node in list(graph.nodes):
         if node.op != "call_function" or is_size(node) or recomputable(node) or rows_first(node):
@@ -181,11 +185,17 @@ def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
         sizes = node.meta["val"].shape
         rows = next(d for d, size in enumerate(sizes) if isinstance(size, torch.SymInt))
         order = [rows, *(d for d in range(len(sizes)) if d != rows)]
-        users = list(node.users)
-        upright = tracer.call(graph, aten.permute.default, node, order)
-        again = tracer.call(graph, aten.permute.default, upright, [order.index(d) for d in range(len(sizes))])
+        users, found = list(node.users), node
+        if rows:
+            found = tracer.call(graph, aten.permute.default, node, order)
+        times, others = multiple(sizes[rows]), [sizes[d] for d in order[1:]]
+        if times != 1:  # a matrix's rows, counted with the batch's
+            found = tracer.call(graph, aten.view.default, found, [-1, times, *others])
+            found = tracer.call(graph, aten.view.default, found, [-1, *others])
+        if rows:
+            found = tracer.call(graph, aten.permute.default, found, [order.index(d) for d in range(len(sizes))])
         for user in users:
-            user.replace_input_with(node, again)
+            user.replace_input_with(node, found)
     return extract({node: str(node.target) for node in inputs(graph)}, outputs(graph))
 
 
@@ -283,7 +293,7 @@ def _cut(backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], re
     for node in ancestors(needed):
         if is_size(node) or not has_rows(node):
             continue
-        size = math.prod(dim for dim in node.meta["val"].shape if isinstance(dim, int))
+        size = math.prod(multiple(dim) if isinstance(dim, torch.SymInt) else dim for dim in node.meta["val"].shape)
         # a leaf is in memory already, what is saved beside it is not
         cost = 1 if node in free else 19 * size if node in own else 20 * size
         bound = {"capacity": cost} if rows_first(node) else {}  # what is saved must be rows

@@ -1,4 +1,4 @@
-"""A plan as the text of C++ functions: loops over time, over rows, over features.
+"""A plan as the text of C++ functions: loops over time, and over blocks of rows; `loops.py` writes what is in them.
 
 `recur` runs a sequence for inference, `step` also saves what the backward pass needs, `back` is the backward pass.
 Shapes: T time steps, B batch.
@@ -10,28 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
 
 from rnnzoo.engine.derive import Derived
-from rnnzoo.engine.lower import Lowering, Operation, Value
-from rnnzoo.engine.operations import number
+from rnnzoo.engine.loops import pitch, statements
+from rnnzoo.engine.lower import Lowering
 from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
-
-START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {"sum": "{0} += {1};", "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});"}
-GATHER = COMBINE | {  # of what is no number, the greatest and the least are none
-    "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
-    "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
-}
-"""The same in memory, where no loop waits for it."""
-CLAUSE = {"sum": "+", "max": "largest", "min": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -229,7 +219,8 @@ def _function(
 ) -> str:
     """A C++ function over blocks of rows, with packed matrices and scratch memory."""
     buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
-    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0)
+    most_rows = max((o.shape[0] for o in lowered.operations.values() if o.kind == "products"), default=1)
+    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0) * most_rows
     buffers.append(("halves", str(widest)))  # a row of numbers rounded
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
     carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
@@ -267,104 +258,3 @@ def _function(
         *frees,
         "}",
     ])  # fmt: skip
-
-
-def statements(lowered: Lowering) -> str:
-    """The step's statements, for `rows` rows."""
-    lines: list[str] = []
-    for stage in range(1 + max((o.stage for o in lowered.operations.values()), default=-1)):
-        here = {key: o for key, o in lowered.operations.items() if o.stage == stage}
-        for operation in here.values():
-            if operation.kind == "product":
-                lines.append(_product(lowered, operation))
-        shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
-        for shape in shapes:
-            group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
-            lines += _loop(shape, group)
-    return "\n".join(lines)
-
-
-def _product(lowered: Lowering, operation: Operation) -> str:
-    (left,) = operation.operands
-    assert isinstance(left, Place)
-    _, K, N = lowered.packs[operation.expression]
-    to = operation.stores[0].base
-    return f"PRODUCT(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, {to});"
-
-
-def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
-    """One loop over rows and the elements of `shape`, for all the operations of a group."""
-    depth = len(shape)
-    index = [f"i{k}" for k in range(depth)] or ["i0"]
-    inner = max(depth - 1, 0)
-    names = {key: f"v{k}" for k, key in enumerate(group)}
-    loads: dict[str, str] = {}
-    body: list[str] = []
-    stores: list[str] = []
-    before: list[str] = []
-    after: list[str] = []
-    clauses = ""
-    along = f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{"
-
-    def read(operand: Value) -> str:
-        if isinstance(operand, Place):
-            element = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
-            return loads.setdefault(element, f"m{len(loads)}")
-        if isinstance(operand, fx.Node):
-            return names[operand]
-        return number(operand)
-
-    for key, operation in group.items():
-        operands = [read(operand) for operand in operation.operands]
-        if operation.kind.startswith("point"):
-            body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
-            stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
-            continue
-        (target,) = operation.stores
-        if operation.kind == "total":
-            stores.append(f"{target.at(index)} += {operands[0]};")
-            continue
-        if operation.kind == "checked":
-            fast, missed, exact = (text.format(*operands) for text in operation.checks)
-            some = f"some{names[key]}"
-            before.append(f"int {some} = 0;")
-            clauses += f" reduction(|:{some})"
-            body += [f"S {names[key]} = {fast};", f"{some} |= {missed};"]
-            stores.append(f"{target.at(index)} = {names[key]};")
-            again = [f"auto {name} = {source};" for source, name in loads.items() if name in operands]
-            after += [f"if ({some}) {along}", *again, f"if ({missed}) {target.at(index)} = {exact};", "}"]
-            continue
-        if inner in operation.reduced:
-            total = f"total{names[key]}"
-            before.append(f"S {total} = {START[operation.kind]};")
-            clauses += f" reduction({CLAUSE[operation.kind]}:{total})"
-            body.append(COMBINE[operation.kind].format(total, operands[0]))
-            if operation.kind != "sum":
-                before.append(f"int none{total} = 0;")
-                clauses += f" reduction(|:none{total})"
-                body.append(f"none{total} |= {operands[0]} != {operands[0]};")
-                after.append(f"{total} = none{total} ? S(NAN) : {total};")
-            after.append(GATHER[operation.kind].format(target.at(index), total))
-        else:
-            stores.append(GATHER[operation.kind].format(target.at(index), operands[0]))
-    lines = ["for (int64_t r = 0; r < rows; ++r) {"]
-    places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
-    for place in {p.base: p for p in places}.values():
-        lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
-    for operation in group.values():
-        if operation.kind in START:
-            (target,) = operation.stores
-            count = math.prod(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
-            lines.append(f"for (int64_t j = 0; j < {count}; ++j) {target.base}_r[j] = {START[operation.kind]};")
-    for k in range(inner):
-        lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
-    lines += [*before, f"#pragma omp simd{clauses}"]
-    lines.append(along)
-    lines += [f"auto {name} = {source};" for source, name in loads.items()]
-    lines += [*body, *stores, "}"]
-    return [*lines, *after, "}" * inner, "}"]
-
-
-def pitch(place: Place) -> str:
-    """Numbers from one row to the next, as C++."""
-    return f"padded({-place.pitch})" if place.pitch < 0 else str(place.pitch)

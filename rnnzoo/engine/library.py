@@ -16,6 +16,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -23,6 +24,7 @@ import weakref
 from collections.abc import MutableMapping
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TypeAlias
 
 import torch
@@ -84,6 +86,33 @@ def load(source: str, name: str, half: bool) -> ctypes.CDLL:
     _libraries[key] = library
     weakref.finalize(library, _ctypes.dlclose, library._handle).atexit = False
     return library
+
+
+def module(text: str, name: str) -> ModuleType:
+    """Python that was generated, kept on disk and imported. Raises `UserError` when that cannot be.
+
+    It is kept for Triton, which reads the source of functions.
+    """
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    label = f"rnnzoo_kernel_{key}"
+    if label in sys.modules:
+        return sys.modules[label]
+    folder = _folder(name)
+    path = folder / f"{name}-{key}.py"
+    try:
+        if not path.exists() or _of_others(path.stat()) or path.read_text(encoding="utf-8") != text:
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+                file.write(text)
+            Path(file.name).replace(path)
+            _tidy(folder, path)
+        os.utime(path)
+    except OSError as error:
+        raise UserError(f"{name}: its kernel cannot be kept: {error}; {OTHERWISE}") from error
+    made = ModuleType(label)
+    made.__file__ = str(path)
+    exec(compile(text, str(path), "exec"), made.__dict__)
+    sys.modules[label] = made
+    return made
 
 
 def _from_disk(name: str, builds: Builds) -> tuple[ctypes.CDLL, str, Way] | None:
@@ -195,7 +224,7 @@ def _tidy(folder: Path, latest: Path) -> None:
     for path in folder.iterdir():
         try:
             status = path.stat()
-            if path.suffix == ".so" and path != latest:
+            if path.suffix in (".so", ".py") and path != latest:
                 ages[path] = status.st_mtime, status.st_size
             elif path.is_dir() and status.st_mtime < time.time() - DAY:
                 shutil.rmtree(path, ignore_errors=True)

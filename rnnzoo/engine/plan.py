@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.derive import Derived, derive
+from rnnzoo.engine.derive import Derived, derive, upright
+from rnnzoo.engine.forget import forget_shapes
 from rnnzoo.engine.operations import REDUCTIONS
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
@@ -46,7 +47,9 @@ from rnnzoo.engine.trace import (
     outputs,
     reason,
     recomputable,
+    rows_first,
     sample,
+    tensors,
     trace_step,
 )  # fmt: skip
 from rnnzoo.errors import UserError
@@ -200,6 +203,8 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
         found = _Found(key, shapes, reads, error=str(fault(cell) or text))
     finally:
         reads.forget()
+    if len(_kept) >= KEPT:
+        forget_shapes()
     _kept[:] = [*_kept[1 - KEPT :], found]
     return found
 
@@ -226,7 +231,7 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
 def rewrite(tracer: Tracer, graph: fx.Graph, names: Sequence[str], states: int) -> tuple[Parts, tuple[str, ...]]:
     """A graph of (x, states, weights), so called, with sums reordered and products merged; and what was merged."""
     merged: list[str] = []
-    parts = Parts(tracer, graph, names, states)
+    parts = Parts(tracer, upright(tracer, graph), names, states)
     for change in CHANGES:
         merged += change(parts)
         parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, states)
@@ -270,9 +275,10 @@ def _frontier(parts: Parts) -> tuple[list[fx.Node], list[fx.Node]]:
             return True
         if node.target is aten.scalar_tensor.default:  # a number; as a shared tensor it would be given a gradient
             return False
-        # a concatenation is recomputable, but inside the loop it would be a copy; a matrix that is summed up would be
-        # far larger outside
-        cheap = recomputable(node) and node.target is not aten.cat.default
+        # a concatenation is recomputable, but inside the loop it would be a copy; leaves are rows; a matrix that is
+        # summed up would be far larger outside
+        rows = all(rows_first(operand) for operand in tensors(node))
+        cheap = recomputable(node) and rows and node.target is not aten.cat.default
         sinks = node.op == "call_function" and (cheap or (node.target in REDUCTIONS and _of_matrix(node)))
         return parts.constant(node) or (parts.depends(node) == INPUT and not sinks)
 

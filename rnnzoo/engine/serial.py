@@ -20,6 +20,7 @@ from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
+from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
 
@@ -57,14 +58,19 @@ def _kernel(plan: Plan, half: bool) -> Kernel:
     return Kernel(plan, half and single and torch.cpu._is_avx512_bf16_supported())
 
 
-LOOPS: dict[str, Callable[[Plan, bool], Any]] = {"kernel": _kernel, "graphs": lambda plan, half: Steps(plan)}
+LOOPS: dict[str, Callable[[Plan, bool], Any]] = {
+    "kernel": _kernel,
+    "triton": TritonKernel,
+    "graphs": lambda plan, half: Steps(plan),
+}
 """What can run a plan's loop, by name, from the plan and whether products may be made in bfloat16; each has the
 interface of `cpp.Kernel` and raises `Unsupported` for a plan that it has no form for."""
 
 
 def loops(device: str) -> tuple[str, ...]:
     """The loops for a kind of device; the first that supports a plan takes it."""
-    return ("kernel", "graphs") if device == "cpu" else ("graphs",)
+    own = {"cpu": ("kernel",), "cuda": ("triton",)}
+    return (*own.get(device, ()), "graphs")
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""How elementary operations are written in Triton, and a step's graph lowered with these forms.
+
+Shapes here leave out the rows, as in `lower.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from rnnzoo.engine.lower import Lowering, Operation, Value
+from rnnzoo.engine.operations import POINT
+from rnnzoo.engine.places import Place, Unsupported, behind, shape_of
+from rnnzoo.engine.trace import args_of, aten
+
+SAME = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.gt.Scalar,
+    aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor,
+    aten.eq.Scalar, aten.eq.Tensor, aten.ne.Scalar, aten.ne.Tensor,
+)  # fmt: skip
+"""Operations that C++ and Triton write alike."""
+
+FORMS = {target: POINT[target] for target in SAME} | {
+    aten.abs.default: "tl.abs({0})", aten.sigmoid.default: "sigmoid({0})", aten.tanh.default: "tanh({0})",
+    aten.exp.default: "tl.exp({0})", aten.expm1.default: "expm1({0})", aten.log.default: "tl.log({0})",
+    aten.log1p.default: "log1p({0})", aten.erf.default: "tl.erf({0})", aten.sqrt.default: "tl.sqrt({0})",
+    aten.rsqrt.default: "(1 / tl.sqrt({0}))", aten.reciprocal.default: "(1 / {0})",
+    aten.sin.default: "tl.sin({0})", aten.cos.default: "tl.cos({0})",
+    aten.floor.default: "tl.floor({0})", aten.ceil.default: "tl.ceil({0})",
+    aten.trunc.default: "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))",
+    aten.sign.default: "(({0} > 0).to(S) - ({0} < 0).to(S))",
+    aten.relu.default: "tl.where({0} < 0, 0.0, {0})",
+    aten.maximum.default: "largest({0}, {1})", aten.minimum.default: "smallest({0}, {1})",
+    aten.where.self: "tl.where({0:b}, {1}, {2}).to(S)",
+    aten.logical_and.default: "({0:b} & {1:b})", aten.bitwise_and.Tensor: "({0:b} & {1:b})",
+    aten.logical_or.default: "({0:b} | {1:b})", aten.bitwise_or.Tensor: "({0:b} | {1:b})",
+    aten.logical_not.default: "({0:b} == 0)", aten.bitwise_not.default: "({0:b} == 0)",
+    aten._to_copy.default: "{0}",
+}  # fmt: skip
+"""Element-wise operations and their Triton; `:b` marks operands that are truth values."""
+
+POWERS = {
+    0.5: "tl.sqrt({0})", -0.5: "(1 / tl.sqrt({0}))", -1: "(1 / {0})"
+}  # fmt: skip
+
+
+START = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
+COMBINE = {"sum": "plus", "max": "largest", "min": "smallest"}
+"""Reductions: what they begin with, and what takes one more number in."""
+
+
+class Text(str):
+    """Triton that stands for numbers, or for truth values if `boolean`; it is formatted as what is asked for."""
+
+    boolean: bool
+
+    def __new__(cls, text: str, boolean: bool = False) -> Text:
+        made = super().__new__(cls, text)
+        made.boolean = boolean
+        return made
+
+    def __format__(self, kind: str) -> str:
+        if kind == "b":
+            return str(self) if self.boolean else f"({self!s} != 0)"
+        return f"{self!s}.to(S)" if self.boolean else str(self)
+
+
+class TritonLowering(Lowering):
+    """The same lowering with the expressions of `FORMS`. Raises `Unsupported`."""
+
+    def _value(self, node: fx.Node) -> Value:
+        dtype = node.meta["val"].dtype
+        value = self._found(node)
+        if dtype in (self._dtype, torch.bool) or self._dtype is None or isinstance(value, float):
+            return value
+        raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
+
+    def _point(self, node: fx.Node) -> Value:
+        arguments, target = list(args_of(node)), node.target
+        form = FORMS.get(target) if isinstance(target, torch._ops.OpOverload) else None
+        if node.target is aten.clamp.default:
+            low, high = [*arguments, None, None][1:3]
+            arguments = [arguments[0], *(bound for bound in (low, high) if bound is not None)]
+            form = "{0}"
+            if low is not None:
+                form = f"tl.where({form} < {{1}}, {{1}}, {form})"
+            if high is not None:
+                form = f"tl.where({form} > {{{len(arguments) - 1}}}, {{{len(arguments) - 1}}}, {form})"
+        elif node.target is aten.pow.Tensor_Scalar:
+            exponent = arguments.pop()
+            form = POWERS.get(exponent, f"tl.exp({float(exponent)!r} * tl.log({{0}}))")
+            if float(exponent).is_integer() and 0 < exponent <= 8:
+                form = f"({' * '.join(['{0}'] * int(exponent))})"
+        if form is None or (node.kwargs and node.target is not aten._to_copy.default):
+            raise Unsupported(f"{node.target}")
+        shape = shape_of(node)
+        boolean = node.meta["val"].dtype == torch.bool
+        if boolean and node.target in (aten.where.self, aten._to_copy.default):
+            form = f"({form} != 0)"
+        operands = [self._operand(a, shape, behind(node)) for a in arguments]
+        stores = list(self._wanted.get(node, ()))
+        kind = "point bool" if boolean else "point S"
+        self.operations[node] = Operation(kind, shape, operands, form, stores=stores)
+        return node
+
+    _check = _point
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return 8 if self._dtype == torch.float64 else 4
+
+    def memory(self, value: Value) -> Place:
+        """Where the value lies; what is in registers is stored."""
+        return self._memory(value)
+
+
+def literal(value: float) -> str:
+    """A number as Triton, which would round other ones to float32 first."""
+    if math.isfinite(value) and torch.tensor(value, dtype=torch.float32).item() == value:
+        return repr(float(value))
+    text = repr(value) if math.isfinite(value) else f'float("{value}")'
+    return f"tl.full([1, 1], {text}, S)"
