@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes wit
 import gc
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,16 +94,35 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     return run
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[list[str]]:
+    """What stands for `python` in a command that need not see an interpreter start: see forking.py."""
+    if sys.platform != "linux":  # elsewhere a process that has loaded such libraries may not be forked
+        yield [sys.executable]
+        return
+    script = str(Path(__file__).with_name("forking.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"{folder}/socket"
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, script, "serve", place], **pipes) as server:
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            yield [sys.executable, "-SE", script, place]
+
+
 @pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(python: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`command("train.py", ...)` runs Python on a script or module of the project in a process of its own."""
+    return lambda *arguments, **options: _ended([*python, *arguments], options)
 
-    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=options.pop("cwd", ROOT), capture_output=True, text=True, **options
-        )
 
-    return run
+@pytest.fixture
+def interpreter() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same in a new interpreter, where what is imported, and when, is what is tested."""
+    return lambda *arguments, **options: _ended([sys.executable, *arguments], options)
+
+
+def _ended(command: list[str], options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, **{"cwd": ROOT, "capture_output": True, "text": True, **options})
 
 
 @pytest.fixture(autouse=True)

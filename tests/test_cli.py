@@ -217,28 +217,28 @@ def test_the_module_is_the_command(command: Callable[..., subprocess.CompletedPr
     ],
 )
 def test_what_is_missing_is_named_with_its_extra(
-    module: str, arguments: list[str], extra: str, command: Callable[..., subprocess.CompletedProcess[str]]
+    module: str, arguments: list[str], extra: str, interpreter: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """As after a plain `pip install rnnzoo`."""
     missing = [module, "lightning"] if module == "pytorch_lightning" else [module]
     hide = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
-    done = command("-c", f"{hide}; from rnnzoo.cli import main; sys.exit(main({arguments}))")
+    done = interpreter("-c", f"{hide}; from rnnzoo.cli import main; sys.exit(main({arguments}))")
     assert done.returncode == 1
     assert done.stderr.endswith(f"error: this needs {module}: pip install 'rnnzoo[{extra}]'\n"), done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_cells_need_no_extra(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_cells_need_no_extra(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     extras = ["hydra", "omegaconf", "pytorch_lightning", "lightning", "torchmetrics", "pydantic", "matplotlib"]
     hide = f"import sys; sys.modules.update(dict.fromkeys({extras}))"
     run = "from rnnzoo.cli import main; import rnnzoo; layer = rnnzoo.Recurrent('gru', 2, 3, engine='serial')"
     more = "import torch; layer(torch.randn(4, 1, 2)); codes = [main(['list', 'gru']), main(['show', 'gru', '--text'])]"
-    done = command("-c", f"{hide}; {run}; {more}; sys.exit(sum(codes))")
+    done = interpreter("-c", f"{hide}; {run}; {more}; sys.exit(sum(codes))")
     assert done.returncode == 0, done.stderr
 
 
 def test_nothing_that_only_posix_has_is_needed(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    interpreter: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     """As on Windows, as far as that can be said from here."""
     hide = (
@@ -250,7 +250,7 @@ def test_nothing_that_only_posix_has_is_needed(
     )
     toy = ["task=sine", "task.samples=40", "model.hidden_size=2", "trainer.max_epochs=1", "hardware=cpu"]
     train = f"from rnnzoo.cli import main; sys.exit(main({['train', *toy, f'hydra.run.dir={tmp_path}/run']}))"
-    done = command("-c", hide + train)
+    done = interpreter("-c", hide + train)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["peak_memory_mib"] is None
 

@@ -5,6 +5,11 @@ so that nothing is equal by a shared mistake or by a lucky zero.
 Shapes: T time steps, B batch, I input size, H hidden size, L layers, D directions.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -179,6 +184,36 @@ def test_a_state_that_would_explode_past_the_end_reaches_no_gradient():
     for key, expected in found["reference"].items():
         assert expected.isfinite().all(), key
         torch.testing.assert_close(found["native"][key], expected, msg=lambda m, k=key: f"{k}: {m}")
+
+
+OLD = """
+import pytest, torch
+from rnnzoo import Recurrent, UserError
+from rnnzoo.engine import PAYS_BACK, choose
+for dtype in (torch.bfloat16, torch.float16):
+    outputs = {}
+    for engine in ("auto", "reference", "native"):
+        torch.manual_seed(0)
+        layer = Recurrent("lstm", 3, 4, engine=engine)
+        with torch.autocast("cpu", dtype):
+            if engine == "native":
+                with pytest.raises(UserError, match=f"no LSTM in {dtype} for this processor; use engine=auto"):
+                    layer(torch.ones(5, 2, 3))
+                continue
+            outputs[engine] = layer(torch.ones(5, 2, 3))[0].float()
+            outputs[engine].sum().backward()
+            assert choose(layer.cells[0], PAYS_BACK)[0] == "serial"
+    assert torch.equal(outputs["auto"], outputs["reference"])
+"""
+
+
+def test_a_processor_without_an_lstm_in_half_precision():
+    """oneDNN is told to take the processor for an older one, and raises."""
+    done = subprocess.run(
+        [sys.executable, "-c", OLD], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_auto_takes_native_where_torch_has_the_cell_until_compiling_pays_back():

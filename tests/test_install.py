@@ -93,14 +93,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture
-def rnnzoo(installed: Path, tmp_path: Path) -> Callable[..., str]:
+def rnnzoo(
+    installed: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., str]:
     """`rnnzoo("train", ...)` runs the installed command in an empty folder and returns what it printed."""
 
     def run(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "rnnzoo", *arguments], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(installed)},
-        )  # fmt: skip
+        done = command("-m", "rnnzoo", *arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr

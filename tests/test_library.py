@@ -6,6 +6,7 @@ Shapes: T time steps, B batch, I input size, H hidden size.
 from __future__ import annotations
 
 import gc
+import linecache
 import os
 import shutil
 import stat
@@ -21,6 +22,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from rnnzoo import Cell, InputWeight, Recurrent, UserError
 from rnnzoo import engine as engines
@@ -257,6 +260,36 @@ def test_kernels_of_cells_that_are_gone_are_let_go(monkeypatch):
     gc.collect()
     assert cell() is None and not library._libraries
     assert_right()
+
+
+def test_a_search_over_many_sizes_does_not_grow(own_cache, monkeypatch):
+    """Nor does what torch keeps of traces, nor what the system has loaded; only a compiler would take long."""
+    monkeypatch.setattr(plans, "_kept", [])
+    monkeypatch.setattr(plans, "KEPT", 3)
+    monkeypatch.setattr(library, "_libraries", weakref.WeakValueDictionary())
+    monkeypatch.setattr(serial, "_programs", weakref.WeakKeyDictionary())
+    assert_right()
+    (built,) = kernels(own_cache)
+
+    def copied(command: list[str], source: str, path: Path, name: str) -> None:
+        shutil.copy(built, path)
+        shutil.copy(built.with_suffix(".sha256"), path.with_suffix(".sha256"))
+
+    monkeypatch.setattr(library, "_compile", copied)
+    sizes = []
+    for hidden in range(5, 15):
+        layer = Recurrent(Small, I, hidden, engine="serial")
+        serial.prepare(layer.cells[0])
+        del layer
+        gc.collect()
+        mapped = {
+            line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(own_cache) in line
+        }
+        kept = [part for part in linecache.cache if part.startswith("<eval_with_key>")]
+        sources = torch.fx.graph_module._loader.eval_cache
+        shapes = sum(type(thing) is ShapeEnv for thing in gc.get_objects())
+        sizes.append([len(library._libraries), len(mapped), len(kept), len(sources), len(FakeTensorMode.cache), shapes])
+    assert sizes[3] == sizes[-1] and sizes[-1][:2] == [3, 3]
 
 
 @pytest.fixture

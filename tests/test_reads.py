@@ -325,6 +325,12 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
+class Twice(Doubled):
+    @staticmethod
+    def forward(v: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return v.clone(), v.clone()
+
+
 TWICE = "step gives another h when it is taken twice"
 REFUSED = {
     "sets an attribute": (set_attribute, "it sets self.seen"),
@@ -338,7 +344,7 @@ REFUSED = {
     "all attributes": (lambda c, v: c.__dict__["scale"] * v, "self.__dict__"),
     "all globals": (lambda c, v: globals()["SCALE"] * v, "it calls globals"),
     "mode": (lambda c, v: v if torch.is_grad_enabled() else -v, "torch.is_grad_enabled"),
-    "own gradient": (lambda c, v: Doubled.apply(v), "Doubled.*gradient of its own"),
+    "two results": (lambda c, v: Twice.apply(v)[0], "Twice returns other than one tensor"),
 }
 
 
@@ -370,12 +376,8 @@ def test_plans_are_not_kept_for_ever():
 
 
 GRADIENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "detach": lambda c, v: v.detach(),
-    "data": lambda c, v: v * v.data,
-    "data of a weight": lambda c, v: v @ c.U.data,
+    "in place": lambda c, v: v.clone().detach_(),
     "hook": lambda c, v: (v.register_hook(lambda g: 2 * g), v)[1] if v.requires_grad else v,
-    "no_grad": torch.no_grad()(lambda c, v: 2 * v),
-    "set_grad_enabled": lambda c, v: (torch.set_grad_enabled(False), 2 * v, torch.set_grad_enabled(True))[1],
     "inference_mode": torch.inference_mode()(lambda c, v: 2 * v),
     "from numbers": lambda c, v: v * torch.tensor(v.tolist()),
 }
@@ -392,9 +394,26 @@ def test_gradients_that_are_stopped_or_changed_are_refused(what, mode):
 
 
 def test_what_tracing_does_not_see_shows_in_the_gradients(monkeypatch):
+    monkeypatch.setattr("rnnzoo.engine.strict.CHANGES", set())
     monkeypatch.setattr("rnnzoo.engine.strict.PROPERTIES", {})
     with pytest.raises(UserError, match="other numbers or gradients"):
-        plans.plan(cell(lambda c, v: v * v.data)(I, H))
+        plans.plan(cell(GRADIENTS["hook"])(I, H))
+
+
+STOPPED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "detach": lambda c, v: v.sin().detach() * v,
+    "data": lambda c, v: v * v.data,
+    "data of a weight": lambda c, v: v @ c.U.data,
+    "no_grad": lambda c, v: v * torch.no_grad()(lambda v: (2 * v).sin())(v),
+    "set_grad_enabled": lambda c, v: v * (torch.set_grad_enabled(False), 2 * v, torch.set_grad_enabled(True))[1],
+    "own gradient": lambda c, v: Doubled.apply(v),
+    "of the input": lambda c, v: Doubled.apply(torch.ones_like(v)) * v + Doubled.apply(c.U.sum()),
+}
+
+
+@pytest.mark.parametrize("what", STOPPED)
+def test_gradients_that_are_stopped_or_ones_own_are_those_of_the_reference(what):
+    assert_like_reference(layer_of(cell(STOPPED[what])))
 
 
 def test_tensors_that_are_not_declared_are_weights_too():

@@ -70,7 +70,7 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     reads and writes each number once, where the scan makes several passes. Elsewhere what counts is the number of
     calls, of which the scan needs about 10 log_4(T) and the loop T / 8.
     """
-    exact = native.refuses(cell) is None
+    exact = native.refuses(cell) is None and native.lacks(cell, device) is None
     if exact and device != "cpu":
         return "native", "torch's kernels are this cell"
     least = PAYS_BACK_NATIVE if exact else PAYS_BACK
@@ -125,6 +125,9 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
         chosen = name
         if (special and name in COMPILED) or (hooked and name != "reference"):
             raise UserError(f"engine={name} cannot run under {special or hooked}; use engine=reference")
+        reason = native.lacks(cell, x.device.type) if name == "native" else None
+        if reason is not None:
+            raise UserError(f"engine=native cannot run under autocast: {reason}; use engine=auto")
     if x.shape[1] == 0:  # no sequence, so nothing that an engine would have to be made ready for
         return "reference"
     if chosen in COMPILED:

@@ -37,7 +37,8 @@ class Kernel:
     def __init__(self, plan: Plan, half: bool = False) -> None:
         source = write(plan, half)
         self.homes, self.reused = source.homes, source.reused
-        self.given, self.results = parameters(plan)
+        self.derived = plan.summed
+        self.given, self.results = parameters(plan, plan.summed)
         self._products = sum(node.op == "call_function" for node in plan.recur.nodes)
         self._library = load(source.text, plan.name, half)
 

@@ -10,6 +10,7 @@ a transcendental function costs less than writing its result and reading it back
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rnnzoo.engine.gradients import opened
 from rnnzoo.engine.trace import (
     Tracer,
     ancestors,
@@ -29,6 +31,7 @@ from rnnzoo.engine.trace import (
     is_size,
     merge_equal,
     module,
+    multiple,
     outputs,
     recomputable,
     rows_first,
@@ -44,6 +47,9 @@ class Derived:
     `new_h` (new states), saved, shared, `d_new_h` (gradients of the new states) -> `d_h` (of the states), `d_leaf0`,
     and `kept0`, which only `defer` reads. `defer`: any of these -> gradients of the shared tensors. `back` and `defer`
     have placeholders for what they read, and no others.
+
+    With `totals`, the last results of `back` are terms, [N, ...] each, that are summed up over all rows and time steps:
+    the k-th belongs to the sum of that number, which `defer` reads as `total0`, ...
     """
 
     infer: fx.Graph
@@ -52,10 +58,14 @@ class Derived:
     defer: fx.Graph
     saved: int
     kept: int
+    totals: tuple[int, ...] = ()
 
 
-def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]) -> Derived:
-    """Derive the backward pass of `recur`, whose placeholders are `leaves` leaves, the states, and shared tensors."""
+def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...], summing: bool = False) -> Derived:
+    """Derive the backward pass of `recur`, whose placeholders are `leaves` leaves, the states, and shared tensors.
+
+    If `summing`, sums over rows of more than vectors are left to the loop, that what they sum up is never kept.
+    """
     graph, names, results = _joint(tracer, recur, leaves, states)
     count = len(states)
     new, d_leaves, d_states, d_shared = (
@@ -81,18 +91,54 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     available |= {node: f"d_leaf{k}" for k, node in reversed(list(enumerate(d_leaves))) if node in serial}
     serial = {n for n in serial if rows_first(n)}
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
+    terms: list[tuple[int, fx.Node]] = []
+    if summing:
+        d_shared, terms = _sums(graph, d_shared)
+        available |= {n: str(n.target) for n in d_shared if n is not None and n.op == "placeholder" and n not in own}
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
     wanted = [n for n in d_shared if n is not None]
     kept = [n for n in ancestors(wanted, stop=lambda n: n in available or n in serial) if n in serial - set(available)]
     available |= {node: f"kept{k}" for k, node in enumerate(kept)}
+    results = [*d_states, *d_leaves, *kept, *(node for _, node in terms)]
     return Derived(
         infer=extract(own, new),
         step=extract(own, [*new, *fresh]),
-        back=extract(_read(given, [*d_states, *d_leaves, *kept]), [*d_states, *d_leaves, *kept]),
+        back=extract(_read(given, results), results),
         defer=extract(_read(available, d_shared), d_shared),
         saved=len(fresh),
         kept=len(kept),
+        totals=tuple(k for k, _ in terms),
     )
+
+
+def _sums(graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
+    """Results that are sums over rows become placeholders; and what is summed up for which of them."""
+
+    def terms(node: fx.Node) -> Iterator[fx.Node | None]:
+        """What is summed up, [N, ...] each; None for anything else."""
+        while node.target in (aten.view.default, aten._unsafe_view.default, aten.squeeze.dims):
+            node = args_of(node)[0]
+        if node.target is aten.add.Tensor and not node.kwargs:
+            for operand in args_of(node):
+                yield from terms(operand) if isinstance(operand, fx.Node) else (None,)
+        elif node.target is aten.sum.dim_IntList and args_of(node)[1] == [0] and rows_first(args_of(node)[0]):
+            yield args_of(node)[0]
+        else:
+            yield None
+
+    found: list[tuple[int, fx.Node]] = []
+    replaced: dict[fx.Node, fx.Node] = {}
+    for node in results:
+        if node is None or node in replaced or node.meta["val"].dim() < 2:
+            continue
+        parts = list(terms(node))
+        if all(part is not None and part.meta["val"].shape[1:] == node.meta["val"].shape for part in parts):
+            with graph.inserting_before(next(iter(graph.nodes))):
+                total = graph.placeholder(f"total{len(replaced)}")
+            total.meta["val"] = node.meta["val"]
+            found += [(len(replaced), part) for part in parts if part is not None]
+            replaced[node] = total
+    return [n if n is None else replaced.get(n, n) for n in results], found
 
 
 def _joint(
@@ -117,9 +163,11 @@ def _joint(
     arguments = [tracer.again(node) for node in given]
     tangents = [tracer.again(node) for node in outputs(recur)]
     graph = tracer.trace(joint, arguments, tangents)
+    if opened(graph):
+        graph = tracer.trace(module(graph), arguments, tangents)
     returned = {_storage(node) for node in outputs(graph) if node is not None}
     merge_equal(graph, lambda node: _storage(node) not in returned)  # each result stays a node of its own
-    graph = _upright(tracer, _tile(tracer, graph))
+    graph = upright(tracer, _tile(tracer, graph))
     names = [str(node.target) for node in given] + [f"d_new_{name}" for name in states]
     results = outputs(graph)
     return graph, dict(zip(inputs(graph), names)), results
@@ -129,7 +177,7 @@ def _storage(node: fx.Node) -> StorageWeakRef | None:
     return None if is_size(node) else StorageWeakRef(node.meta["val"].untyped_storage())
 
 
-def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
+def upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
     """Have results that must be saved, or kept, lie row after row."""
     for node in list(graph.nodes):
         if node.op != "call_function" or is_size(node) or recomputable(node) or rows_first(node):
@@ -137,11 +185,17 @@ def _upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
         sizes = node.meta["val"].shape
         rows = next(d for d, size in enumerate(sizes) if isinstance(size, torch.SymInt))
         order = [rows, *(d for d in range(len(sizes)) if d != rows)]
-        users = list(node.users)
-        upright = tracer.call(graph, aten.permute.default, node, order)
-        again = tracer.call(graph, aten.permute.default, upright, [order.index(d) for d in range(len(sizes))])
+        users, found = list(node.users), node
+        if rows:
+            found = tracer.call(graph, aten.permute.default, node, order)
+        times, others = multiple(sizes[rows]), [sizes[d] for d in order[1:]]
+        if times != 1:  # a matrix's rows, counted with the batch's
+            found = tracer.call(graph, aten.view.default, found, [-1, times, *others])
+            found = tracer.call(graph, aten.view.default, found, [-1, *others])
+        if rows:
+            found = tracer.call(graph, aten.permute.default, found, [order.index(d) for d in range(len(sizes))])
         for user in users:
-            user.replace_input_with(node, again)
+            user.replace_input_with(node, found)
     return extract({node: str(node.target) for node in inputs(graph)}, outputs(graph))
 
 
@@ -239,7 +293,7 @@ def _cut(backward: set[fx.Node], own: dict[fx.Node, str], free: set[fx.Node], re
     for node in ancestors(needed):
         if is_size(node) or not has_rows(node):
             continue
-        size = math.prod(dim for dim in node.meta["val"].shape if isinstance(dim, int))
+        size = math.prod(multiple(dim) if isinstance(dim, torch.SymInt) else dim for dim in node.meta["val"].shape)
         # a leaf is in memory already, what is saved beside it is not
         cost = 1 if node in free else 19 * size if node in own else 20 * size
         bound = {"capacity": cost} if rows_first(node) else {}  # what is saved must be rows

@@ -5,7 +5,6 @@ torch has such a table of its own; here stands what it lacks, or takes apart too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
+
+from rnnzoo.engine.products import products
+from rnnzoo.engine.selection import later, selections
 
 aten = torch.ops.aten
 
@@ -23,23 +25,29 @@ def structure() -> dict[Any, Any]:
     return {
         aten.mean.dim: _mean,
         aten.mean.default: lambda x: _mean(x, list(range(x.dim()))),
-        aten.var.correction: _var,
-        aten.linalg_vector_norm.default: _norm,
-        aten.bmm.default: lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2),
-        aten.addmm.default: _addmm,
-        aten.dot.default: lambda a, b: (a * b).sum(),
-        aten.mv.default: lambda a, b: (a * b).sum(-1),
+        aten.var_mean.correction: lambda x, dim, **options: (
+            _var(x, dim, **options),
+            _mean(x, dim, options.get("keepdim", False)),
+        ),
+        aten.aminmax.default: lambda x, *, dim, keepdim=False: (x.amin(dim, keepdim), x.amax(dim, keepdim)),
+        **products(),
+        **selections(),
         aten.split_with_sizes.default: _split,
         aten.split.Tensor: lambda x, size, dim=0: _split(x, [size] * (x.shape[dim] // size), dim),
         aten.unbind.int: lambda x, dim=0: [x.select(dim, k) for k in range(x.shape[dim])],
         aten.roll.default: _roll,
-        aten.flip.default: _flip,
         aten.repeat.default: _repeat,
+        aten.stack.default: lambda parts, dim=0: torch.cat([part.unsqueeze(dim) for part in parts], dim),
         aten.constant_pad_nd.default: _pad,
         aten.complex.default: lambda a, b: torch.view_as_complex(torch.stack(torch.broadcast_tensors(a, b), -1)),
         aten.native_layer_norm.default: _layer_norm,
-        aten.addcmul.default: lambda x, a, b, value=1: x + value * (a * b),
-        aten.addcdiv.default: lambda x, a, b, value=1: x + value * (a / b),
+        aten.native_group_norm.default: _group_norm,
+        aten.slice_scatter.default: _slice_scatter,
+        aten.polar.default: lambda r, phi: torch.complex(r * torch.cos(phi), r * torch.sin(phi)),
+        aten.copy.default: lambda x, y, non_blocking=False: y.to(x.dtype).expand(x.shape),
+        aten.ldexp.Tensor: lambda x, n: x * torch.exp2(n),
+        aten.addcmul.default: _broadcast(aten.addcmul.default),
+        aten.addcdiv.default: _broadcast(aten.addcdiv.default),
         # with numbers, too, these are operations on tensors, which alone keep the number of rows open
         aten.add.Scalar: lambda x, y, alpha=1: x + alpha * y,
         aten.sub.Scalar: lambda x, y, alpha=1: x - alpha * y,
@@ -50,9 +58,6 @@ def structure() -> dict[Any, Any]:
         aten.lerp.Scalar: lambda a, b, w: a + w * (b - a),
         aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
         aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
-        aten.clamp.Tensor: _clamp,
-        aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
-        aten.log2.default: lambda x: torch.log(x) / math.log(2),
         aten.log_sigmoid_forward.default: lambda x: (-torch.nn.functional.softplus(-x), x.new_zeros(())),
         aten.select_backward.default: _select_backward,
     }
@@ -68,10 +73,36 @@ def everything() -> dict[Any, Any]:
         "leaky_relu", "leaky_relu_backward", "gelu", "gelu_backward", "silu", "silu_backward", "mish", "mish_backward",
         "hardtanh", "hardtanh_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward",
         "softplus", "softplus_backward", "sigmoid_backward", "tanh_backward", "threshold_backward", "logsumexp",
-        "log_sigmoid_forward", "log_sigmoid_backward",
+        "log_sigmoid_forward", "log_sigmoid_backward", "hardshrink",
     )  # fmt: skip
     table |= get_decompositions([getattr(aten, name) for name in names])
-    return table | structure() | {aten.div.Tensor_mode: _divide}
+    return (
+        table
+        | structure()
+        | later()
+        | {
+            aten.div.Tensor_mode: _divide,
+            aten.var.correction: _var,
+            aten.clamp.Tensor: _clamp,
+            aten.addcmul.default: lambda x, a, b, value=1: x + (a if value == 1 else value * a) * b,
+            aten.addcdiv.default: lambda x, a, b, value=1: x + (a if value == 1 else value * a) / b,
+            aten.softshrink.default: lambda x, k=0.5: torch.where(x > k, x - k, torch.where(x < -k, x + k, x * 0 + 0)),
+            aten.softshrink_backward.default: lambda g, x, k: torch.where((x >= -k) & (x <= k), 0, g),
+            aten.hardshrink_backward.default: lambda g, x, k: torch.where((x >= -k) & (x <= k), 0, g),
+        }
+    )
+
+
+def _broadcast(operation: Any) -> Any:
+    """The operation on tensors of one shape, because torch's own cannot broadcast where a size is open."""
+
+    def broadcast(*tensors: Tensor, **options: Any) -> Tensor:
+        if all(tensor.shape == tensors[0].shape for tensor in tensors):
+            return NotImplemented
+        found: Tensor = operation(*torch.broadcast_tensors(*tensors), **options)
+        return found
+
+    return broadcast
 
 
 def _divide(x: Tensor, y: Tensor, *, rounding_mode: str | None = None) -> Tensor:
@@ -92,12 +123,6 @@ def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
     parts = [x.narrow(dim, start, size) for start, size in zip(starts, sizes)]
     rest = x.shape[dim] - sum(sizes)
     return [*parts, x.narrow(dim, sum(sizes), rest)] if rest else parts
-
-
-def _norm(
-    x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: torch.dtype | None = None
-) -> Tensor:
-    return torch.sqrt((x * x).sum(list(dim), keepdim)) if ord == 2 and dim is not None else NotImplemented
 
 
 def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
@@ -136,12 +161,6 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
     return x
 
 
-def _flip(x: Tensor, dims: Sequence[int]) -> Tensor:
-    for dim in dims:
-        x = torch.cat([x.narrow(dim, k, 1) for k in reversed(range(x.shape[dim]))], dim)
-    return x
-
-
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +170,29 @@ def _layer_norm(
     y = (x - mean) * scale
     y = y if weight is None else y * weight
     return y if bias is None else y + bias, mean, scale
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, N: Any, C: int, HxW: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = x.reshape(x.shape[0], groups, -1)
+    mean = _mean(parts, [-1], True)
+    scale = torch.rsqrt(_var(parts, [-1], 0, True) + eps)
+    y = ((parts - mean) * scale).reshape(x.shape)
+    each = [C, *[1] * (x.dim() - 2)]
+    y = y if weight is None else y * weight.reshape(each)
+    return y if bias is None else y + bias.reshape(each), mean.squeeze(-1), scale.squeeze(-1)
+
+
+def _slice_scatter(
+    x: Tensor, part: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    size = x.shape[dim]
+    if step != 1 or not isinstance(size, int):
+        whole = step == 1 and not start and (end is None or end >= 2**62)
+        return part if whole else NotImplemented
+    start, end, _ = slice(start, end).indices(size)
+    return torch.cat([x.narrow(dim, 0, start), part, x.narrow(dim, end, size - end)], dim)
 
 
 def _mean(x: Tensor, dim: list[int], keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
@@ -166,8 +208,3 @@ def _var(x: Tensor, dim: list[int], correction: float | None = None, keepdim: bo
     for d in dim:
         count = count * x.shape[d]
     return (centred * centred).sum(dim, keepdim) / (count - (1 if correction is None else correction))
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    product = torch.mm(a, b)
-    return (bias if beta == 1 else beta * bias) + (product if alpha == 1 else alpha * product)

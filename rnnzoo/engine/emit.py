@@ -1,4 +1,4 @@
-"""A plan as the text of C++ functions: loops over time, over rows, over features.
+"""A plan as the text of C++ functions: loops over time, and over blocks of rows; `loops.py` writes what is in them.
 
 `recur` runs a sequence for inference, `step` also saves what the backward pass needs, `back` is the backward pass.
 Shapes: T time steps, B batch.
@@ -10,27 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
 
-from rnnzoo.engine.lower import Lowering, Operation, Value
-from rnnzoo.engine.operations import number
+from rnnzoo.engine.derive import Derived
+from rnnzoo.engine.loops import pitch, statements
+from rnnzoo.engine.lower import Lowering
 from rnnzoo.engine.places import Place, Unsupported, shape_of
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import aten, inputs, outputs
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
-
-START = {"sum": "S(0)", "max": "S(-INFINITY)", "min": "S(INFINITY)"}
-COMBINE = {"sum": "{0} += {1};", "max": "{0} = largest_({0}, {1});", "min": "{0} = smallest_({0}, {1});"}
-GATHER = COMBINE | {  # of what is no number, the greatest and the least are none
-    "max": "{0} = {0} != {0} || {1} <= {0} ? {0} : {1};",
-    "min": "{0} = {0} != {0} || {1} >= {0} ? {0} : {1};",
-}
-"""The same in memory, where no loop waits for it."""
-CLAUSE = {"sum": "+", "max": "largest", "min": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +46,10 @@ def write(plan: Plan, half: bool = False) -> Source:
     if dtype not in TYPES:
         raise Unsupported(f"numbers of {dtype}")
     homes = _homes(plan)
-    given, results = parameters(plan)
+    given, results = parameters(plan, plan.summed)
     back, reused = _backward(plan, homes, given, results)
-    recur = _forward("recur", plan, plan.derived.infer, ())
-    step = _forward("step", plan, plan.derived.step, homes)
+    recur = _forward("recur", plan, plan.summed.infer, ())
+    step = _forward("step", plan, plan.summed.step, homes)
     return Source(text(dtype, [header("kernel.h"), recur, step, back], half), homes, reused)
 
 
@@ -72,18 +63,19 @@ def text(dtype: torch.dtype, pieces: Sequence[str], half: bool = False) -> str:
     return "\n".join([*(["#define HALF"] if half else []), f"using S = {TYPES[dtype]};", *pieces, ""])
 
 
-def parameters(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parameters(plan: Plan, derived: Derived) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a backward pass is given and what results, by name.
 
     Given: `out_h` (the gradient of all values of state h, or none), `end_h` (of its last value, or none), then what the
     graph `back` reads, where `h` is all values of the state, the initial one first. Results: `d_h` [B, ...] for each
-    state, `d_leaf0`, ..., `kept0`, ...
+    state, `d_leaf0`, ..., `kept0`, ..., and `total0`, ..., zero at first, one of each for every thread.
     """
-    read = [str(n.target) for n in inputs(plan.derived.back) if not str(n.target).startswith("d_new_")]
+    read = [str(n.target) for n in inputs(derived.back) if not str(n.target).startswith("d_new_")]
     read = list(dict.fromkeys(name.removeprefix("new_") for name in read))
     given = [f"out_{s}" for s in plan.states] + [f"end_{s}" for s in plan.states] + read
     results = [f"d_{s}" for s in plan.states] + [f"d_leaf{k}" for k in range(len(outputs(plan.project)))]
-    return tuple(given), (*results, *(f"kept{k}" for k in range(plan.derived.kept)))
+    results += [f"kept{k}" for k in range(derived.kept)]
+    return tuple(given), (*results, *(f"total{k}" for k in sorted(set(derived.totals))))
 
 
 def _place(node: fx.Node, home: Place | None = None) -> Place:
@@ -94,12 +86,12 @@ def _place(node: fx.Node, home: Place | None = None) -> Place:
 
 def _homes(plan: Plan) -> tuple[tuple[int, int] | None, ...]:
     """Places in the leaves for what is saved: where a leaf is read for the last time, something may be written."""
-    graph, count = plan.derived.step, len(plan.states)
-    read = {str(n.target) for g in (plan.derived.back, plan.derived.defer) for n in inputs(g)}
+    graph, count = plan.summed.step, len(plan.states)
+    read = {str(n.target) for g in (plan.summed.back, plan.summed.defer) for n in inputs(g)}
     products = (aten.mm.default, aten.addmm.default)  # autograd does not need their results again
     alone = [n.target in products and len(n.users) == 1 for n in outputs(plan.project)]
     own = {f"leaf{k}": k for k, free in enumerate(alone) if free and f"leaf{k}" not in read}
-    labels = [*(f"new_{s}" for s in plan.states), *(f"saved{k}" for k in range(plan.derived.saved))]
+    labels = [*(f"new_{s}" for s in plan.states), *(f"saved{k}" for k in range(plan.summed.saved))]
     wanted = [Place.dense(label, shape_of(node)) for label, node in zip(labels, outputs(graph))]
     lowered = Lowering(graph, {str(n.target): _place(n) for n in inputs(graph)}, list(wanted))
     reads = [p for o in lowered.operations.values() for p in o.operands if isinstance(p, Place) and p.base in own]
@@ -157,7 +149,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, homes: tuple[tuple[int, int
 def _backward(
     plan: Plan, homes: tuple[tuple[int, int] | None, ...], given: tuple[str, ...], results: tuple[str, ...]
 ) -> tuple[str, tuple[bool, ...]]:
-    graph, states = plan.derived.back, plan.states
+    graph, states = plan.summed.back, plan.states
     number = {name: k for k, name in enumerate([*given, *results])}
     nodes = {str(n.target): n for n in [*inputs(plan.recur), *inputs(graph)]}
     places, pointers = {}, []
@@ -171,13 +163,21 @@ def _backward(
                 _pointer(place, number[label.removeprefix("new_") if new else label], "(t + 1)" if new else "t")
             )
     wanted = []
-    for label, output in zip(results, outputs(graph)):
+    labels = [label for label in results if not label.startswith("total")]
+    for label, output in zip(labels, outputs(graph)):
         wanted.append(Place.dense(label, shape_of(nodes[label[2:]] if output is None else output)))
         if label[2:] not in states:
             pointers.append(_pointer(wanted[-1], number[label]))
+    totals = {}
+    for k, node in zip(plan.summed.totals, outputs(graph)[len(labels) :]):
+        totals[f"total{k}"] = Place.dense(f"total{k}", shape_of(node), 0)
+        wanted.append(totals[f"total{k}"])
     lowered = Lowering(graph, places, wanted)
 
     start, before, after, end, extra = [], [], [], [], []
+    for label, place in totals.items():  # each thread has blocks of rows one after the other
+        share = f"block / (blocks / threads) * {math.prod(place.shape)}"
+        start.append(f"S* {label} = p[{number[label]}] + {share};")
     for s in states:
         n, out, last = places.get(s, _place(nodes[s])).pitch, number[f"out_{s}"], number[f"end_{s}"]
         bytes = f"rows * {n} * sizeof(S)"
@@ -205,7 +205,7 @@ def _backward(
 
 def _reused(plan: Plan, homes: tuple[tuple[int, int] | None, ...], lowered: Lowering) -> tuple[bool, ...]:
     """For each leaf whether its gradient may be written where it, or what was saved in its place, lay."""
-    later = {str(n.target) for n in inputs(plan.derived.defer)}
+    later = {str(n.target) for n in inputs(plan.summed.defer)}
     reused = []
     for k in range(len(outputs(plan.project))):
         inside = {f"saved{j}": home[1] for j, home in enumerate(homes) if home is not None and home[0] == k}
@@ -219,7 +219,8 @@ def _function(
 ) -> str:
     """A C++ function over blocks of rows, with packed matrices and scratch memory."""
     buffers = [(n, pitch(place)) for n, place in lowered.scratches.items()] + [(n, str(size)) for n, size in extra]
-    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0)
+    most_rows = max((o.shape[0] for o in lowered.operations.values() if o.kind == "products"), default=1)
+    widest = max((K + K % 2 for _, K, _ in lowered.packs.values()), default=0) * most_rows
     buffers.append(("halves", str(widest)))  # a row of numbers rounded
     total = " + ".join(f"rows_at_most * {size}" for _, size in buffers) or "0"
     carved = [f"S* {n} = memory; memory += rows_at_most * {size};" for n, size in buffers]
@@ -257,101 +258,3 @@ def _function(
         *frees,
         "}",
     ])  # fmt: skip
-
-
-def statements(lowered: Lowering) -> str:
-    """The step's statements, for `rows` rows."""
-    lines: list[str] = []
-    for stage in range(1 + max((o.stage for o in lowered.operations.values()), default=-1)):
-        here = {key: o for key, o in lowered.operations.items() if o.stage == stage}
-        for operation in here.values():
-            if operation.kind == "product":
-                lines.append(_product(lowered, operation))
-        shapes = dict.fromkeys(o.shape for o in here.values() if o.kind != "product")
-        for shape in shapes:
-            group = {key: o for key, o in here.items() if o.kind != "product" and o.shape == shape}
-            lines += _loop(shape, group)
-    return "\n".join(lines)
-
-
-def _product(lowered: Lowering, operation: Operation) -> str:
-    (left,) = operation.operands
-    assert isinstance(left, Place)
-    _, K, N = lowered.packs[operation.expression]
-    to = operation.stores[0].base
-    return f"PRODUCT(rows, {left.base} + {left.offset}, {pitch(left)}, {operation.expression}, {K}, {N}, {to});"
-
-
-def _loop(shape: tuple[int, ...], group: dict[Any, Operation]) -> list[str]:
-    """One loop over rows and the elements of `shape`, for all the operations of a group."""
-    depth = len(shape)
-    index = [f"i{k}" for k in range(depth)] or ["i0"]
-    inner = max(depth - 1, 0)
-    names = {key: f"v{k}" for k, key in enumerate(group)}
-    loads: dict[str, str] = {}
-    body: list[str] = []
-    stores: list[str] = []
-    before: list[str] = []
-    after: list[str] = []
-    clauses = ""
-    along = f"for (int64_t {index[-1]} = 0; {index[-1]} < {shape[-1] if shape else 1}; ++{index[-1]}) {{"
-
-    def read(operand: Value) -> str:
-        if isinstance(operand, Place):
-            element = f"{operand.at(index)} != 0" if operand.boolean else operand.at(index)
-            return loads.setdefault(element, f"m{len(loads)}")
-        if isinstance(operand, fx.Node):
-            return names[operand]
-        return number(operand)
-
-    for key, operation in group.items():
-        operands = [read(operand) for operand in operation.operands]
-        if operation.kind.startswith("point"):
-            body.append(f"{operation.kind.split()[1]} {names[key]} = {operation.expression.format(*operands)};")
-            stores += [f"{place.at(index)} = {names[key]};" for place in operation.stores]
-            continue
-        (target,) = operation.stores
-        if operation.kind == "checked":
-            fast, missed, exact = (text.format(*operands) for text in operation.checks)
-            some = f"some{names[key]}"
-            before.append(f"int {some} = 0;")
-            clauses += f" reduction(|:{some})"
-            body += [f"S {names[key]} = {fast};", f"{some} |= {missed};"]
-            stores.append(f"{target.at(index)} = {names[key]};")
-            again = [f"auto {name} = {source};" for source, name in loads.items() if name in operands]
-            after += [f"if ({some}) {along}", *again, f"if ({missed}) {target.at(index)} = {exact};", "}"]
-            continue
-        if inner in operation.reduced:
-            total = f"total{names[key]}"
-            before.append(f"S {total} = {START[operation.kind]};")
-            clauses += f" reduction({CLAUSE[operation.kind]}:{total})"
-            body.append(COMBINE[operation.kind].format(total, operands[0]))
-            if operation.kind != "sum":
-                before.append(f"int none{total} = 0;")
-                clauses += f" reduction(|:none{total})"
-                body.append(f"none{total} |= {operands[0]} != {operands[0]};")
-                after.append(f"{total} = none{total} ? S(NAN) : {total};")
-            after.append(GATHER[operation.kind].format(target.at(index), total))
-        else:
-            stores.append(GATHER[operation.kind].format(target.at(index), operands[0]))
-    lines = ["for (int64_t r = 0; r < rows; ++r) {"]
-    places = [p for o in group.values() for p in (*o.operands, *o.stores) if isinstance(p, Place)]
-    for place in {p.base: p for p in places}.values():
-        lines.append(f"S* {place.base}_r = {place.base} + r * {pitch(place)};")
-    for operation in group.values():
-        if operation.kind in START:
-            (target,) = operation.stores
-            count = math.prod(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
-            lines.append(f"for (int64_t j = 0; j < {count}; ++j) {target.base}_r[j] = {START[operation.kind]};")
-    for k in range(inner):
-        lines.append(f"for (int64_t i{k} = 0; i{k} < {shape[k]}; ++i{k}) {{")
-    lines += [*before, f"#pragma omp simd{clauses}"]
-    lines.append(along)
-    lines += [f"auto {name} = {source};" for source, name in loads.items()]
-    lines += [*body, *stores, "}"]
-    return [*lines, *after, "}" * inner, "}"]
-
-
-def pitch(place: Place) -> str:
-    """Numbers from one row to the next, as C++."""
-    return f"padded({-place.pitch})" if place.pitch < 0 else str(place.pitch)

@@ -244,6 +244,11 @@ inline void pack_half(const S* b, int64_t K, int64_t N, int64_t down, int64_t ri
 #define RELEASE (void)0
 #endif
 
+// c [rows, N] = what a product left in b [rows, padded(N)].
+[[maybe_unused]] void unpad(int64_t rows, int64_t N, const S* b, S* c) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(c + r * N, b + r * padded(N), N * sizeof(S));
+}
+
 // Past a sequence's end: rows keep what they hold.
 [[maybe_unused]] void hold(int64_t rows, int64_t n, const int64_t* lengths, int64_t t, const S* from, S* to) {
   for (int64_t r = 0; r < rows; ++r)

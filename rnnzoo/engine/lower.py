@@ -10,7 +10,6 @@ Shapes here leave out the rows: a state [B, H] is (H,).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -18,9 +17,26 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from rnnzoo.engine.operations import CHECKED, FILLED, POINT, POWERS, REDUCTIONS, number
-from rnnzoo.engine.places import Place, Scattered, Unsupported, behind, dimension, expanded, shape_of, viewed
+from rnnzoo.engine.operations import CHECKED, CUMULATIVE, FILLED, POINT, POWERS, REDUCTIONS, number
+from rnnzoo.engine.places import (
+    COUNT,
+    Place,
+    Scattered,
+    Unsupported,
+    across,
+    behind,
+    dimension,
+    expanded,
+    met,
+    shape_of,
+    viewed,
+)
 from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
+
+ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+RESHAPES = (aten.view.default, aten._unsafe_view.default)
+MOVES = (aten.permute.default, aten.slice.Tensor, aten.flip.default, aten.diagonal.default)
+"""Views that may see other numbers in the same shape."""
 
 Value: TypeAlias = "Place | fx.Node | float"
 """What an operation reads: memory, the result of another operation, or a number."""
@@ -28,7 +44,11 @@ Value: TypeAlias = "Place | fx.Node | float"
 
 @dataclass
 class Operation:
-    """Something to be computed: `kind` is point, checked, product, sum, max or min."""
+    """Something to be computed: `kind` is point, checked, product, gather, scatter, cumulative, sum, prod, max, min, or
+    total, a sum over all rows.
+
+    `reduced` are the dimensions that a sum takes, or the one along which is gathered or scattered.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -38,6 +58,7 @@ class Operation:
     stores: list[Place] = field(default_factory=list)
     reduced: tuple[int, ...] = ()
     checks: tuple[str, ...] = ()
+    buffer: str = ""
 
 
 class Lowering:
@@ -61,14 +82,17 @@ class Lowering:
         self._given = {n: places[str(n.target)] for n in inputs(graph)}
         wanted = [(n, place) for n, place in zip(outputs(graph), results) if n is not None and place is not None]
         self._wanted: dict[fx.Node, list[Place]] = {}
-        for node, place in wanted:
+        for node, place in (w for w in wanted if not w[1].base.startswith("total")):
             self._wanted.setdefault(node, []).append(place)
         for node in ancestors(node for node, _ in wanted):
             if not is_size(node):
                 self.values[node] = self._value(node)
         for node, place in wanted:
             value = self.values[node]
-            if value != place and not (isinstance(value, fx.Node) and place in self.operations[value].stores):
+            if place.base.startswith("total"):
+                operand = self._operand(node, place.shape, behind(node))
+                self.operations[object()] = Operation("total", place.shape, [operand], stores=[place])
+            elif value != place and not (isinstance(value, fx.Node) and place in self.operations[value].stores):
                 self._store(value, place)
         self._schedule()
 
@@ -99,12 +123,16 @@ class Lowering:
             isinstance(self.values[n], float) for n in operands
         ):
             return self._folded(node)
-        if not has_rows(node):
-            raise Unsupported(f"{node.target} of weights inside the step")
         if node.target is aten.cat.default:
             return self._concatenate(node)
         if node.target is aten.mm.default:
             return self._product(node)
+        if node.target is aten.gather.default:
+            return self._gather(node)
+        if node.target is aten.scatter_add.default:
+            return self._scatter(node)
+        if node.target in CUMULATIVE:
+            return self._cumulate(node)
         if node.target in REDUCTIONS:
             return self._reduce(node)
         if node.target in CHECKED:
@@ -123,8 +151,8 @@ class Lowering:
         elif node.target is aten.pow.Tensor_Scalar:
             exponent = arguments.pop()
             expression = POWERS.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
-        elif node.target is aten._to_copy.default and node.meta["val"].dtype.is_floating_point:
-            expression = "S({0})"
+        elif node.target is aten._to_copy.default:
+            expression = _converted(args_of(node)[0].meta["val"].dtype, node.meta["val"].dtype)
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
             raise Unsupported(f"{node.target}")
         operands = [self._operand(a, shape_of(node), behind(node)) for a in arguments]
@@ -156,18 +184,16 @@ class Lowering:
         if isinstance(value, fx.Node) and self.operations[value].shape == shape == shape_of(argument):
             return value
         place = replace(self._memory(value), boolean=argument.meta["val"].dtype == torch.bool)
-        if not has_rows(argument) and len(place.shape) >= behind:  # one of its dimensions, of size 1, meets the rows
-            k = len(place.shape) - behind
-            own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
-            place = replace(place, shape=own, strides=steps)
-        return expanded(place, shape)
+        return expanded(met(place, argument, behind), shape)
 
     def _memory(self, value: Value) -> Place:
         """Where the value lies; what an operation has in registers is stored."""
-        if isinstance(value, Place):
+        if isinstance(value, Place) and value.base != COUNT:
             return value
-        if isinstance(value, float):
-            raise Unsupported("a product with a constant")
+        if not isinstance(value, fx.Node):
+            place = self._scratch(value.shape if isinstance(value, Place) else ())
+            self._store(value, place)
+            return place
         operation = self.operations[value]
         if not operation.stores:
             operation.stores.append(self._scratch(operation.shape))
@@ -183,7 +209,7 @@ class Lowering:
         if isinstance(value, fx.Node) and self.operations[value].kind.startswith("point"):
             self.operations[value].stores.append(place)
         elif value != place:
-            source = value if isinstance(value, float) else self._memory(value)
+            source = value if isinstance(value, (float, Place)) else self._memory(value)
             self.operations[object()] = Operation("point S", place.shape, [source], "{0}", stores=[place])
 
     def _constant(self, node: fx.Node) -> Value:
@@ -191,6 +217,9 @@ class Lowering:
             return float(args_of(node)[1])
         if node.target in (aten.zeros.default, aten.ones.default, aten.empty_permuted.default):
             return float(node.target is aten.ones.default)
+        if node.target in ARANGE and not node.meta["val"].is_floating_point():
+            start, _, step = (*args_of(node), 1)[:3] if node.target is not aten.arange.default else (0, 0, 1)
+            return Place(COUNT, 0, shape_of(node), (step,), start)
         if node.target is not aten.scalar_tensor.default:
             raise Unsupported(f"{node.target}")
         return float(args_of(node)[0])
@@ -214,21 +243,69 @@ class Lowering:
         return whole
 
     def _product(self, node: fx.Node) -> Value:
+        """Rows, or a row's own rows of one shape, times a weight."""
         left, right = self._memory(self.values[args_of(node)[0]]), self._memory(self.values[args_of(node)[1]])
-        if len(left.shape) != 1 or left.strides != (1,) or right.pitch or len(right.shape) != 2:
+        if not has_rows(args_of(node)[0]) or right.pitch or len(right.shape) != 2:
             raise Unsupported("a product other than of rows with a weight matrix")
+        if left.strides[-1] != 1:
+            copy = self._scratch(left.shape)
+            self._store(left, copy)
+            left = copy
         width = right.shape[1]
         pack = f"pack{len(self.packs)}"
         pack = next((name for name, (place, *_) in self.packs.items() if place == right), pack)
         self.packs[pack] = (right, *right.shape)
-        place = self._scratch((width,), -width)  # a negative pitch: filled up to whole vectors
-        self.operations[node] = Operation("product", (width,), [left], pack, stores=[place])
+        if len(left.shape) == 1:
+            place = self._scratch((width,), -width)  # a negative pitch: filled up to whole vectors
+            self.operations[node] = Operation("product", (width,), [left], pack, stores=[place])
+            return place
+        times = left.shape[0]
+        buffer = self._scratch((times, -(-width // 16) * 16))  # no vector has more numbers
+        place = self._scratch((times, width))
+        self.operations[node] = Operation("products", place.shape, [left], pack, stores=[place], buffer=buffer.base)
+        return place
+
+    def _gather(self, node: fx.Node) -> Value:
+        source, dim, index = args_of(node)
+        shape = shape_of(node)
+        operands: list[Value] = [self._memory(self.values[source]), self._operand(index, shape, behind(node))]
+        d = dimension(node, dim)
+        self.operations[node] = Operation(
+            "gather", shape, operands, stores=list(self._wanted.get(node, ())), reduced=(d,)
+        )
+        return node
+
+    def _scatter(self, node: fx.Node) -> Value:
+        """Numbers are added one by one to a copy of what they are added to."""
+        before, dim, index, source = args_of(node)
+        shape = shape_of(index)
+        place = self._scratch(shape_of(node))
+        self._store(self.values[before], place)
+        operands = (self._memory(self._operand(a, shape, behind(node))) for a in (index, source))
+        d = dimension(node, dim)
+        self.operations[node] = Operation("scatter", shape, [place, *operands], stores=[place], reduced=(d,))
+        return place
+
+    def _cumulate(self, node: fx.Node) -> Value:
+        """Along the last dimension of a loop, so of the operand seen with that dimension moved there."""
+        d, shape = dimension(node, args_of(node)[1]), shape_of(node)
+        order = [*(k for k in range(len(shape)) if k != d), d]
+        place = self._scratch(shape)
+        source = self._memory(self._operand(args_of(node)[0], shape, behind(node)))
+        moved = [
+            replace(p, shape=tuple(shape[k] for k in order), strides=tuple(p.strides[k] for k in order))
+            for p in (source, place)
+        ]
+        self.operations[node] = Operation(
+            "cumulative", moved[0].shape, [moved[0]], CUMULATIVE[node.target], stores=moved[1:]
+        )
         return place
 
     def _reduce(self, node: fx.Node) -> Value:
         (source, dims, *keep) = args_of(node)
         shape = shape_of(source)
-        reduced = tuple(sorted(dimension(source, d) for d in (dims or [])))
+        dims = [dims] if isinstance(dims, int) else dims or []
+        reduced = tuple(sorted(dimension(source, d) for d in dims))
         if not reduced or node.kwargs:
             raise Unsupported("a sum over the batch")
         kept = tuple(1 if k in reduced else n for k, n in enumerate(shape))
@@ -244,11 +321,12 @@ class Lowering:
     def _view(self, node: fx.Node) -> Value:
         value = self.values[args_of(node)[0]]
         shape = shape_of(node)
-        if isinstance(value, float) or (isinstance(value, fx.Node) and self.operations[value].shape == shape):
-            same = node.target is not aten.permute.default and node.target is not aten.slice.Tensor
-            if isinstance(value, float) or same:
-                return value
-        place = self._memory(value)
+        if node.target in RESHAPES and across(node):
+            raise Unsupported("a view across the batch")
+        same = isinstance(value, fx.Node) and self.operations[value].shape == shape and node.target not in MOVES
+        if isinstance(value, float) or same:
+            return value
+        place = value if isinstance(value, Place) else self._memory(value)
         try:
             return viewed(node, place)
         except Scattered:
@@ -287,10 +365,10 @@ class Lowering:
             (o, p) for o in self.operations.values() for p in o.operands if isinstance(p, Place) and p.base in read
         ]
         for writer, to in stores:
-            begin = written[to.base] + to.offset
+            begin, end = (written[to.base] + k for k in to.span)
             for reader, source in loads:
-                other = read[source.base] + source.offset
-                apart = begin + math.prod(to.shape) <= other or other + math.prod(source.shape) <= begin
+                other, last = (read[source.base] + k for k in source.span)
+                apart = end <= other or last <= begin
                 in_turn = reader.stage < writer.stage or (
                     reader.stage == writer.stage
                     and reader.kind.startswith("point")
@@ -299,3 +377,10 @@ class Lowering:
                 if not apart and not in_turn:
                     return True
         return False
+
+
+def _converted(before: torch.dtype, after: torch.dtype) -> str:
+    """Numbers of one type as those of another."""
+    if after == torch.bool:
+        return "({0} != 0)"
+    return "(std::trunc({0}) + 0)" if before.is_floating_point and not after.is_floating_point else "S({0})"

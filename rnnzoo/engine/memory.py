@@ -121,6 +121,8 @@ class _Search:
         sides = self._outer(b, 1 - keys)
         factors |= {"p": sides[1 - keys], "k": sides[keys], "q": query}
         if old is not None and before is not None:
+            if factors["p"] not in self._behind([old]):
+                raise NoMemory("more than the output hangs on it")
             c, p = affine(self.tracer, self.graph, [old], factors["p"], "what it held")
             if not isinstance(p, fx.Node):
                 raise NoMemory("nothing new is written to it")
@@ -244,7 +246,7 @@ class _Search:
             ones = [d for d, n in enumerate(node.meta["val"].shape) if d and n == 1]
             return self.parts.call(aten.squeeze.dims, node, ones[len(ones) - node.meta["val"].dim() + 2 :])
         rows = self.parts.call(aten.sym_size.int, self.x, 0)
-        return self.parts.call(aten.expand.default, self.parts.call(aten.view.default, node, [1, width]), [rows, width])
+        return self.parts.call(aten.expand.default, self.parts.call(aten.view.default, node, [width]), [rows, width])
 
     def _spread(self, node: fx.Node) -> list[int]:
         """The axes of the matrix along which a value that is combined with it has several numbers."""

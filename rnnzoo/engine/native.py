@@ -9,6 +9,7 @@ Shapes: T time steps, B batch, I input size, H hidden size, G gates.
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,6 +46,26 @@ def refuses(cell: Cell) -> str | None:
     if modifier is not None:
         return "torch's kernels know no layer norm, recurrent dropout or zoneout"
     return None
+
+
+def lacks(cell: Cell, device: str) -> str | None:
+    """Why torch's kernel for a cell that it has does not run as autocast would have it, or None."""
+    if device != "cpu" or kind(cell) != "lstm" or not torch.is_autocast_enabled("cpu"):
+        return None
+    dtype = torch.get_autocast_dtype("cpu")
+    return None if _runs(dtype) else f"torch has no LSTM in {dtype} for this processor"
+
+
+@cache
+def _runs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has an LSTM in this precision for the processor at hand, which only an attempt can tell."""
+    zeros = [torch.zeros(1, 1, 1), *[torch.zeros(1, 1, 1)] * 2, *[torch.zeros(4, 1)] * 2, *[torch.zeros(4)] * 2]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            torch.lstm(zeros[0], zeros[1:3], zeros[3:], True, 1, 0.0, False, False, False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def to_torch(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:

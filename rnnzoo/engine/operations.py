@@ -13,6 +13,13 @@ POINT = {
     aten.div.Tensor: "({0} / {1})", aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
     aten.sigmoid.default: "sigmoid_({0})", aten.tanh.default: "tanh_({0})", aten.exp.default: "exp_({0})",
     aten.expm1.default: "expm1_({0})", aten.log.default: "log_({0})", aten.log1p.default: "log1p_({0})",
+    aten.log2.default: "std::log2({0})", aten.log10.default: "std::log10({0})", aten.exp2.default: "std::exp2({0})",
+    aten.asinh.default: "std::asinh({0})", aten.acosh.default: "std::acosh({0})", aten.atanh.default: "std::atanh({0})",
+    aten.erfc.default: "std::erfc({0})", aten.hypot.default: "std::hypot({0}, {1})",
+    aten.copysign.Tensor: "std::copysign({0}, {1})", aten.copysign.Scalar: "std::copysign({0}, {1})",
+    aten.fmax.default: "std::fmax({0}, {1})", aten.fmin.default: "std::fmin({0}, {1})",
+    aten.isnan.default: "({0} != {0})", aten.isinf.default: "(std::abs({0}) == S(INFINITY))",
+    aten.signbit.default: "std::signbit({0})",
     aten.tan.default: "std::tan({0})",
     aten.asin.default: "std::asin({0})", aten.acos.default: "std::acos({0})", aten.atan.default: "std::atan({0})",
     aten.sinh.default: "std::sinh({0})", aten.cosh.default: "std::cosh({0})", aten.erf.default: "std::erf({0})",
@@ -28,6 +35,7 @@ POINT = {
     aten.where.self: "({0} ? {1} : {2})",
     aten.logical_and.default: "(({0} != 0) & ({1} != 0))", aten.bitwise_and.Tensor: "({0} & {1})",
     aten.logical_or.default: "(({0} != 0) | ({1} != 0))", aten.bitwise_or.Tensor: "({0} | {1})",
+    aten.logical_xor.default: "(({0} != 0) != ({1} != 0))", aten.bitwise_xor.Tensor: "({0} != {1})",
     aten.logical_not.default: "(!{0})", aten.bitwise_not.default: "(!{0})",
     **{
         getattr(getattr(aten, name), overload): f"({{0}} {sign} {{1}})"
@@ -61,7 +69,12 @@ FILLED: dict[Any, Callable[[Any], float]] = {
 }
 """Operations on tensors of which only the shape counts, and the number that they give."""
 
-REDUCTIONS: dict[Any, str] = {aten.sum.dim_IntList: "sum", aten.amax.default: "max", aten.amin.default: "min"}
+REDUCTIONS: dict[Any, str] = {
+    aten.sum.dim_IntList: "sum", aten.prod.dim_int: "prod", aten.amax.default: "max", aten.amin.default: "min",
+}  # fmt: skip
+
+CUMULATIVE: dict[Any, str] = {aten.cumsum.default: "+", aten.cumprod.default: "*"}
+"""What becomes of the numbers before, and the operator with which the next one is taken in."""
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import SymInt, fx
 
-from rnnzoo.engine.trace import args_of, aten
+from rnnzoo.engine.trace import args_of, aten, has_rows, multiple
 
 
 class Unsupported(Exception):
@@ -25,7 +25,10 @@ class Scattered(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value lies in memory: at `base + row * pitch + offset`, element by element with the given strides."""
+    """Where a value lies in memory: at `base + row * pitch + offset`, element by element with the given strides.
+
+    With `COUNT` as base it is in no memory: the value *is* the offset with the strides, as in 0, 1, 2, ...
+    """
 
     base: str
     pitch: int
@@ -44,18 +47,45 @@ class Place:
     def at(self, index: list[str]) -> str:
         """The element at these loop variables, as C++."""
         terms = [f"{i} * {s}" if s != 1 else i for i, s in zip(index, self.strides) if s]
-        return f"{self.base}_r[{' + '.join([*terms, *([str(self.offset)] if self.offset or not terms else [])])}]"
+        where = " + ".join([*terms, *([str(self.offset)] if self.offset or not terms else [])])
+        return f"S({where})" if self.base == COUNT else f"{self.base}_r[{where}]"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first position that belongs to it, and the one after the last."""
+        ends = [(n - 1) * s for n, s in zip(self.shape, self.strides)]
+        return self.offset + sum(min(e, 0) for e in ends), self.offset + sum(max(e, 0) for e in ends) + 1
+
+
+COUNT = "count"
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape without rows."""
-    return tuple(size for size in node.meta["val"].shape if not isinstance(size, SymInt))
+    """The shape without rows; of a dimension that is rows times something, this remains."""
+    return tuple(n for size in node.meta["val"].shape for n in _own(size))
+
+
+def _own(size: Any) -> list[int]:
+    if not isinstance(size, SymInt):
+        return [size]
+    return [multiple(size)] if multiple(size) != 1 else []
 
 
 def behind(node: fx.Node) -> int:
-    """How many dimensions there are from the rows on, these included."""
+    """How many dimensions there are from the rows on, these included; as if they led where there are none."""
     sizes = node.meta["val"].shape
-    return len(sizes) - next(d for d, size in enumerate(sizes) if isinstance(size, SymInt))
+    return len(sizes) - next((d for d, size in enumerate(sizes) if isinstance(size, SymInt)), -1)
+
+
+def across(node: fx.Node) -> bool:
+    """Whether a view mixes rows: a step from one row to the next is not as long as in its operand."""
+    return _step(node) != _step(args_of(node)[0])
+
+
+def _step(node: fx.Node) -> int | None:
+    sizes = node.meta["val"].shape
+    rows = next((d for d, size in enumerate(sizes) if isinstance(size, SymInt)), None)
+    return None if rows is None else multiple(sizes[rows]) * math.prod(sizes[rows + 1 :])
 
 
 def dimension(node: Any, dim: Any) -> int:
@@ -64,7 +94,16 @@ def dimension(node: Any, dim: Any) -> int:
     dim %= len(sizes)
     if isinstance(sizes[dim], SymInt):
         raise Unsupported("an operation across the batch")
-    return dim - sum(isinstance(size, SymInt) for size in sizes[:dim])
+    return sum(len(_own(size)) for size in sizes[:dim])
+
+
+def met(place: Place, source: fx.Node, behind: int) -> Place:
+    """A value seen beside one with rows: of a value without, the dimension of size 1 that meets the rows falls away."""
+    if has_rows(source) or len(place.shape) < behind:
+        return place
+    k = len(place.shape) - behind
+    own, steps = place.shape[:k] + place.shape[k + 1 :], place.strides[:k] + place.strides[k + 1 :]
+    return replace(place, shape=own, strides=steps)
 
 
 def expanded(place: Place, shape: tuple[int, ...]) -> Place:
@@ -91,10 +130,25 @@ def viewed(node: fx.Node, place: Place) -> Place:
         strides = place.strides[:d] + place.strides[d + 1 :]
         return replace(place, shape=shape, strides=strides, offset=place.offset + index * place.strides[d])
     if node.target is aten.permute.default:
-        order = [dimension(source, d) for d in arguments[0] if not isinstance(source.meta["val"].shape[d], SymInt)]
+        sizes = source.meta["val"].shape
+        starts = [sum(len(_own(size)) for size in sizes[:d]) for d in range(len(sizes))]
+        order = [starts[d] for d in arguments[0] if _own(sizes[d])]
         return replace(place, shape=shape, strides=tuple(place.strides[d] for d in order))
+    if node.target is aten.flip.default:
+        turned = [dimension(source, d) for d in arguments[0]]
+        strides = tuple(-s if k in turned else s for k, s in enumerate(place.strides))
+        last = sum((place.shape[d] - 1) * place.strides[d] for d in turned)
+        return replace(place, strides=strides, offset=place.offset + last)
+    if node.target is aten.diagonal.default:
+        wanted: list[int] = [*arguments, *(0, 0, 1)[len(arguments) :]]
+        shift, one, other = wanted
+        first, second = dimension(source, one), dimension(source, other)
+        strides = tuple(s for k, s in enumerate(place.strides) if k not in (first, second))
+        start = max(-shift, 0) * place.strides[first] + max(shift, 0) * place.strides[second]
+        strides = (*strides, place.strides[first] + place.strides[second])
+        return replace(place, shape=shape, strides=strides, offset=place.offset + start)
     if node.target is aten.expand.default:
-        return expanded(place, shape)
+        return expanded(met(place, source, behind(node)), shape)
     return replace(place, shape=shape, strides=_reshaped(place, shape))
 
 

@@ -28,13 +28,16 @@ import torch
 from torch import Tensor, fx
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.derive import Derived, derive
+from rnnzoo.engine.derive import Derived, derive, upright
+from rnnzoo.engine.forget import forget_shapes
+from rnnzoo.engine.operations import REDUCTIONS
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
 from rnnzoo.engine.rewrite import CHANGES, INPUT, MM, Parts
 from rnnzoo.engine.trace import (
     Tracer,
     ancestors,
+    args_of,
     aten,
     author,
     extract,
@@ -44,7 +47,9 @@ from rnnzoo.engine.trace import (
     outputs,
     reason,
     recomputable,
+    rows_first,
     sample,
+    tensors,
     trace_step,
 )  # fmt: skip
 from rnnzoo.errors import UserError
@@ -75,15 +80,24 @@ class Plan:
     @cached_property
     def derived(self) -> Derived:
         """The backward pass; see `Derived`. Raises `UserError` when the step cannot be differentiated."""
+        return self._derive(summing=False) if self.summed.totals else self.summed
+
+    @cached_property
+    def summed(self) -> Derived:
+        """The same for loops that sum up as they go."""
+        return self._derive(summing=True)
+
+    def _derive(self, summing: bool) -> Derived:
         try:
-            return derive(self.tracer, self.recur, len(outputs(self.project)), self.states)
+            return derive(self.tracer, self.recur, len(outputs(self.project)), self.states, summing)
         except Exception as error:
             raise UserError(f"{self.name}.step cannot be differentiated: {reason(error)}{OTHERWISE}") from error
 
 
 def describe(plan: Plan) -> list[str]:
     """A plan in a few lines: what runs when, what is saved, what is computed again."""
-    step, back, defer = plan.derived.step, plan.derived.back, plan.derived.defer
+    derived = plan.summed
+    step, back, defer = derived.step, derived.back, derived.defer
     count = len(plan.states)
     saved = outputs(step)[count:]
     numbers = sum(math.prod(n for n in node.meta["val"].shape[1:]) for node in saved)
@@ -94,7 +108,9 @@ def describe(plan: Plan) -> list[str]:
     lines.append(f"products a time step: {products[0]} forward, {products[1]} backward; once at the end: {products[2]}")
     lines.append(f"saved a time step: {len(saved)} tensors of {numbers} numbers beside the states")
     lines.append(f"computed again in the backward pass: {_listed(again) or 'nothing'}")
-    lines.append(f"handed from the backward pass to the end: {plan.derived.kept} tensors beside the input's gradient")
+    lines.append(f"handed from the backward pass to the end: {derived.kept} tensors beside the input's gradient")
+    if derived.totals:
+        lines.append(f"summed up on the way: the gradients of {len(set(derived.totals))} weights")
     return lines
 
 
@@ -187,6 +203,8 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
         found = _Found(key, shapes, reads, error=str(fault(cell) or text))
     finally:
         reads.forget()
+    if len(_kept) >= KEPT:
+        forget_shapes()
     _kept[:] = [*_kept[1 - KEPT :], found]
     return found
 
@@ -213,7 +231,7 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
 def rewrite(tracer: Tracer, graph: fx.Graph, names: Sequence[str], states: int) -> tuple[Parts, tuple[str, ...]]:
     """A graph of (x, states, weights), so called, with sums reordered and products merged; and what was merged."""
     merged: list[str] = []
-    parts = Parts(tracer, graph, names, states)
+    parts = Parts(tracer, upright(tracer, graph), names, states)
     for change in CHANGES:
         merged += change(parts)
         parts = Parts(tracer, extract(dict(zip(inputs(parts.graph), names)), outputs(parts.graph)), names, states)
@@ -257,9 +275,15 @@ def _frontier(parts: Parts) -> tuple[list[fx.Node], list[fx.Node]]:
             return True
         if node.target is aten.scalar_tensor.default:  # a number; as a shared tensor it would be given a gradient
             return False
-        # a concatenation is recomputable, but inside the loop it would be a copy
-        sinks = node.op == "call_function" and recomputable(node) and node.target is not aten.cat.default
+        # a concatenation is recomputable, but inside the loop it would be a copy; leaves are rows; a matrix that is
+        # summed up would be far larger outside
+        rows = all(rows_first(operand) for operand in tensors(node))
+        cheap = recomputable(node) and rows and node.target is not aten.cat.default
+        sinks = node.op == "call_function" and (cheap or (node.target in REDUCTIONS and _of_matrix(node)))
         return parts.constant(node) or (parts.depends(node) == INPUT and not sinks)
+
+    def _of_matrix(node: fx.Node) -> bool:
+        return args_of(node)[0].meta["val"].dim() > 2
 
     found = [n for n in ancestors(outputs(parts.graph), stop) if not is_size(n) and stop(n)]
     leaves = [n for n in found if parts.depends(n) == INPUT]

@@ -80,7 +80,7 @@ class Reads:
         """Note what the code of the step names. Raises `UserError` for what cannot be watched."""
         self._owner(self.kind)
         self._function(self.kind.step, "step", root=True)
-        self._names |= {"step", "forward", "initial_state", "state_shapes"}
+        self._names |= {"step", "forward", "initial_state", "state_shapes", "backward", "setup_context"}
         self._search()
 
     def attribute(self, name: str) -> None:
@@ -258,8 +258,6 @@ class _Forms:
             raise Unwatchable("which asks under what it is run")
         if {_module(value), _module(type(value))} & CHANCE:
             raise Unwatchable("which may be something else at every call")
-        if isinstance(value, type) and issubclass(value, torch.autograd.Function):
-            raise Unwatchable("which has a gradient of its own")
         if isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, BOUND):
             return value.__name__, self.of(value.__self__)
         if isinstance(value, ITSELF):

@@ -125,16 +125,23 @@ class Program:
         self.name, self.states = plan.name, plan.states
         self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
+        derived = self.loop.derived
         self.prepare = module(plan.prepare)
         self.project = module(plan.project)
-        self.defer = module(plan.derived.defer)
+        self.defer = module(derived.defer)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
-        self.saved = [_shape(node) for node in outputs(plan.derived.step)[len(plan.states) :]]
+        self.saved = [_shape(node) for node in outputs(derived.step)[len(plan.states) :]]
         self.kept = [
-            _shape(node) for node in outputs(plan.derived.back)[len(plan.states) + len(outputs(plan.project)) :]
+            _shape(node)
+            for node in outputs(derived.back)[len(plan.states) + len(outputs(plan.project)) :][: derived.kept]
         ]
-        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(plan.derived.defer)]
+        self.totals = {
+            str(n.target): tuple(n.meta["val"].shape)
+            for n in inputs(derived.defer)
+            if str(n.target).startswith("total")
+        }
+        self.deferred = [(str(n.target), n.meta["val"].dtype) for n in inputs(derived.defer)]
         self.read = {name for name, _ in self.deferred} | set(self.loop.given)
 
 
@@ -285,6 +292,8 @@ class _Loop(torch.autograd.Function):
             reuse = made.loop.reused[k] and not again
             known[f"d_leaf{k}"] = leaves[k].detach() if reuse else empty(stacks[0], T, B, *shape)
         known |= {f"kept{k}": empty(stacks[0], T, B, *shape) for k, shape in enumerate(made.kept)}
+        threads = min(torch.get_num_threads(), B)
+        known |= {name: stacks[0].new_zeros(threads, *shape) for name, shape in made.totals.items()}
         d_shared: Sequence[Tensor | None] = [None] * len(shared)
         with torch.autocast(stacks[0].device.type, ctx.precision, ctx.precision is not None):
             made.loop.backward([known[name] for name in (*made.loop.given, *made.loop.results)], B, ctx.lengths, T)
@@ -299,6 +308,8 @@ def _rows(known: dict[str, Any], name: str, dtype: torch.dtype, states: tuple[st
     """What `defer` reads, all time steps as rows."""
     if name.startswith("shared"):
         return known[name].to(dtype)
+    if name.startswith("total"):
+        return known[name].sum(0).to(dtype)
     if name in states:
         tensor = known[name][:-1]
     else:

@@ -51,7 +51,7 @@ class Steps:
         self.proven = not compiled  # torch's own operations are what the plain loop consists of
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
-        self.given, self.results = parameters(plan)
+        self.given, self.results = parameters(plan, plan.derived)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         graphs = {"recur": plan.derived.infer, "step": plan.derived.step, "back": plan.derived.back}
         self._graphs = {name: module(graph) for name, graph in graphs.items()}

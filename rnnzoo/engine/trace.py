@@ -7,6 +7,7 @@ Shapes: N rows, I input size.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
+from rnnzoo.engine.forget import forgetting
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.strict import Strict, agree
 from rnnzoo.errors import UserError
@@ -29,7 +31,7 @@ aten = torch.ops.aten
 VIEWS = frozenset({
     aten.slice.Tensor, aten.select.int, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default,
     aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.expand.default, aten.alias.default,
-    aten.clone.default, aten.detach.default,
+    aten.clone.default, aten.detach.default, aten.flip.default, aten.diagonal.default,
 })  # fmt: skip
 """Operations that only look at a tensor in another way, or copy it."""
 
@@ -66,7 +68,7 @@ class Tracer:
         table = elementary.everything() if apart else elementary.structure()
         # autograd's own formulas write in place here and there
         with self.mode, torch._C._DisableAutocast(), _quiet():
-            graph = make_fx(functionalize(function), decomposition_table=table)(*groups).graph
+            graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
         for node in graph.find_nodes(op="call_function", target=aten.select.int):
@@ -308,8 +310,14 @@ def recomputable(node: fx.Node) -> bool:
 
 
 def rows_first(node: fx.Node) -> bool:
-    """Whether the open dimension, if there is one, leads."""
-    return not has_rows(node) or isinstance(node.meta["val"].shape[0], SymInt)
+    """Whether the open dimension, if there is one, leads, and is nothing but rows."""
+    return not has_rows(node) or (isinstance(first := node.meta["val"].shape[0], SymInt) and multiple(first) == 1)
+
+
+def multiple(size: Any) -> int:
+    """By what a size that is open is a multiple of the number of rows; a matrix's rows may be counted with these."""
+    factor, _ = size.node.expr.as_coeff_Mul()
+    return int(factor)
 
 
 def is_size(node: fx.Node) -> bool:
@@ -377,6 +385,9 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
             assert rows is not None
             dim = next(d for d, size in enumerate(rows.meta["val"].shape) if isinstance(size, SymInt))
             copies[node] = graph.call_function(aten.sym_size.int, (rows, dim))
+            if isinstance(node.meta["val"], SymInt) and multiple(node.meta["val"]) != 1:
+                copies[node].meta["val"] = rows.meta["val"].shape[dim]
+                copies[node] = graph.call_function(operator.mul, (copies[node], multiple(node.meta["val"])))
             copies[node].meta = dict(node.meta)
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -386,4 +397,4 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
 
 def module(graph: fx.Graph) -> fx.GraphModule:
     """The graph as a function on tensors."""
-    return fx.GraphModule(nn.Module(), graph)
+    return forgetting(fx.GraphModule(nn.Module(), graph))

@@ -97,7 +97,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, blocks: Blocks) -> tuple[st
 
 def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
     graph, states = plan.derived.back, plan.states
-    given, results = parameters(plan)
+    given, results = parameters(plan, plan.derived)
     nodes = {str(n.target): n for n in [*inputs(plan.recur), *inputs(graph)]}
     places = {str(node.target): _place(node) for node in inputs(graph)}
     tangents = [Place.dense(f"d_new_{s}", shape_of(nodes[s])) for s in states]

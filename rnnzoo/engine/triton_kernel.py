@@ -40,7 +40,7 @@ class TritonKernel:
         self._plan.__dict__["derived"] = plan.derived
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
-        self.given, self.results = parameters(plan)
+        self.given, self.results = parameters(plan, plan.derived)
         self._widest = max(math.prod(n.meta["val"].shape[1:]) for n in outputs(plan.recur))
         self._dtype = inputs(plan.recur)[0].meta["val"].dtype
         self._half, self._blocks = half and self._dtype == torch.float32, blocks

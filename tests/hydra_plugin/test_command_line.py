@@ -501,9 +501,9 @@ finally:
 
 
 def test_help_names_all_choices_and_does_not_wait_for_torch(
-    command: Callable[..., subprocess.CompletedProcess[str]],
+    interpreter: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    done = command("-c", HELP)
+    done = interpreter("-c", HELP)
     assert done.returncode == 0 and done.stderr == ""
     *text, imported = done.stdout.splitlines()
     assert imported == "imported:"

@@ -274,16 +274,25 @@ def below(process: int) -> list[int]:
     return [pid for child in map(int, children) for pid in (child, *below(child))]
 
 
+def training(folder: Path) -> bool:
+    """Whether a trial has written its checkpoint a moment ago and has not ended."""
+    latest = [
+        path for path in folder.glob("*/checkpoints/last.ckpt") if not (path.parents[1] / "summary.json").exists()
+    ]
+    return any(time.time() - path.stat().st_mtime < 0.5 for path in latest)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="kills processes that only Linux lists")
 def test_kill_minus_nine_loses_nothing_and_repeats_nothing(here: Path) -> None:
-    """RNNZOO_KILLS says how often; the trials that count in the end are as many as if there had been none."""
+    """RNNZOO_KILLS says how often, each time while a trial trains; in the end as many count as if there were none."""
     kills, chance = int(os.environ.get("RNNZOO_KILLS", "1")), random.Random(1)
     n_trials = 2 + 2 * kills
     arguments = [*TOY, "sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "sweep.sampler=random",
                  "sweep.pruner=none", f"sweep.n_trials={n_trials}", "sweep.study=s", "sweep.dead_after=6",
-                 "sweep.attempts=100", "hydra/launcher=joblib", "sweep.n_jobs=2",
+                 "sweep.attempts=100", "hydra/launcher=joblib", "sweep.n_jobs=2", "trainer.max_epochs=9",
                  "hydra.launcher.n_jobs=2"]  # fmt: skip
+    folder = here / "sweeps" / "s"
 
     def start() -> subprocess.Popen[bytes]:
         with (here / "log").open("ab") as log:
@@ -291,7 +300,9 @@ def test_kill_minus_nine_loses_nothing_and_repeats_nothing(here: Path) -> None:
 
     sweep = start()
     for _ in range(kills):
-        time.sleep(chance.uniform(2, 20))
+        while not training(folder) and sweep.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.random() / 2)
         workers = below(sweep.pid)
         victim = chance.choice([sweep.pid, *workers])
         os.kill(victim, signal.SIGKILL)
@@ -303,7 +314,6 @@ def test_kill_minus_nine_loses_nothing_and_repeats_nothing(here: Path) -> None:
             sweep = start()
     assert sweep.wait(300) == 0, (here / "log").read_text()[-3000:]
 
-    folder = here / "sweeps" / "s"
     found = trials(folder)
     given_up = [trial for trial in found if trial.state == TrialState.FAIL]
     complete = [trial for trial in found if trial.state == TrialState.COMPLETE]

@@ -236,6 +236,8 @@ VERBS = [
     "--help", "sample --help", "list", "show lstm", "sample text --length 2000", "predict reviews --file reviews.txt",
     "predict reviews --text café", "forecast forecast series.csv --plot plot.png", "eval text",
 ]  # fmt: skip
+QUICK = ("--help", "sample --help", "list")
+"""Those that are tried in an interpreter of their own."""
 
 
 @pytest.fixture
@@ -245,10 +247,10 @@ def at_hand(runs: Path, text_run: Path, review_run: Path, forecast_run: Path, tr
     return runs
 
 
-def start(folder: Path, arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(python: list[str], folder: Path, arguments: str, **environment: str) -> subprocess.Popen[bytes]:
     given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, "-m", "rnnzoo", *arguments.split()]
+    command = [*python, "-m", "rnnzoo", *arguments.split()]
     # a shell that starts pytest in the background has it ignore Ctrl-C, and what pytest starts as well
     heeding: Any = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=folder, env=given, preexec_fn=heeding, **pipes)
@@ -256,8 +258,8 @@ def start(folder: Path, arguments: str, **environment: str) -> subprocess.Popen[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", VERBS)
-def test_a_reader_that_has_gone_is_no_error(arguments: str, at_hand: Path) -> None:
-    with start(at_hand, arguments) as process:
+def test_a_reader_that_has_gone_is_no_error(arguments: str, at_hand: Path, python: list[str]) -> None:
+    with start([sys.executable] if arguments in QUICK else python, at_hand, arguments) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()  # before anything is written
         said = process.stderr.read().decode()
@@ -267,8 +269,10 @@ def test_a_reader_that_has_gone_is_no_error(arguments: str, at_hand: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", VERBS)
-def test_any_encoding_can_be_written_to(arguments: str, at_hand: Path) -> None:
-    with start(at_hand, arguments + " --running" * ("--file" in arguments), PYTHONIOENCODING="ascii") as process:
+def test_any_encoding_can_be_written_to(arguments: str, at_hand: Path, python: list[str]) -> None:
+    started = [sys.executable] if arguments in QUICK else python
+    more = " --running" * ("--file" in arguments)
+    with start(started, at_hand, arguments + more, PYTHONIOENCODING="ascii") as process:
         said, complaints = process.communicate()
     assert process.returncode == 0 and b"Traceback" not in complaints, complaints
     assert said.isascii()
@@ -278,7 +282,7 @@ def test_any_encoding_can_be_written_to(arguments: str, at_hand: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_ends_a_verb_in_one_line(at_hand: Path) -> None:
-    with start(at_hand, "sample text --length 100000000") as process:
+    with start([sys.executable], at_hand, "sample text --length 100000000") as process:
         assert process.stdout is not None
         process.stdout.read(100)
         process.send_signal(signal.SIGINT)

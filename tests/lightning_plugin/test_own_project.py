@@ -50,14 +50,16 @@ for module, data in ((Sine(), Waves(samples=64)), (CharLM(sample_length=0), Char
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning"])
 def test_two_lines_of_a_notebook(
-    package: str, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+    package: str, tmp_path: Path, interpreter: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """Also where a project imports `lightning`, whose Trainer refuses the other package's modules."""
-    done = command("-c", NOTEBOOK.format(package=package), cwd=tmp_path, env=_environment())
+    done = interpreter("-c", NOTEBOOK.format(package=package), cwd=tmp_path, env=_environment())
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
-def test_lightnings_own_command_line(tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_lightnings_own_command_line(
+    tmp_path: Path, interpreter: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     script = tmp_path / "cli.py"
     script.write_text(
         "from pytorch_lightning.cli import LightningCLI\n"
@@ -67,7 +69,7 @@ def test_lightnings_own_command_line(tmp_path: Path, command: Callable[..., subp
     trainer = [f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_checkpointing")]
     model = '--model.model={"cell": "lstm", "hidden_size": 3}'
     arguments = ["--trainer.max_epochs=1", *trainer, "--data.samples=64", model, "--model.horizon=5"]
-    done = command(str(script), "fit", *arguments, cwd=tmp_path, env=_environment())
+    done = interpreter(str(script), "fit", *arguments, cwd=tmp_path, env=_environment())
     assert done.returncode == 0, done.stderr
     assert "max_epochs=1` reached" in done.stderr
 
