@@ -193,6 +193,7 @@ def test_kernels_share_rows_among_threads(monkeypatch):
     try:
         for B in (1, 2, 17):
             compare("serial", "lstm", 5, B, torch.float64, True)
+            compare("serial", "ltc", 3, B, torch.float64, True)  # whose threads each sum up gradients
     finally:
         torch.set_num_threads(threads)
 
