@@ -217,7 +217,7 @@ class SequenceModule(pl.LightningModule):
         """Values in single precision, or as they are if theirs is higher: what losses and metrics are computed from."""
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    def training_loss(self, loss: Tensor, count: int) -> Tensor:
+    def training_loss(self, loss: Tensor, count: int | Tensor) -> Tensor:
         """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
         if self.first_loss is None:
@@ -228,7 +228,7 @@ class SequenceModule(pl.LightningModule):
         if self.trainer.world_size == 1:
             return loss
         # The processes' gradients are averaged as if their shares were equal: weigh them so that they may differ.
-        mean = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="mean")
+        mean = self.trainer.strategy.reduce(torch.as_tensor(count, device=self.device).float(), reduce_op="mean")
         return loss * (count / mean)
 
     def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
