@@ -238,7 +238,7 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
     } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
 
     rows = len(data.y)
-    first = max(int(data.test[0]), rows - DRAWN_ROWS)
+    first = max(int(data.test[0]), rows - max(DRAWN_ROWS, data.horizon))  # one forecast at least
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
     forecasts = model(data.windows_at(origins).x)  # [H, B, K]
     time: Any = data.series.dates or range(rows)

@@ -296,6 +296,9 @@ class SequenceModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """In a resumed run, let learning rate and schedule be what is asked for now, if that is something else."""
+        if self.trainer.fit_loop.restarted_mid_epoch and self.trainer.is_last_batch:  # no step comes to log its loss
+            self.train_loss._update_count = 1
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         [optimizer], rate = self.trainer.optimizers, self.hparams["optimizer"]["lr"]
         schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         share, changed = 1.0, False
