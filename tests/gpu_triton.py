@@ -55,7 +55,7 @@ def work(cell, size, engine, way):
     torch.manual_seed(0)
     layer = Recurrent(cell, I, H, engine="reference").cuda()
     short = torch.randn(16, B, I, device="cuda")
-    states = [torch.rand(1, *s.shape, device="cuda") for s in layer.cells[0].initial_state(short[0])]
+    states = [torch.rand(1, *s.shape, device="cuda") for s in layer._cell(0).initial_state(short[0])]
     compiled = engine in serial.LOOPS
     worst = 0.0
     x = torch.randn(T, B, I, device="cuda", requires_grad=True)

@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,16 +82,19 @@ def side_by_side(kernel: Callable[..., None]) -> Callable[..., None]:
     return program
 
 
-def difference(name: str, H: int, ragged: bool) -> float:
-    """By how much outputs, states or gradients differ, relative to their greatest number."""
+def difference(name: str, H: int) -> float:
+    """By how much outputs, states or gradients differ, relative to their greatest number; ragged lengths."""
     torch.manual_seed(0)
     layer = Recurrent(name, I, H, engine="reference").double()
     other = Recurrent(name, I, H, engine="serial").double()
     other.load_state_dict(layer.state_dict())
-    x = torch.randn(T, B, I, dtype=torch.float64)
-    states = [torch.rand(1, *s.shape, dtype=torch.float64) for s in layer.cells[0].initial_state(x[0])]
-    lengths = torch.tensor([2, 3, 1]) if ragged else None
+    x, lengths = torch.randn(T, B, I, dtype=torch.float64), torch.tensor([2, T, 1])
+    states = [torch.rand(1, *s.shape, dtype=torch.float64) for s in layer._cell(0).initial_state(x[0])]
     expected, found = everything(layer, x, states, lengths), everything(other, x, states, lengths)
+    with torch.no_grad():  # a kernel of its own
+        expected["inference"], found["inference"] = (
+            m(x, states[0] if len(states) == 1 else tuple(states))[0] for m in (layer, other)
+        )
     worst = 0.0
     for key, value in expected.items():
         if value.numel():
@@ -101,6 +105,9 @@ def difference(name: str, H: int, ragged: bool) -> float:
 
 def main(H: int, parts: int, names: list[str]) -> None:
     triton_functions.meet = meet
+    TritonKernel.proven = True  # by this comparison
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)  # half of the time
     blocks = None if parts == 1 else Blocks(2, parts, deep=16)
     serial.LOOPS["triton"] = lambda plan, half: TritonKernel(plan, half, blocks)
     if parts > 1:
@@ -114,7 +121,7 @@ def main(H: int, parts: int, names: list[str]) -> None:
     with serial.only("triton"):
         for name in names:
             try:
-                worst = max(difference(name, H, ragged) for ragged in (False, True))
+                worst = difference(name, H)
                 print(name, worst if worst > 1e-9 else "agrees", flush=True)
             except Exception as error:
                 print(name, type(error).__name__, " ".join(str(error).split())[:300], flush=True)

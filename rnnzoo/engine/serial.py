@@ -20,6 +20,7 @@ from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
+from rnnzoo.engine.triton_cost import pays
 from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
@@ -91,6 +92,8 @@ def _candidates(plan: Plan) -> tuple[str, ...]:
     """The loops that may run a plan, what is tried first first."""
     device = inputs(plan.recur)[0].meta["val"].device.type
     names = loops(device) if _only is None else (_only,)
+    if len(names) > 1 and "triton" in names and not pays(plan):
+        names = tuple(name for name in names if name != "triton")
     return tuple(name for name in names if name not in _distrusted.get(plan, ()))
 
 

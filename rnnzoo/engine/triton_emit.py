@@ -38,11 +38,15 @@ S = tl.constexpr({})
 
 @dataclass(frozen=True)
 class Source:
-    """Triton's text, how many numbers a row its scratch memory takes, and whether programs of a row meet."""
+    """Triton's text, and how many numbers a row its scratch memory takes.
+
+    Of a time step forwards and one backwards: how often programs of a row `meet`, and the matrices of its `products`.
+    """
 
     text: str
     scratch: int
-    meets: bool
+    meets: tuple[int, int]
+    products: tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
 def write(plan: Plan, blocks: Blocks) -> Source:
@@ -53,9 +57,9 @@ def write(plan: Plan, blocks: Blocks) -> Source:
     recur = _forward("recur", plan, plan.derived.infer, blocks)
     step = _forward("step", plan, plan.derived.step, blocks)
     back = _backward(plan, blocks)
-    made = [function for _, function in (recur, step, back)]
     text = HEAD.format(TYPES[dtype]) + "\n".join([recur[0], step[0], back[0], ""])
-    return Source(text, max(function.width for function in made), any(function.meets for function in made))
+    scratch = max(function.width for _, function in (recur, step, back))
+    return Source(text, scratch, (step[1].meets, back[1].meets), (step[1].products, back[1].products))
 
 
 def _place(node: fx.Node) -> Place:

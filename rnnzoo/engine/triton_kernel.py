@@ -46,7 +46,7 @@ class TritonKernel:
         self._half, self._blocks = half and self._dtype == torch.float32, blocks
         self._ready: set[Any] = set()
         self._sources: dict[Blocks, tuple[Source, Any]] = {}
-        self._meets = write(self._plan, Blocks(LEAST, 1)).meets
+        self._meets = any(write(self._plan, Blocks(LEAST, 1)).meets)
 
     def forward(
         self, tensors: Sequence[Tensor], slots: Sequence[int], lengths: Tensor | None, steps: int, saving: bool
@@ -127,8 +127,9 @@ class TritonKernel:
 
 
 def _options(source: Source, blocks: Blocks) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": 1}  # loads must not overtake stores
-    if source.meets and blocks.parts > 1:
+    # with more stages, loads would overtake stores
+    options: dict[str, Any] = {"num_warps": blocks.warps, "num_stages": 1, "enable_fp_fusion": True}
+    if any(source.meets) and blocks.parts > 1:
         options["launch_cooperative_grid"] = True  # all programs run at once, or none does
     return options
 

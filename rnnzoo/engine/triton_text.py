@@ -66,6 +66,8 @@ class Function:
         self.after: list[str] = []
         self.width = 0
         self.meets = 0
+        self.products: list[tuple[int, int]] = []
+        """Rows and columns of the matrices that are multiplied with at a time step."""
         self._tensors, self._times, self._order = tensors, times, order
         self._registers: dict[Key, Text] = {}
         self._alone: dict[str, Text] = {}  # sums [rows, 1], which every program has
@@ -251,7 +253,8 @@ class Function:
         (left,) = operation.operands
         assert isinstance(left, Place)
         (to,) = operation.stores
-        right, K, _ = self.lowered.packs[operation.expression]
+        right, K, N = self.lowered.packs[operation.expression]
+        self.products.append((K, N))
         slices = dict(self._slices[to.base])
         if to.base in self.remote:
             slices[key(to)] = to
