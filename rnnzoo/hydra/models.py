@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def register_models(cells: str | None) -> None:
 class _Late(ConfigNode):
     """An option that is made, by the function that stands in place of its node, when it is chosen.
 
-    Hydra copies its whole store for each composition, and most of what is in there would be cells.
+    Hydra copies its whole store for each composition, and most of what is in there would be cells. What is sent to
+    another process, which need not know the cell, is made before.
     """
 
     def __copy__(self) -> ConfigNode:  # which `ConfigStore.load` begins with
@@ -54,6 +56,13 @@ class _Late(ConfigNode):
         fields: Any = self.node
         made = make_dataclass(cell, [*fields(cell), *_of_the_cell(cell)])
         return ConfigNode(self.name, OmegaConf.structured(made), self.group, self.package, self.provider)
+
+    def __deepcopy__(self, memo: Any) -> _Late:
+        return self
+
+    def __reduce__(self) -> Any:
+        made = copy(self)
+        return ConfigNode, (made.name, made.node, made.group, made.package, made.provider)
 
 
 def _store(group: str, cell: str, fields: Callable[[str], list[Any]]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,12 @@ BATCH = 3
 """Calls of `step` in a training batch, five of which are an epoch."""
 
 LOGGED = "trainer.log_every_n_steps=1"
+
+
+@pytest.fixture
+def command(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Any]:
+    """Runs that are killed, or that start others, are processes of their own from the start."""
+    return interpreter
 
 
 def steps_taken(folder: Path) -> int:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,12 @@ class Seen(Cell):
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.tanh(x @ self.W + h @ self.U + self.b)
 """
+
+
+@pytest.fixture
+def command(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Any]:
+    """Runs that are killed, or that start others, are processes of their own from the start."""
+    return interpreter
 
 
 def free_port() -> str:

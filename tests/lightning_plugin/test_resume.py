@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -46,6 +47,12 @@ TEXT = (
     "task.embedding=3", "task.restart=0.2", "task.dropout=0.5", "model.hidden_size=4", "trainer.max_epochs=2",
     "checkpoint.every_n_steps=3", "trainer.limit_train_batches=7",
 )  # fmt: skip
+
+
+@pytest.fixture
+def command(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Any]:
+    """Runs that are killed, or that start others, are processes of their own from the start."""
+    return interpreter
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
