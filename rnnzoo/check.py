@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rnnzoo.cell import Cell
 from rnnzoo.engine import ENGINES
+from rnnzoo.engine.plan import own_gradients
 from rnnzoo.engine.rehearsal import rehearse
 from rnnzoo.engine.trace import sample
 from rnnzoo.errors import UserError
@@ -308,6 +309,9 @@ def _pure(kind: type[Cell]) -> str:
 
 def _gradients(kind: type[Cell]) -> str:
     cell = shaken(kind(3, 4))
+    own = own_gradients(cell)
+    if own:
+        return f"{', '.join(own)} has a gradient of its own, which is no derivative: not compared with numerical ones"
     count = len(cell.state_names)
     given = [torch.randn(2, 3, dtype=torch.float64), *reachable(cell, 2), *cell.parameters()]
 
@@ -365,6 +369,11 @@ def _half(kind: type[Cell]) -> str:
     found = layer.bfloat16()(x.bfloat16())[0]
     if found.dtype != torch.bfloat16:
         raise Failed(f"with bfloat16 weights and inputs the output is {found.dtype}")
+    own = own_gradients(kind(I, H))
+    if own:  # as a threshold has: what rounding pushes over it is another spike
+        if not found.isfinite().all():
+            raise Failed("the output in bfloat16 is not finite")
+        return f"finite; {', '.join(own)} may turn what is rounded into something else: not compared with float32"
     error = _same(found.float(), expected, "the output in bfloat16", 0.1)
     return f"within {error:.0e} of float32"
 
@@ -379,7 +388,8 @@ CHECKS: tuple[tuple[str, Callable[[type[Cell]], str], str], ...] = (
     ("pieces with carried state equal the whole", _chunks,
      "keep all that step remembers in its states, and let readout depend on x and the new states only"),
     ("pure", _pure, "write nothing in place, and leave chance to zoneout and recurrent_dropout"),
-    ("gradients are right", _gradients, "look for detach, no_grad, rounding, or an own autograd.Function"),
+    ("gradients are right", _gradients,
+     "look for detach, no_grad and rounding; what is no derivative on purpose belongs into an autograd.Function"),
     ("no dead parameter", _alive, "use every declared parameter in step or readout, or declare it trainable=False"),
     (f"finite after {LONG:,} steps", _finite,
      "start recurrent weights orthogonal or smaller, bound the state, or divide by a sum that cannot vanish"),

@@ -162,7 +162,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument(
         "--against", default="torch,loop", help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,flashrnn"
     )
-    measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan")
+    measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan, matrix")
     measuring.add_argument("--threads", type=int, help="default: torch's")
     measuring.add_argument("--dtype", default="float32", help="one of float32, float64, bfloat16")
     measuring.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -12,15 +12,27 @@ from rnnzoo.errors import UserError
 
 
 def check_lengths(lengths: Tensor | list[int], steps: int, batch: int) -> Tensor:
-    """The lengths [B] as int64. Raises `UserError` when they are not `batch` integers between 1 and `steps`."""
+    """The lengths [B] as int64. Raises `UserError` when they are not `batch` integers between 1 and `steps`.
+
+    Lengths that lie on a CUDA device are looked at there, without waiting for them: wrong ones fail as the device's own
+    assertions do, later and with this message.
+    """
     lengths = torch.as_tensor(lengths)
     if batch == 0 and lengths.shape == (0,):  # which from a list is of no integer type
         return lengths.to(torch.int64)
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise UserError(f"lengths must be {batch} integers, one a sequence, not {lengths.tolist()}")
-    if not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise UserError(f"lengths must be {batch} integers, one a sequence, not {_shown(lengths)}")
+    if lengths.is_cuda or lengths.is_meta:
+        right = ((lengths >= 1) & (lengths <= steps)).all()
+        torch._assert_async(right, f"lengths must lie between 1 and {steps} steps")
+    elif not 1 <= int(lengths.min()) <= int(lengths.max()) <= steps:
         raise UserError(f"lengths must lie between 1 and {steps} steps, not {lengths.tolist()}")
     return lengths.to(torch.int64)
+
+
+def _shown(lengths: Tensor) -> str:
+    shown = f"{lengths.dtype} {list(lengths.shape)}"
+    return shown if lengths.is_meta else str(lengths.tolist())
 
 
 def extend(x: Tensor, lengths: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ class CharLM(CarriedState, LanguageModel):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.carried is not None:
-            keep = torch.rand(len(batch)) >= self.hparams["restart"]  # [B]
+            keep = torch.rand(len(batch), device=batch.device) >= self.hparams["restart"]  # [B]
             self.carry(
                 with_states(self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2)))
             )

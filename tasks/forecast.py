@@ -151,12 +151,14 @@ class Forecast(SequenceModule):
         known = ~change.isnan().any(1)
         return read[known], change[known].to(read.dtype)
 
-    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss over the known targets; also forecasts and truth [H, B, K]."""
         forecasts = self(batch.x)
         known = ~batch.y.isnan()
+        # what is unknown is made right and not left out: for its number a GPU would be waited for
+        truth, count = torch.where(known, batch.y, forecasts.detach()), known.sum()
         loss = F.mse_loss if self.hparams["loss"] == "mse" else F.l1_loss
-        return loss(forecasts[known], batch.y[known]), int(known.sum()), forecasts, batch.y
+        return loss(forecasts, truth, reduction="sum") / count, count, forecasts, batch.y
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
@@ -236,7 +238,7 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
     } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
 
     rows = len(data.y)
-    first = max(int(data.test[0]), rows - DRAWN_ROWS)
+    first = max(int(data.test[0]), rows - max(DRAWN_ROWS, data.horizon))  # one forecast at least
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
     forecasts = model(data.windows_at(origins).x)  # [H, B, K]
     time: Any = data.series.dates or range(rows)

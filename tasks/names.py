@@ -27,6 +27,7 @@ from rnnzoo.lightning.verbs import verb
 from rnnzoo.recurrent import State
 
 from .char_lm import FORWARD_ONLY, LanguageModel, draw
+from .drawn import IGNORED
 from .text_files import is_data, read_text
 
 BOUNDARY = 0
@@ -239,12 +240,14 @@ class NameLM(LanguageModel):
         output, state = self.layer(torch.cat([self.embed(codes), of_class], -1), state)
         return self.single(self.head(F.dropout(output, self.hparams["dropout"], self.training))), state
 
-    def score(self, batch: Batch) -> tuple[Tensor, int]:
+    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy in nats over the characters of a batch, end symbols included, and their number."""
         scored = _scored(batch.codes)
         logits, _ = self(batch.labels, batch.codes.T[:-1])
-        loss = F.cross_entropy(logits.transpose(0, 1)[scored], batch.codes[:, 1:][scored])
-        return loss, int(scored.sum())
+        # what is not scored is marked and not left out: for its number a GPU would be waited for
+        targets = batch.codes[:, 1:].masked_fill(~scored, IGNORED)
+        loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return loss, scored.sum()
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
@@ -322,7 +325,7 @@ class NameLM(LanguageModel):
         self.eval()
         loss, count = self.score(Batch(labels, F.pad(codes.T, (0, 1), value=BOUNDARY)))
         self.train(training)
-        return -float(loss) * count
+        return -float(loss) * int(count)
 
     def _numbers(self, label: str, text: str) -> tuple[Tensor, Tensor]:
         """A class [1], and the boundary with the characters after it [T, 1]."""

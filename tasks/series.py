@@ -167,7 +167,8 @@ def completed(series: Series, calendar: Calendar | None, missing: Missing, sourc
     if missing == "refuse":
         before = next(k for k, (n, after) in enumerate(pairwise(calendar.numbers)) if after > n + 1)
         raise UserError(
-            f"{source}: rows come {calendar.name}, {calendar.missing} are missing, the first after "
+            f"{source}: rows come {calendar.name}, {calendar.missing} {'are' if calendar.missing > 1 else 'is'} "
+            f"missing, the first after "
             f"{series.dates[before]:%Y-%m-%d %H:%M}; task.missing=previous or linear fills them"
         )
     first, rows = calendar.numbers[0], calendar.numbers[-1] - calendar.numbers[0] + 1
@@ -209,8 +210,8 @@ class Filled:
         if gaps and missing == "refuse":
             row, column = gaps[0]
             raise UserError(
-                f"{source}: {len(gaps)} values missing, the first in row {row + 1} of {columns[column]!r}; "
-                f"task.missing=previous or linear fills them"
+                f"{source}: {len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
+                f"{columns[column]!r}; task.missing=previous or linear fills them"
             )
         row = torch.arange(len(values))[:, None].expand(values.shape)
         before = row.where(known, -1).cummax(0).values

@@ -51,8 +51,11 @@ class Symbols(SequenceModule):
         output, _ = self.layer(self.embed(symbols))
         return self.single(self.head(output))
 
-    def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Also logits [N, answered] and answers [N] of the N places where something is asked for."""
-        asked = batch.y.T != IGNORED
-        logits, answers = self(batch.x.T)[asked], batch.y.T[asked]
-        return F.cross_entropy(logits, answers), answers.numel(), logits, answers
+    def score(self, batch: Batch) -> tuple[Tensor, ...]:
+        """In evaluation also logits [N, answered] and answers [N] of the N places where something is asked for."""
+        logits, answers = self(batch.x.T).flatten(0, 1), batch.y.T.flatten()
+        asked = answers != IGNORED
+        loss = F.cross_entropy(logits, answers, ignore_index=IGNORED), asked.sum()
+        if self.training:  # to pick them out, a GPU would be waited for
+            return loss
+        return *loss, logits[asked], answers[asked]

@@ -178,7 +178,7 @@ class Windows(SequenceData):
                 )
         span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
         found = f"{len(values):,} rows of {', '.join(names)}{rhythm}{span}"
-        print(printable(f"{source}: {found}; a season is {self.season} rows"))
+        print(printable(f"{source}: {found}; a season is {self.season} row{'s' * (self.season > 1)}"))
 
     def _parts(self, rows: int, source: str) -> tuple[int, int, int]:
         """Rows of the training, validation and test part."""

@@ -1,4 +1,4 @@
-"""About 160 torch operations as they are written in steps: the list that tests/test_operations.py goes through.
+"""Torch operations as they are written in steps, which test_listed.py tries in a kernel or, in FALLING, without one.
 
 Each takes a state v [N, 16], the same as a matrix m [N, 4, 4], and weights W [16, 16], K [4, 4], b [16]; it returns
 [N, ...] numbers. Those that work element by element are in test_operations.py itself.
@@ -232,14 +232,15 @@ COMPLEX: dict[str, Listed] = {
     "conj": lambda v, m, W, K, b: torch.view_as_real(torch.complex(v[:, :4], v[:, 4:8]).conj() * 2),
     "complex abs": lambda v, m, W, K, b: torch.complex(v[:, :4], v[:, 4:8]).abs(),
     "angle": lambda v, m, W, K, b: torch.complex(v[:, :4], v[:, 4:8]).angle(),
-    "polar": lambda v, m, W, K, b: torch.view_as_real(torch.polar(v[:, :4], v[:, 4:8])),
     "complex exp": lambda v, m, W, K, b: torch.exp(torch.complex(v[:, :4], v[:, 4:8])).real,
     "complex matmul": lambda v, m, W, K, b: (torch.complex(v[:, :4], v[:, 4:8]) @ torch.complex(K, K.T)).imag,
 }
 
 FALLING: dict[str, tuple[Listed, str]] = {
     "pad by what is there": (lambda v, m, W, K, b: F.pad(m, (1, 2), mode="circular"), "empty"),
-    "complex": (COMPLEX["complex"], "view_as_complex"),
+    "floor_divide": (lambda v, m, W, K, b: torch.floor_divide(v, b), "derivative for aten::floor_divide"),
+    "heaviside": (lambda v, m, W, K, b: torch.heaviside(v, b), "derivative for aten::heaviside"),
+    **{name: (operation, "complex") for name, operation in COMPLEX.items()},
     "lgamma": (lambda v, m, W, K, b: torch.lgamma(v), "lgamma"),
     "digamma": (lambda v, m, W, K, b: torch.digamma(v), "digamma"),
     "erfinv": (lambda v, m, W, K, b: torch.erfinv(v), "erfinv"),
@@ -262,6 +263,7 @@ FALLING: dict[str, tuple[Listed, str]] = {
     "sum over the batch": (lambda v, m, W, K, b: v.sum(0) + v, "batch"),
 }
 """Those without a C++ form, and the word by which the message names why."""
+
 
 TABLES = [SELECTED, REDUCED, SHAPED, PRODUCTS, CONSTANTS, GRADIENTS]
 EVERY: dict[str, Listed] = {name: operation for table in TABLES for name, operation in table.items()}

@@ -154,6 +154,12 @@ def test_show(name: str, rnnzoo: Callable[..., str]) -> None:
 def test_show_names_the_engine_that_torch_has(rnnzoo: Callable[..., str]) -> None:
     assert "engine=native: runs it" in rnnzoo("show", "gru")
     assert "engine=native: runs it" not in rnnzoo("show", "mgu")
+
+
+def test_show_tells_of_a_matrix_memory(rnnzoo: Callable[..., str]) -> None:
+    shown = " ".join(rnnzoo("show", "delta_net").split())
+    assert "engine=matrix: runs it, with a memory of 128 values under 128 keys, by a delta rule, its decay 1" in shown
+    assert "engine=auto on cpu takes matrix for a long run" in shown
     assert "engine=auto on cpu takes reference for a short run" in rnnzoo("show", "mgu")
     assert "engine=auto on cpu takes native for a short run" in rnnzoo("show", "gru")
 

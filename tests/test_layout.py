@@ -163,7 +163,8 @@ def test_cells_stay_short(path: Path) -> None:
 
 
 def test_the_zoo_can_be_read_in_one_sitting() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "rnnzoo" / "cells").glob("*.py")) < 3400
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "rnnzoo" / "cells").glob("*.py"))
+    assert lines <= 30 * len(list_cells())
 
 
 def test_no_preset_carries_the_name_of_a_cell() -> None:

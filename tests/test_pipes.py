@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small
 
 from rnnzoo import cli
 from rnnzoo.explain import gallery
 
-SINE = (
-    "task=sine", "task.samples=20", "task.window=3", "task.prefix=2", "task.horizon=2", "model=rnn", "hardware=cpu",
-    "model.hidden_size=2", "trainer.max_epochs=1", "engine=reference",
-)  # fmt: skip
+SINE = (*small.SINE, "model=rnn", "trainer.max_epochs=1", "engine=reference")
 
 COMMANDS = {
     "help": "--help",

@@ -5,6 +5,7 @@ gradients. Values that are equal by algebra are never compared or clamped, so th
 Shapes: T time steps, B batch, I input size, H hidden size.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -382,6 +383,16 @@ def check(made: tuple[type[Cell], int, int, list[str]], ragged: bool) -> None:
 @given(generated(), st.booleans())
 def test_generated_cells(uncompiled, made, ragged):
     check(made, ragged)
+
+
+@pytest.mark.parametrize("name", ["ltc", "mamba"])
+def test_nothing_of_a_pair_of_units_is_kept_for_each_row(name):
+    made = plan(get(name)(3, 40))
+    derived = made.summed
+    states = [math.prod(s.meta["val"].shape[1:]) for s in outputs(made.recur)]
+    terms = len(derived.totals)
+    stored = [*outputs(made.project), *outputs(derived.step), *outputs(derived.back)[: -terms or None]]
+    assert terms and max(math.prod(n.meta["val"].shape[1:]) for n in stored) <= max(states)
 
 
 # beside these, test_serial.py and test_check.py run all cells of the zoo

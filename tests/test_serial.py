@@ -193,6 +193,7 @@ def test_kernels_share_rows_among_threads(monkeypatch):
     try:
         for B in (1, 2, 17):
             compare("serial", "lstm", 5, B, torch.float64, True)
+            compare("serial", "ltc", 3, B, torch.float64, True)  # whose threads each sum up gradients
     finally:
         torch.set_num_threads(threads)
 
@@ -530,7 +531,15 @@ class FromTheEnd(Cell):
         return torch.tanh(x @ self.W + turned @ self.U) * torch.sigmoid(h[:, -1, None])
 
 
+class WithoutLeaves(Cell):
+    """Nothing enters from outside."""
+
+    def step(self, x: Tensor, h: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
+        return h - 0.3 * torch.sigmoid(h), 0.5 * M + torch.tanh(h)
+
+
 ODD = [
+    WithoutLeaves,
     Detached,
     NoParameters,
     OnlyScalars,

@@ -1,13 +1,13 @@
 """Models of networks of neurons as neuroscience fits them to tasks and to recordings."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn, relu, tanh
 from torch.nn.functional import softplus
 
-from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, Weight, gate
+from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
 from rnnzoo.errors import UserError
 from rnnzoo.registry import register
 
@@ -39,6 +39,63 @@ class Leaky(Cell):
 
 
 DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_model.py"
+
+
+class Spike(torch.autograd.Function):
+    """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + 25 |u|)^2 (Zenke & Ganguli 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / (1 + 25 * ctx.saved_tensors[0].abs()) ** 2
+
+
+SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py"
+
+
+@register("lif", source="Neftci et al. 2019, arXiv:1901.09948, synapses instantaneous", code=SNNTORCH, seen="none")
+class LIF(Cell):
+    """Leaky integrate-and-fire neurons: a potential u leaks, and a spike s, at 1, takes 1 off it a step later.
+
+    What a spike takes off has no gradient. Differs: the file has no recurrent weights V; beta is not learned.
+    """
+
+    beta: float = 0.9
+    W, V, b = gate()
+
+    def step(self, x: Tensor, s: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = self.beta * u + x @ self.W + s @ self.V + self.b - s.detach()
+        spike: Tensor = Spike.apply(u - 1)
+        return spike, u
+
+
+@register("surnn", source="Yin et al. 2026, arXiv:2603.02226, as torchrecurrent at a358eb0 has it", seen="none")
+class SelectiveUpdate(Cell):
+    """Selective-update network: a unit's own clock, a sum of sines, says at which steps it is open; else it keeps h.
+
+    Differs: the gate has a spike's gradient; phases phi start uniform: from 0, with frequency pi, all sines are zero.
+    """
+
+    harmonics: int = 1
+    W, U, b = gate()
+    a, alpha = Bias(), Weight("hidden", "harmonics", init=nn.init.ones_)
+    phi, omega = Weight("hidden", "harmonics", init="phases"), Weight("harmonics", init="spaced")
+    h, t = State("hidden"), State(1)
+
+    def phases(self, tensor: Tensor) -> None:
+        nn.init.uniform_(tensor, -math.pi, math.pi)
+
+    def spaced(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.arange(1, len(tensor) + 1) * (math.pi / len(tensor)))
+
+    def step(self, x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        sines = (self.alpha * torch.sin(self.omega * t[:, :, None] + self.phi)).sum(-1)
+        g: Tensor = Spike.apply(self.a + sines)
+        return h + g * (tanh(x @ self.W + h @ self.U + self.b) - h), t + 1
 
 
 class _PLRNN(Cell):

@@ -78,6 +78,8 @@ def _summarise(card: Card) -> None:
     lines += ["", f"kind: {engine.kind(cell)}", *_costs(card)]
     for key, module in engine.ENGINES.items():
         lines.append(f"engine={key}: {module.refuses(cell) or 'runs it'}")
+    if engine.matrix.refuses(cell) is None:
+        lines[-1] += f", with {engine.matrix.memory(cell).describe()}"
     for device in ("cpu", "cuda"):
         for steps, run in ((0, "a short run"), (10**9, "a long run")):
             chosen, why = engine.choose(cell, steps, device)

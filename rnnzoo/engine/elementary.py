@@ -43,7 +43,6 @@ def structure() -> dict[Any, Any]:
         aten.native_layer_norm.default: _layer_norm,
         aten.native_group_norm.default: _group_norm,
         aten.slice_scatter.default: _slice_scatter,
-        aten.polar.default: lambda r, phi: torch.complex(r * torch.cos(phi), r * torch.sin(phi)),
         aten.copy.default: lambda x, y, non_blocking=False: y.to(x.dtype).expand(x.shape),
         aten.ldexp.Tensor: lambda x, n: x * torch.exp2(n),
         aten.addcmul.default: _broadcast(aten.addcmul.default),

@@ -152,6 +152,11 @@ _library.impl("own", _differentiable, "Autograd")
 OPENED: dict[Any, Any] = {torch.ops.rnnzoo.own.default: own, torch.ops.rnnzoo.own_gradient.default: own_gradient}
 
 
+def applied(graph: fx.Graph) -> list[str]:
+    """The names of the functions that the graph applies."""
+    return [_used[args[1]][0].__name__ for node in graph.nodes if node.target in OPENED and (args := list(node.args))]
+
+
 def opened(graph: fx.Graph) -> bool:
     """Have the graph call the functions' methods when it is run; whether there are any."""
     found = [node for node in graph.nodes if node.target in OPENED]

@@ -66,9 +66,11 @@ class Memory:
         return [tuple(n.meta["val"].shape[1:]) for n in outputs(self.around.recur)]
 
     def describe(self) -> str:
-        """The memory in a line."""
+        """What was found, in a few words."""
         rule = "a delta rule" if "b" in self.factors else "decay and outer products"
-        return f"a memory of {self.values} values under {self.keys} keys, by {rule}, read where it is written"
+        width = self.shapes[self.factors["a"]][0] if "a" in self.factors else 0
+        decay = "for each key" if width == self.keys else "one number" if width else f"{self.decay:g}"
+        return f"a memory of {self.values} values under {self.keys} keys, by {rule}, its decay {decay}"
 
 
 def find(plan: Plan) -> Memory:

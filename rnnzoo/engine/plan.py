@@ -30,6 +30,7 @@ from torch import Tensor, fx
 from rnnzoo.cell import Cell
 from rnnzoo.engine.derive import Derived, derive, upright
 from rnnzoo.engine.forget import forget_shapes
+from rnnzoo.engine.gradients import applied
 from rnnzoo.engine.operations import REDUCTIONS
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.rehearsal import fault
@@ -117,6 +118,15 @@ def describe(plan: Plan) -> list[str]:
 def _listed(nodes: list[fx.Node]) -> str:
     names = [getattr(node.target, "__name__", str(node.target)).partition(".")[0] for node in nodes]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+
+
+def own_gradients(cell: Cell) -> list[str]:
+    """The names of the `torch.autograd.Function` that the step applies; none if it cannot be traced."""
+    try:
+        made = plan(cell)
+    except UserError:
+        return []
+    return sorted({name for graph in (made.prepare, made.project, made.recur) for name in applied(graph)})
 
 
 def serial_products(plan: Plan) -> int:

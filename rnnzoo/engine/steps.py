@@ -292,7 +292,7 @@ def _recorded(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> C
 def _pieces(tensors: Sequence[Tensor | None], steps: int) -> list[list[Tensor | None]]:
     """Tensors [T, B, ...] in pieces of CHUNK time steps."""
     pieces = [[None] * -(-steps // CHUNK) if t is None else t[:steps].split(CHUNK) for t in tensors]
-    return [list(piece) for piece in zip(*pieces)]
+    return [list(piece) for piece in zip(*pieces)] if pieces else [[] for _ in range(-(-steps // CHUNK))]
 
 
 def _copy(places: Sequence[Tensor | None], values: Sequence[Tensor]) -> None:

@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from rnnzoo.cell import Cell
 from rnnzoo.engine import elementary
 from rnnzoo.engine.forget import forgetting
+from rnnzoo.engine.gradients import OPENED
 from rnnzoo.engine.reads import Reads
 from rnnzoo.engine.strict import Strict, agree
 from rnnzoo.errors import UserError
@@ -305,7 +306,8 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 
 def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    shapes = {n.meta["val"].shape for n in (node, *tensors(node))} if node.target in OPENED else ()
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or len(shapes) == 1  # as far as shapes tell
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
 
 
@@ -316,8 +318,7 @@ def rows_first(node: fx.Node) -> bool:
 
 def multiple(size: Any) -> int:
     """By what a size that is open is a multiple of the number of rows; a matrix's rows may be counted with these."""
-    factor, _ = size.node.expr.as_coeff_Mul()
-    return int(factor)
+    return int(size.node.expr.as_coeff_Mul()[0])
 
 
 def is_size(node: fx.Node) -> bool:
@@ -384,10 +385,9 @@ def extract(given: Mapping[fx.Node, str], wanted: Sequence[fx.Node | None]) -> f
         if node.target is aten.sym_size.int:
             assert rows is not None
             dim = next(d for d, size in enumerate(rows.meta["val"].shape) if isinstance(size, SymInt))
-            copies[node] = graph.call_function(aten.sym_size.int, (rows, dim))
-            if isinstance(node.meta["val"], SymInt) and multiple(node.meta["val"]) != 1:
-                copies[node].meta["val"] = rows.meta["val"].shape[dim]
-                copies[node] = graph.call_function(operator.mul, (copies[node], multiple(node.meta["val"])))
+            size, times = graph.call_function(aten.sym_size.int, (rows, dim)), multiple(node.meta["val"])
+            size.meta["val"] = rows.meta["val"].shape[dim]
+            copies[node] = size if times == 1 else graph.call_function(operator.mul, (size, times))
             copies[node].meta = dict(node.meta)
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])

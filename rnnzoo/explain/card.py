@@ -26,6 +26,7 @@ from rnnzoo.explain.expression import Symbol
 from rnnzoo.explain.measure import Cost, Flow, Row, cost, gradient_flow, shapes
 from rnnzoo.explain.notation import LaTeX, MathML, Notation
 from rnnzoo.explain.relatives import composite
+from rnnzoo.explain.rounds import lines
 from rnnzoo.recurrent import Recurrent
 
 SIZES = (64, 128)
@@ -39,6 +40,17 @@ LINKS = (
     (r"doi:(10\.\S+)", "https://doi.org/"),
     (r"(github\.com/[\w.-]+/[\w.-]+)", "https://"),
 )
+
+CODE = re.compile(r"`([^`]+)`")
+SIGN = re.compile(
+    r"(?<![\w.'])([B-Zb-zΑ-ω]|(?<=[^.] )A|a(?= =|\^))(?:_(\w+))?"
+    r"(?:\^?([²³ᵀ]|(?<=\^)(?:\([^)]*\)|-?\w+)))?(?![\w°]|\.\w)"
+    r"|(?<=[\d)])\^(?P<power>\([^)]*\)|-?\w+)"
+)
+"""A letter with what stands below and above it, and a power of a number; `a` is mostly the article, as A is at the
+beginning of a sentence."""
+
+RAISED = str.maketrans({"²": "2", "³": "3", "ᵀ": "⊤", "-": "−"})
 
 LEGEND = {
     "ones": "𝟏 is a vector of ones",
@@ -140,7 +152,7 @@ class Card:
         return Markup(highlight(self.code, PythonLexer(), HtmlFormatter(nowrap=True)))
 
     def equations(self, notation: Notation) -> list[str]:
-        return [notation.equation(equation) for equation in self.reading.equations]
+        return lines(self.reading, notation)
 
     def math(self, symbol: Symbol) -> Markup:
         return Markup(f"<math>{MathML().symbol(symbol)}</math>")
@@ -184,12 +196,36 @@ def latex(card: Card) -> str:
     return f"% {card.name}: {card.entry.source}\n{values}\\begin{{align}}\n{body}\n\\end{{align}}"
 
 
+def prose(words: str) -> Markup:
+    """A docstring's text for a page: what stands in backticks as code, letters that are symbols as mathematics."""
+
+    def sign(found: re.Match[str]) -> str:
+        letter, below, above = (escape(part) if part else "" for part in found.groups()[:3])
+        above = (escape(found["power"]) if found["power"] else above).translate(RAISED)
+        set_ = f"<i>{letter}</i>" if letter else ""
+        return set_ + (f"<sub>{below}</sub>" if below else "") + (f"<sup>{above.strip('()')}</sup>" if above else "")
+
+    pieces = CODE.split(words)
+    for at, piece in enumerate(pieces):
+        if at % 2:
+            pieces[at] = f"<code>{escape(piece)}</code>"
+            continue
+        piece = piece.replace(" - ", " − ")
+        end, done = 0, list[str]()
+        for found in SIGN.finditer(piece):
+            done += [escape(piece[end : found.start()], quote=False), sign(found)]
+            end = found.end()
+        pieces[at] = "".join([*done, escape(piece[end:], quote=False)])
+    return Markup("".join(pieces))
+
+
 @cache
 def templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("rnnzoo.explain"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = environment.filters["mathml"] = Markup
+    environment.filters["prose"] = prose
     environment.globals.update(MathML=MathML(), flow_sizes=FLOW_SIZES)
     return environment
 

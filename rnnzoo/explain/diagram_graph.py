@@ -11,6 +11,7 @@ from rnnzoo.explain.diagram_text import PLAIN, TEXT, UPPER
 from rnnzoo.explain.equations import Reading
 from rnnzoo.explain.expression import Equation, Expression, Symbol
 from rnnzoo.explain.notation import TOGETHER
+from rnnzoo.explain.rounds import Rounds, folded
 
 Role: TypeAlias = Literal["plain", "matrix", "diagonal", "function", "sum", "name"]
 """What happens to a value on a piece of a line: it is scaled by a number or picked apart, multiplied by a weight
@@ -79,18 +80,19 @@ class _Builder:
         self.constant: dict[Symbol, bool] = {}
 
     def build(self) -> Graph:
-        reading, notes = self.reading, []
+        reading, notes = self.reading, list[str]()
         for symbol in reading.given:
             self.constant[symbol] = symbol.role not in ("input", "state")
             if not self.constant[symbol]:
                 self.of_symbol[symbol] = self._add(Vertex("given", text=TEXT.symbol(symbol)))
-        for equation in reading.equations:
-            constant = self._is_constant(equation.value)
-            self.constant |= dict.fromkeys(equation.targets, constant)
-            if constant:
-                notes.append(TEXT.equation(equation))
-            else:
-                self._define(equation)
+        for part in folded(reading):
+            for equation in [part] if isinstance(part, Equation) else part.once:
+                self._take(equation, notes)
+            if isinstance(part, Rounds):
+                for last, once in part.results.items():
+                    self.constant[last] = self.constant[once]
+                    if not self.constant[once]:
+                        self.of_symbol[last] = self._line(self.of_symbol[once], "plain", f"repeated × {part.count}")
         x = next((v for s, v in self.of_symbol.items() if s.role == "input"), None)
         states = [e.targets[0] for e in reading.step if e.targets[0].role == "state"]
         news = [self._add(Vertex("new", [self.of_symbol[s]], text=TEXT.symbol(s))) for s in states]
@@ -101,6 +103,14 @@ class _Builder:
         return Graph(
             [v for v in self.vertices if v in needed - {*merged}], x, output, TEXT.symbol(reading.output), notes
         )
+
+    def _take(self, equation: Equation, notes: list[str]) -> None:
+        constant = self._is_constant(equation.value)
+        self.constant |= dict.fromkeys(equation.targets, constant)
+        if constant:
+            notes.append(TEXT.equation(equation))
+        else:
+            self._define(equation)
 
     def _define(self, equation: Equation) -> None:
         value = self._value(equation.value)

@@ -23,14 +23,15 @@ class Symbol:
     Args:
         name: as in the code, with its subscript: `W_f`, `h`, `new_c`.
         time: "t", "t-1", or "" for what does not change over time.
-        version: which of the values that a name takes within one step, from 1; 0 where it takes one only.
+        version: which of the values that a name takes within one step, from 1; 0 where it takes one only; in
+            words where it stands for several.
         prime: it is computed, and something given has the same name.
         role: weight, fixed (a weight that is not learned), hyperparameter, size, input, state, local or output.
     """
 
     name: str
     time: str = ""
-    version: int = 0
+    version: int | str = 0
     prime: bool = False
     role: str = "local"
 

@@ -15,6 +15,7 @@ from rnnzoo.explain import essay
 from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
+from rnnzoo.explain.rounds import lines
 from rnnzoo.files import refuse_missing_parent
 from rnnzoo.progress import steps
 
@@ -23,6 +24,10 @@ RESULTS = Path(__file__).parents[2] / "RESULTS.md"
 
 ANATOMY_SIZES = (5, 7)
 """I and H of the equations that are compared: different, so that a past input is told from a state."""
+
+
+FIRST = ("rnn", "lstm", "gru")
+"""The cells that the index begins with."""
 
 
 class Table(NamedTuple):
@@ -90,6 +95,7 @@ def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], table
         )
         (folder / f"{card.name}.html").write_text(page, encoding="utf-8")
     years = [card.year for card in cards if card.year is not None]
+    cards = sorted(cards, key=_acquaintance)
     index = pages.get_template("index.html").render(
         cards=cards,
         families=sorted({card.entry.family for card in cards}),
@@ -104,6 +110,12 @@ def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], table
     )
 
 
+def _acquaintance(card: Card) -> tuple[int, int, str]:
+    """The order in which a student meets cells: those that are taught first, then as they were published."""
+    first = FIRST.index(card.name) if card.name in FIRST else len(FIRST)
+    return first, card.year or 9999, card.name
+
+
 def _relatives(name: str, anatomies: dict[str, Anatomy]) -> Iterator[Relative]:
     mine = anatomies[name]
     for other in relatives(name, anatomies):
@@ -112,8 +124,8 @@ def _relatives(name: str, anatomies: dict[str, Anatomy]) -> Iterator[Relative]:
         yield Relative(
             other,
             round(100 * likeness(mine, its)),
-            [MathML().equation(equation, marked[0]) for equation in mine.reading.equations],
-            [MathML().equation(equation, marked[1]) for equation in its.reading.equations],
+            lines(mine.reading, MathML(), marked[0]),
+            lines(its.reading, MathML(), marked[1]),
         )
 
 

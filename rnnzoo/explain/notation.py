@@ -257,7 +257,9 @@ class LaTeX(Notation):
         before, base, accent, below = spell(symbol)
         letter = f"{self.ACCENT[accent]}{{{self._word(base)}}}" if accent in self.ACCENT else self._word(base)
         joined = ",".join(self._index(part) for part in below)
-        version = f"^{{({symbol.version})}}" if symbol.version else ""  # TeX wants it right after the prime
+        version = (
+            f"^{{({symbol.version})}}".replace("−", "-") if symbol.version else ""
+        )  # TeX wants it right after the prime
         prime = "'" if accent == "′" else ""
         return f"{before and chr(92) + before + ' '}{letter}{prime}{version}{joined and f'_{{{joined}}}'}"
 
@@ -391,6 +393,8 @@ def _row(inside: str) -> str:
     return f"<mrow>{inside}</mrow>" if inside.count("<m") > 1 else inside
 
 
-def _rows(detail: int | tuple[int, int]) -> str:
+def _rows(detail: int | str | tuple[int, int]) -> str:
     """Rows counted from 1, as papers do."""
-    return f"{detail[0] + 1}:{detail[1]}" if isinstance(detail, tuple) else str(detail + 1)
+    if isinstance(detail, tuple):
+        return f"{detail[0] + 1}:{detail[1]}"
+    return str(detail + 1) if isinstance(detail, int) else detail

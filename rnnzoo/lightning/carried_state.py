@@ -37,12 +37,15 @@ class CarriedState:
 
     trainer: Any
     training: bool
+    device: Any
     _of_training: State | None = None
     _of_evaluation: State | None = None
 
     @property
     def carried(self) -> State | None:
-        return self._of_training if self.training else self._of_evaluation
+        kept = self._of_training if self.training else self._of_evaluation
+        # a checkpoint is read before the module lies where it will be trained
+        return None if kept is None else with_states(kept, lambda state: state.to(self.device))
 
     def carry(self, state: State | None) -> None:
         """Keep a window's final state for the next one; no gradient flows back through it."""

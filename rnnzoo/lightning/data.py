@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from rnnzoo.errors import UserError
@@ -153,6 +154,12 @@ class SequenceData(pl.LightningDataModule):
     def _evaluated(self, part: Any) -> Any:
         plan = self.evaluation_plan(part)
         return Batches(lambda epoch: plan, lambda rows: self.batch(part, share(rows)))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """The batch in memory from where its copy to a GPU need not be waited for; Lightning's copies then are not."""
+        if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return batch
+        return apply_to_collection(batch, Tensor, Tensor.pin_memory)
 
     def position(self) -> tuple[int, int]:
         """Where the trainer is, for the training part's `Batches`."""

@@ -30,7 +30,7 @@ class ExactResume(pl.callbacks.Checkpoint):
 
     It takes its predecessor's place once Lightning has logged the metrics up to there, which a run that goes on from it
     will not log again. None is written after the last batch of an epoch, from where Lightning would go on without the
-    epoch's validation.
+    epoch's validation; a signal then, or in validation, writes one from which validation begins.
 
     Args:
         path: of the checkpoint, one file that is written again and again.
@@ -41,7 +41,7 @@ class ExactResume(pl.callbacks.Checkpoint):
     def __init__(self, path: Path, every_n_steps: int, seed: int) -> None:
         self.path, self.every_n_steps, self.seed = path, every_n_steps, seed
         self.next = path.with_name(f"{path.name}.next")
-        self.written = self.ending = False
+        self.written = self.ending = self.validating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         watch.last, watch.alone = self.path, trainer.world_size == 1
@@ -63,10 +63,7 @@ class ExactResume(pl.callbacks.Checkpoint):
         if self.ending:
             raise Preempted
         watch.patient = True
-        seed = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if pl_module.device.type != "cpu":  # torch.manual_seed would see to both, and take a tenth of a small step
-            torch.get_device_module(pl_module.device).manual_seed(seed)
+        self.draw_anew(trainer, pl_module, batch_idx)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         count, a_step = batch_idx + 1, trainer.accumulate_grad_batches
@@ -78,10 +75,25 @@ class ExactResume(pl.callbacks.Checkpoint):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.put_in_place(trainer)
-        self.end_if_signalled(trainer)
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            self.end_if_signalled(trainer)
+        self.draw_anew(trainer, pl_module, -1)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        watch.patient = True
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not watch.patient or not self.signalled(trainer):
+            return
+        self.validating = True
+        self.write(trainer)
+        self.put_in_place(trainer)
+        raise Preempted
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.validating:  # what Lightning takes for a validation in its first batch, and begins
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            first = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress.update(total=first, current=dict(first), is_last_batch=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.write(trainer)
@@ -91,9 +103,16 @@ class ExactResume(pl.callbacks.Checkpoint):
         self.end_if_signalled(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        watch.patient = False  # the next job of a sweep begins in this process
+        watch.patient = self.validating = False  # the next job of a sweep begins in this process
         if self.written and trainer.is_global_zero:
             self.next.unlink(missing_ok=True)
+
+    def draw_anew(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
+        """Let what is random follow from seed, epoch, batch and process."""
+        seed = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type != "cpu":  # torch.manual_seed would see to both, and take a tenth of a small step
+            torch.get_device_module(pl_module.device).manual_seed(seed)
 
     def write(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint beside its place."""

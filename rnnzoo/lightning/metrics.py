@@ -20,9 +20,9 @@ class MeanLoss(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, count: int) -> None:
+    def update(self, loss: Tensor, count: int | Tensor) -> None:
         """Add a batch: its mean loss over `count` elements."""
-        self.total.add_(loss, alpha=count)
+        self.total.add_(loss * count)
         self.count.add_(count)
 
     def compute(self) -> Tensor:
@@ -37,7 +37,7 @@ class EvaluationMetrics(torch.nn.Module):
         self.loss = MeanLoss()
         self.further = MetricCollection(metrics).clone()
 
-    def update(self, loss: Tensor, count: int, *prediction_and_target: Tensor) -> None:
+    def update(self, loss: Tensor, count: int | Tensor, *prediction_and_target: Tensor) -> None:
         """Add a batch: its mean loss over `count` elements, and what the further metrics take."""
         self.loss.update(loss, count)
         if prediction_and_target:

@@ -217,7 +217,7 @@ class SequenceModule(pl.LightningModule):
         """Values in single precision, or as they are if theirs is higher: what losses and metrics are computed from."""
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    def training_loss(self, loss: Tensor, count: int) -> Tensor:
+    def training_loss(self, loss: Tensor, count: int | Tensor) -> Tensor:
         """Record the mean loss over `count` elements for the epoch, and return what is to be differentiated."""
         self.last_loss = loss.detach()
         if self.first_loss is None:
@@ -228,7 +228,7 @@ class SequenceModule(pl.LightningModule):
         if self.trainer.world_size == 1:
             return loss
         # The processes' gradients are averaged as if their shares were equal: weigh them so that they may differ.
-        mean = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="mean")
+        mean = self.trainer.strategy.reduce(torch.as_tensor(count, device=self.device).float(), reduce_op="mean")
         return loss * (count / mean)
 
     def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
@@ -296,6 +296,9 @@ class SequenceModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """In a resumed run, let learning rate and schedule be what is asked for now, if that is something else."""
+        if self.trainer.fit_loop.restarted_mid_epoch and self.trainer.is_last_batch:  # no step comes to log its loss
+            self.train_loss._update_count = 1
+            self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         [optimizer], rate = self.trainer.optimizers, self.hparams["optimizer"]["lr"]
         schedulers: list[Any] = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         share, changed = 1.0, False

@@ -59,6 +59,7 @@ class Watch:
         received: the signal that is to end the run.
         patient: whether steps have been taken that no checkpoint has, but the next one will.
         listening: whether signals are heeded.
+        raised: whether `Preempted` was raised at once, which may have come upon code that makes another error of it.
         last: the run's last.ckpt.
         alone: whether the run is one process.
         cells: a person's own code, which has to be named again.
@@ -69,7 +70,7 @@ class Watch:
         self.received: signal.Signals | None = None
         self.at = 0.0
         self.idle: float | None = None
-        self.patient = self.listening = False
+        self.patient = self.listening = self.raised = False
         self.last: Path | None = None
         self.alone = True
         self.cells: str | None = None
@@ -96,6 +97,7 @@ class Watch:
             return
         self.received, self.at = signal.Signals(signum), time.monotonic()
         if not self.patient:
+            self.raised = True
             raise Preempted
 
     def told(self, number: int, seconds: float) -> None:
@@ -151,14 +153,14 @@ def heeding_signals() -> Iterator[None]:
         try:
             yield
             watch.guard.wait_for_children()
-        except Preempted:
-            watch.report()
-            if watch.guard.end_children():  # which hear nothing else, but torch would wait for them
-                watch.end(watch.code)
-            sys.exit(watch.code)
         except Gone as error:
             time.sleep(2 * PERIOD)  # the guard may know which one it was
             watch.deserted(str(error))
-        except BaseException:
-            watch.guard.end_children()
-            raise
+        except BaseException as error:
+            started_others = watch.guard.end_children()
+            if not watch.raised and not isinstance(error, Preempted):
+                raise
+            watch.report()
+            if started_others:  # which torch would wait for
+                watch.end(watch.code)
+            sys.exit(watch.code)

@@ -61,7 +61,7 @@ def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
         "sine": ("task.samples=20",),
         "char_lm": (f"task.text={text}", "task.window=5", "task.streams=2", "task.embedding=3"),
         "imdb": (f"task.data={reviews}", "task.batch_size=2", "task.embedding=3"),
-        "forecast": ("task.window=5",),
+        "forecast": ("task.window=48", "task.horizon=24", "task.split=fractions"),
         "smnist": digits,
         "psmnist": digits,
         **dict.fromkeys(("copy", "adding", "selective_copy", "first", "frequency", "recall"), ()),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 from omegaconf import OmegaConf
 
@@ -25,8 +26,7 @@ from rnnzoo.lightning.checkpoints import AtomicCheckpointIO, read_checkpoint
 from rnnzoo.lightning.records import read_metrics
 
 SINE = (
-    "task=sine", "task.samples=40", "task.window=3", "task.batch_size=20", "task.horizon=2", "task.prefix=2",
-    "model.hidden_size=2", "hardware=cpu", "trainer.max_epochs=1", "engine=reference", "model=rnn",
+    *small.SINE, "task.batch_size=20", "model.hidden_size=2", "trainer.max_epochs=1", "engine=reference", "model=rnn",
 )  # fmt: skip
 
 CELL = """

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 from omegaconf import OmegaConf
 
 from rnnzoo import cli
@@ -24,10 +25,7 @@ from rnnzoo.hydra import report
 from rnnzoo.hydra.report import as_csv, as_html, as_markdown, collect
 
 ROOT = Path(__file__).parents[2]
-SINE = (
-    "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
-    "task.prefix=2", "model.hidden_size=4", "trainer.max_epochs=2",
-)  # fmt: skip
+SINE = (*small.SINE, "trainer.max_epochs=2")
 
 
 def fabricate(folder: Path, *overrides: str, curve: tuple[float, ...] = (), **summary: Any) -> Path:

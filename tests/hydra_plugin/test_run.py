@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 
 from rnnzoo.lightning.checkpoints import read_checkpoint
@@ -22,14 +23,8 @@ from rnnzoo.lightning.records import MetricsCSV, plot_losses
 ROOT = Path(__file__).parents[2]
 
 # 40 windows in batches of 8 are five steps an epoch
-SINE = (
-    "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
-    "task.prefix=2", "model.hidden_size=4", "trainer.max_epochs=3",
-)  # fmt: skip
-TEXT = (
-    "task=char_lm", "task.corpus=hello", "task.window=20", "task.streams=7", "task.embedding=4", "task.dropout=0",
-    "task.restart=0", "task.sample_length=5", "model.hidden_size=8", "trainer.max_epochs=1",
-)  # fmt: skip
+SINE = (*small.SINE, "trainer.max_epochs=3")
+TEXT = (*small.TEXT, "task.dropout=0", "task.restart=0")
 
 # 43 windows in as many batches as 40, of 9, 9, 9, 8 and 8
 UNEVEN = (*SINE, "task.samples=43", "task.batch_size=9")

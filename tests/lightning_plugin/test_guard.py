@@ -54,6 +54,13 @@ def swallow():
     except BaseException:
         time.sleep(60)
 
+def make_another_error_of_it():
+    say_who()
+    try:
+        time.sleep(60)
+    except BaseException:
+        raise ImportError("cannot load module more than once per process")
+
 def long_step():
     watch.patient = True
     say_who()
@@ -132,9 +139,10 @@ def told(process: subprocess.Popen[str], code: int, line: str) -> None:
 AGAIN = "run the same command again"
 
 
-@pytest.mark.parametrize("call", ["wait_in_compiled_code()", "swallow()", "long_step()"])
+@pytest.mark.parametrize("call", ["wait_in_compiled_code()", "swallow()", "make_another_error_of_it()", "long_step()"])
 def test_a_signal_to_a_single_process(call: str, start: Start) -> None:
-    """Also one that its main thread cannot hear, or that somebody's `except` has swallowed; steps are waited for."""
+    """Also one that its main thread cannot hear, or that somebody's `except` swallows or raises as something else, as
+    imports do; steps are waited for."""
     process, _ = start(call, 1)
     process.send_signal(signal.SIGTERM)
     told(process, EXIT_CODE, f"ended by SIGTERM; {AGAIN}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 import torch
 from matplotlib.image import imread
 from ready import ready
@@ -29,10 +30,7 @@ from rnnzoo.lightning.pictures.unit_page import UnitPage, correlations, properti
 from rnnzoo.tasks.imdb import RunningScore, Sentiment, Sentiments
 
 # 40 windows in batches of 8 are five steps an epoch
-SINE = (
-    "hardware=cpu", "task=sine", "task.samples=40", "task.window=5", "task.batch_size=8", "task.horizon=2",
-    "task.prefix=2", "model.hidden_size=4", "optimizer.schedule=constant",
-)  # fmt: skip
+SINE = (*small.SINE, "task.window=5", "optimizer.schedule=constant")
 TEXT = (
     "hardware=cpu", "task=char_lm", "task.window=20", "task.streams=4", "task.embedding=4", "task.sample_length=0",
     "model.hidden_size=8", "trainer.max_epochs=2", "trainer.limit_train_batches=5",

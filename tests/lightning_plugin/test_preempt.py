@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_resume import SINE, metrics, same
+from test_resume import SINE, TEXT, metrics, same
 
 from rnnzoo.hydra.command_line import requeued
 from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, ONE_SIGNAL, SIGNALS, Watch, heeding_signals, watch
@@ -107,8 +107,8 @@ def equal(left: Path, right: Path) -> None:
     ("number", "moment", "steps"),
     [
         ("SIGUSR1", f"calls[True] == {7 * BATCH + 1}", 8),  # in the eighth batch, after which no checkpoint is due
-        ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 9),  # in an epoch's last
-        ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 4),
+        ("SIGTERM", f"calls[True] == {9 * BATCH + 1}", 10),  # in an epoch's last
+        ("SIGUSR1", f"calls[True] == {5 * BATCH} and not self.training", 5),
         ("SIGTERM", f"calls[False] > {3 * BATCH + REHEARSED}", 15),
         ("SIGINT", f"calls[True] == {7 * BATCH + 1}", 8),
     ],
@@ -128,6 +128,20 @@ def test_goes_on_as_if_nothing_had_happened(
     assert steps_taken(broken) == steps
     train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
     equal(train(*arguments), broken)
+
+
+def test_validation_begins_anew(tmp_path: Path, ended: Callable[..., str], train: Train) -> None:
+    """A language model's, in its second batch of five time steps; its state goes on from the last batch of training."""
+    act = f"if calls[False] == {REHEARSED + 7}: signalled(signal.SIGTERM)"
+    arguments, broken = [*TEXT, LOGGED, *cell(tmp_path, act)[-2:]], tmp_path / "broken"
+    ended(*arguments, f"hydra.run.dir={broken}")
+    assert steps_taken(broken) == 7 and not (broken / "checkpoints" / "best.ckpt").exists()
+    train(f"resume={broken}", f"cells={tmp_path / 'signalled.py'}")
+    whole = train(*arguments)
+    equal(whole, broken)
+    assert [path.read_text() for path in sorted((whole / "samples").iterdir())] == [
+        path.read_text() for path in sorted((broken / "samples").iterdir())
+    ]
 
 
 def test_gradients_that_were_being_gathered_are_not_lost(

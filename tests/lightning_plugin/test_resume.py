@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small
 import torch
 
 from rnnzoo import UserError, get
@@ -38,10 +39,7 @@ class Mortal(Cell):
         return torch.tanh(x @ self.W + h @ self.U + self.b)
 """
 
-SINE = (
-    "hardware=cpu", "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2",
-    "task.prefix=2", "model.hidden_size=4", "trainer.max_epochs=3", "checkpoint.every_n_steps=2", "optimizer=adamw",
-)  # fmt: skip
+SINE = (*small.SINE, "trainer.max_epochs=3", "checkpoint.every_n_steps=2", "optimizer=adamw")
 STEPS_A_CALL = 3
 TEXT = (
     "hardware=cpu", "task=char_lm", "task.corpus=hello", "task.window=5", "task.streams=4", "task.sample_length=3",

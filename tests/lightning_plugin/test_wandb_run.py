@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,14 +20,8 @@ from rnnzoo.hydra.report import collect
 from rnnzoo.lightning.preempt import Preempted
 from rnnzoo.lightning.wandb_run import WandbRun, finishing
 
-SINE = (
-    "task=sine", "task.samples=40", "task.window=3", "task.batch_size=8", "task.horizon=2", "task.prefix=2",
-    "model.hidden_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=2",
-)  # fmt: skip
-TEXT = (
-    "task=char_lm", "task.corpus=hello", "task.window=20", "task.streams=7", "task.embedding=4", "task.sample_length=5",
-    "model.hidden_size=8", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=1",
-)  # fmt: skip
+SINE = (*small.SINE, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+TEXT = (*small.TEXT, "trainer.limit_train_batches=3", "trainer.log_every_n_steps=1")
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,27 @@ def leaky(p, x, r, dt, tau, nonlinearity):
     return r, (r,)
 
 
+def lif(p, x, s, u, beta):
+    """Neftci et al. 2019 without synaptic currents: U <- β U + I - S, S = Θ(U - 1), I = W x + V S + b.
+
+    jeshraghian/snntorch, snntorch/_neurons/leaky.py, reset_mechanism="subtract": β U + I - R U_thr, where R is whether
+    the potential before was above U_thr.
+    """
+    u = beta * u + p.W @ x + p.V @ s + p.b - s
+    s = np.where(u > 1, 1.0, 0.0)
+    return s, (s, u)
+
+
+def surnn(p, x, h, t, harmonics):
+    """Yin et al. 2026: a_i = b_i + Σ_k α_ik sin(ω_k t + φ_ik), g = H(a), h <- h + g (tanh(W x + U h + b) - h).
+
+    MartinuzziFrancesco/torchrecurrent, cells/surnn_cell.py; H(0) = 0. The cell's matrices [H, K] are seen as [K, H].
+    """
+    a = p.a + (p.alpha * np.sin(p.omega[:, None] * t + p.phi)).sum(0)
+    h = h + np.heaviside(a, 0.0) * (tanh(p.W @ x + p.b + p.U @ h) - h)
+    return h, (h, t + 1)
+
+
 def coupled(p, z, x, φ):
     """What the piecewise linear networks share: A acts on each unit alone, W on the others."""
     others = p.W - np.diag(np.diag(p.W))

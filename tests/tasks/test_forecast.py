@@ -21,7 +21,7 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError, list_cells
-from rnnzoo.tasks.forecast import Forecast
+from rnnzoo.tasks.forecast import Forecast, _figure
 from rnnzoo.tasks.series import Series, mackey_glass
 from rnnzoo.tasks.windows import Windows
 
@@ -463,3 +463,10 @@ def test_the_default_beats_the_baselines_on_real_temperatures(train: Callable[..
     for baseline in ("persistence", "seasonal", "linear"):
         for name in ("mae", "rmse", "mase"):
             assert found[f"test/{name}"] < found[f"baseline/{baseline}_{name}"]
+
+
+def test_a_horizon_longer_than_the_picture_is_drawn() -> None:
+    data = ready(Windows(window=8, horizon=168))
+    figure = _figure(data, lambda x: torch.zeros(168, x.shape[1], 1))
+    drawn = [line for line in figure.axes[0].lines if line.get_label() == "forecasts of 168 rows"]
+    assert [len(line.get_xdata()) for line in drawn] == [168]

@@ -54,9 +54,12 @@ def test_only_questions_are_scored() -> None:
         module.head.weight.zero_()
         module.head.bias.zero_()
     loader = ready(Pairs(24, 4, 12, samples=20, batch_size=20)).train_dataloader()
-    loss, count, logits, answers = module.score(loader.fetch(loader.plan(0)[0]))
+    batch = loader.fetch(loader.plan(0)[0])
+    of_training = module.score(batch)
+    loss, count, logits, answers = module.eval().score(batch)
+    assert all(torch.equal(a, b) for a, b in zip(of_training, (loss, count), strict=True))
     assert count == 20 * 4 and logits.shape == (80, 6) and answers.shape == (80,)
-    assert loss.item() == pytest.approx(math.log(6))
+    assert loss.item() == pytest.approx(math.log(6), rel=1e-5)
 
 
 @pytest.mark.parametrize(
