@@ -306,7 +306,7 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 
 def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
-    shapes = {n.meta["val"].shape for n in (node, *tensors(node))} if node.target in OPENED else ()
+    shapes = {str(n.meta["val"].shape) for n in (node, *tensors(node))} if node.target in OPENED else ()
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or len(shapes) == 1  # as far as shapes tell
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
 
