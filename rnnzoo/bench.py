@@ -17,9 +17,10 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
@@ -150,9 +151,11 @@ class Case:
         return median(a / b for a, b in zip(ours.ms[what], theirs.ms[what]))
 
 
-def run(cells: Iterable[str], sizes: Iterable[Size], setting: Setting) -> Iterator[Case]:
-    """Measure every cell at every size, with progress on stderr."""
-    todo = [(cell, size) for cell in cells for size in sizes]
+def run(
+    cells: Iterable[str], sizes: Iterable[Size], setting: Setting, done: Container[tuple[str, Size]] = ()
+) -> Iterator[Case]:
+    """Measure every cell at every size but for what is `done`, with progress on stderr."""
+    todo = [(cell, size) for cell, size in product(cells, sizes) if (cell, size) not in done]
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads or threads)
     try:

@@ -11,7 +11,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from rnnzoo.bench import KINDS, OURS, Case
+from rnnzoo.bench import KINDS, OURS, Case, Size, parse_size
+from rnnzoo.errors import UserError
 
 RATIOS = {"fwdbwd": "fwd+bwd", "fwd": "fwd", "memory": "memory"}
 COLUMNS = (
@@ -20,17 +21,60 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_csv(cases: Iterable[Case], path: Path, machine: str) -> list[Case]:
-    """Write each case as it comes, so that an interrupted bench keeps what it has; one row a contender."""
+def write_csv(cases: Iterable[Case], path: Path, machine: str, resume: bool = False) -> list[Case]:
+    """Write each case as it comes, so that an interrupted bench keeps what it has; one row a contender.
+
+    With `resume` they are added to those that are there.
+    """
     written = []
-    with path.open("w", newline="", encoding="utf-8") as file:
+    resume = resume and path.is_file()
+    with path.open("a" if resume else "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+        if not resume:
+            writer.writeheader()
         for case in cases:
             writer.writerows({**row, "machine": machine} for row in _rows(case))
             file.flush()
             written.append(case)
     return written
+
+
+def read_csv(path: Path) -> dict[tuple[str, Size], dict[str, dict[str, str]]]:
+    """What a bench left: of each cell at each size the row of each contender, by the columns' names.
+
+    Raises `UserError` for a file that is no bench.csv.
+    """
+    found: dict[tuple[str, Size], dict[str, dict[str, str]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError("its columns are others")
+            for row in reader:
+                key = row["cell"], parse_size(",".join(row[name] for name in Size._fields))
+                found.setdefault(key, {})[row["contender"]] = row
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not the bench.csv of a bench ({error}); name another folder with --out") from None
+    return found
+
+
+def markdown(path: Path, rivals: Sequence[str]) -> str:
+    """A bench.csv as a table of Markdown for each size: rnnzoo's time, and its ratio to each rival's."""
+    cases = read_csv(path)
+    lines = []
+    for size in dict.fromkeys(size for _, size in cases):
+        lines += [f"Forward and backward at (T, B, I, H) = ({', '.join(map(str, size))}):", ""]
+        lines += [f"| cell | engine | ms | {' | '.join(f'÷ {rival}' for rival in rivals)} |"]
+        lines += [f"|{'---|' * (3 + len(rivals))}"]
+        for (cell, its), rows in cases.items():
+            if its == size:
+                ours = rows.get(OURS, {})
+                time = f"{float(ours['fwdbwd_ms']):.3g}" if ours.get("fwdbwd_ms") else f"refused: {ours.get('refused')}"
+                found = (rows.get(rival, {}).get("fwdbwd_ratio") for rival in rivals)
+                ratios = " | ".join(f"{float(ratio):.2f}" if ratio else "" for ratio in found)
+                lines.append(f"| {cell} | {ours.get('engine', '')} | {time} | {ratios} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _rows(case: Case) -> list[dict[str, Any]]:

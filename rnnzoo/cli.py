@@ -154,6 +154,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     checking = add("check", "the conformance suite on a cell of yours or of the zoo", _check)
     checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
     checking.add_argument("--all", action="store_true", help="every registered cell")
+    checking.add_argument("--out", type=Path, metavar="FILE.md", help="a table of what passed, in Markdown")
 
     measuring = add("bench", "speed and memory, side by side with the alternatives", _bench)
     measuring.add_argument("names", nargs="*", metavar="CELL", help="registered cells; all without")
@@ -167,7 +168,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument("--dtype", default="float32", help="one of float32, float64, bfloat16")
     measuring.add_argument("--device", default="cpu", help="cpu or cuda")
     measuring.add_argument("--rounds", type=int, default=9, help="in each of which all contenders take their turn")
-    measuring.add_argument("--out", type=Path, default=Path("bench"), help="folder of bench.csv and bench.png")
+    measuring.add_argument(
+        "--out", type=Path, default=Path("bench"), help="folder of bench.csv, bench.md and bench.png"
+    )
+    measuring.add_argument("--resume", action="store_true", help="go on with what an interrupted bench has left there")
 
     reporting = add("report", "one table of results from any set of runs, also of several multiruns", _report)
     reporting.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
@@ -265,7 +269,7 @@ def _gallery(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from rnnzoo.commands.checking import check_cells
 
-    return check_cells(options.targets, options.all)
+    return check_cells(options.targets, options.all, options.out)
 
 
 def _bench(options: argparse.Namespace) -> None:

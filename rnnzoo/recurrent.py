@@ -183,7 +183,7 @@ class Recurrent(nn.Module):
             check_resets(resets, input.shape[:-1])
             resets = resets.to(x.device)
             resets = resets[:, None] if unbatched else resets.T if self.batch_first else resets
-        lengths = None if lengths is None else check_lengths(lengths, *x.shape[:2]).to(x.device)
+        lengths = None if lengths is None else self._check_lengths(lengths, x)
         output, state = self._run(x, state, lengths, resets)
 
         if unbatched:
@@ -319,8 +319,7 @@ class Recurrent(nn.Module):
         self._check_features(packed.data, (2,), "2 dimensions when packed")
         x, lengths = pad_packed_sequence(packed)
         output, state = self._run(x, state, lengths.to(x.device))
-        # Packed anew by hand: the order among sequences of one length must stay the one that came in. And batch sizes
-        # lie on the CPU, so that no device is waited for.
+        # By hand, for the order among sequences of one length must stay; batch sizes lie on the CPU, so nothing waits.
         order = packed.sorted_indices
         output = output if order is None else output.index_select(1, order)
         rows = (torch.arange(x.shape[1])[None] < packed.batch_sizes[:, None]).flatten().nonzero()[:, 0]  # of [T · B]
@@ -329,6 +328,9 @@ class Recurrent(nn.Module):
     def _check_features(self, input: Tensor, dimensions: tuple[int, ...], wanted: str) -> None:
         if input.dim() not in dimensions or input.shape[-1] != self.input_size:
             raise UserError(f"input must have {wanted} and {self.input_size} features, not shape {list(input.shape)}")
+
+    def _check_lengths(self, lengths: Tensor | list[int], x: Tensor) -> Tensor:
+        return check_lengths(lengths, *x.shape[:2]).to(x.device)
 
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
         """x [T, B, I] with what the cell's modifier needs beside it in training."""

@@ -101,7 +101,8 @@ def ask(path, arguments):
             signal.signal(each, lambda number, _: os.kill(runner, number))
         status = int(lines.readline())
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:  # which nobody can handle
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 

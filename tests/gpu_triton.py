@@ -89,6 +89,10 @@ def work(cell, size, engine, way):
 
 def main(limit=80.0):
     """Start all cases, wait for them, and time one after the other."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("needs a CUDA device")
     began = time.monotonic()
     workers = []
     for case in cases():

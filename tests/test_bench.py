@@ -305,3 +305,26 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"torchrecurrent is not installed; pip install 'rnnzoo\[bench\]'"):
         Setting(rivals=("torchrecurrent",))
+
+
+def test_an_interrupted_bench_goes_on_and_leaves_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    size, options = "2,2,3,4", ("--rounds", "1", "--engine", "reference", "--against", "loop", "--out", str(out))
+    assert cli.main(["bench", "rnn", "--sizes", size, *options]) in (0, None)
+    first = (out / "bench.csv").read_text().splitlines()
+    assert cli.main(["bench", "rnn", "mgu", "--sizes", size, *options, "--resume"]) in (0, None)
+    assert "[1/1] mgu" in capsys.readouterr().err
+    rows = (out / "bench.csv").read_text().splitlines()
+    assert rows[: len(first)] == first and len(rows) == 2 * len(first) - 1
+    table = (out / "bench.md").read_text().splitlines()
+    assert (
+        table[0] == "Forward and backward at (T, B, I, H) = (2, 2, 3, 4):"
+        and table[2] == "| cell | engine | ms | ÷ loop |"
+    )
+    assert [line.split(" | ")[0] for line in table[4:6]] == ["| rnn", "| mgu"]
+    ratio = next(row for row in rows if row.startswith("rnn,") and ",loop," in row).split(",")
+    assert table[4].endswith(f"| {float(ratio[rows[0].split(',').index('fwdbwd_ratio')]):.2f} |")
+
+    (out / "bench.csv").write_text("cell,T\nrnn,1\n")
+    assert cli.main(["bench", "rnn", "--sizes", size, *options, "--resume"]) == 1
+    assert "not the bench.csv of a bench (its columns are others)" in capsys.readouterr().err

@@ -7,7 +7,20 @@ import pytest
 import torch
 from torch import Tensor, sigmoid, tanh
 
-from rnnzoo import Cell, Recurrent, RecurrentWeight, State, UserError, Weight, cli, gate, get, list_cells, registry
+from rnnzoo import (
+    Cell,
+    Recurrent,
+    RecurrentWeight,
+    State,
+    UserError,
+    Weight,
+    check,
+    cli,
+    gate,
+    get,
+    list_cells,
+    registry,
+)
 from rnnzoo.check import CHECKS, compare, conformance
 from rnnzoo.engine import serial
 from rnnzoo.engine.rehearsal import rehearse
@@ -292,3 +305,18 @@ def test_find_takes_names_and_classes():
     assert registry.find("rnnzoo.cells.gru:MGU") is get("mgu")
     with pytest.raises(UserError, match="no cell class 'Tensor'"):
         registry.find("rnnzoo.cells.gru:Tensor")
+
+
+def test_what_passed_is_a_table_in_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = {
+        "rnn": [check.Finding("trace", True, "fine"), check.Finding("compiled", None, "no compiler")],
+        "gru": [check.Finding("trace", False, "broken"), check.Finding("compiled", True, "fine")],
+    }
+    monkeypatch.setattr(check, "conformance", lambda kind: findings["rnn" if kind is get("rnn") else "gru"])
+    assert cli.main(["check", "rnn", "gru", "--out", str(tmp_path / "table.md")]) == 1
+    assert (tmp_path / "table.md").read_text().splitlines() == [
+        "| cell | trace | compiled |",
+        "|---|---|---|",
+        "| rnn | yes | skipped |",
+        "| gru | NO | yes |",
+    ]

@@ -239,7 +239,7 @@ def understood(words: list[str]) -> None:
     if words[0] in known:
         parser.parse_args(words)
         return
-    assert any(answers(verb, words[1:]) for verb in cli._verbs(own.cells)[words[0]]), words
+    assert any(answers(verb, words[1:]) for verb in cli._verbs(own.cells or "")[words[0]]), words
 
 
 def answers(verb: Verb, words: list[str]) -> bool:

@@ -266,7 +266,7 @@ def _delay(order: int, theta: float) -> Tensor:
 @register(
     "lmu",
     source="Voelker, Kajić, Eliasmith 2019, Legendre memory units, NeurIPS 32, memory: eq. 1",
-    code="github.com/abr/neurips2019, code/lmu.py at commit a456a00",
+    code="github.com/abr/neurips2019 at a456a00, code/lmu.py",
 )
 class LMU(Cell):
     """Legendre memory unit: a fixed linear memory m of the last theta steps of one signal, beside a simple network.

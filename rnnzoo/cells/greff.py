@@ -6,7 +6,7 @@ from rnnzoo.cell import Cell, Diagonal, RecurrentWeight, gate
 from rnnzoo.registry import register
 
 PAPER = "Greff et al. 2017, arXiv:1503.04069, section II-A"
-CODE = "github.com/Qwlouse/pylstm, src/layers/lstm97_layer.cpp"
+CODE = "github.com/Qwlouse/pylstm at d58b0b0, src/layers/lstm97_layer.cpp"
 
 
 class _BlockInput(Cell):

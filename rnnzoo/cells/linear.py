@@ -111,7 +111,7 @@ def positive(a: Tensor) -> Tensor:
 @register(
     "min_gru",
     source="Feng et al. 2024, arXiv:2410.01201, algorithms 1 and 5",
-    code="github.com/BorealisAI/minRNNs, models/minRNNs.py",
+    code="github.com/BorealisAI/minRNNs at ff52e9d, models/minRNNs.py",
 )
 class MinGRU(Cell):
     """A GRU whose gate sees only the input; the candidate is positive as in appendix B, or linear as in the text."""
@@ -129,7 +129,7 @@ class MinGRU(Cell):
 @register(
     "min_lstm",
     source="Feng et al. 2024, arXiv:2410.01201, algorithms 3 and 7",
-    code="github.com/BorealisAI/minRNNs, models/minRNNs.py",
+    code="github.com/BorealisAI/minRNNs at ff52e9d, models/minRNNs.py",
 )
 class MinLSTM(Cell):
     """An LSTM whose gates see only the input and are scaled to sum to one; candidates as in the minimal GRU.

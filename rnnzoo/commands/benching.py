@@ -27,13 +27,21 @@ def measure_cells(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--out {options.out}: {error.strerror}; name a folder that can be made") from None
     machine = bench.machine(setting)
-    cases = bench_report.write_csv(bench.run(names, sizes, setting), options.out / "bench.csv", machine)
+    path = options.out / "bench.csv"
+    done = bench_report.read_csv(path) if options.resume and path.is_file() else {}
+    cases = bench_report.write_csv(bench.run(names, sizes, setting, done), path, machine, options.resume)
+    (options.out / "bench.md").write_text(bench_report.markdown(path, rivals), encoding="utf-8")
+    if not cases:
+        print(f"all of it had been measured; written: {options.out}/bench.md")
+        return
     bench_report.plot(cases, rivals, machine, options.out / "bench.png")
     console = Console()
     console.width = max(console.width, 200)  # in a narrow terminal or a pipe, rich would cut the numbers
     for table in bench_report.tables(cases, rivals):
         console.print(table)
-    console.print(machine, f"written: {options.out}/bench.csv, bench.png", sep="\n", markup=False, highlight=False)
+    console.print(
+        machine, f"written: {options.out}/bench.csv, bench.md, bench.png", sep="\n", markup=False, highlight=False
+    )
 
 
 def measure_training(names: list[str], rounds: int) -> None:

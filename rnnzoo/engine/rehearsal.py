@@ -39,6 +39,8 @@ VALUES = {"numpy", "__array__", "tolist"}
 """What hands a tensor's numbers to Python unseen by torch's operators."""
 
 CHANCE = torch.Tag.nondeterministic_seeded
+BY_POSITION = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+"""What hangs on data, its result's size too, where it is given truth values, and else does not."""
 OF_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -144,7 +146,10 @@ class _Watching(TorchFunctionMode):
                 f"{_line(self.file)}: step leaves torch, by NumPy or lists, where no gradient follows; write it in "
                 "torch's functions"
             )
-        found = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "one_hot":  # which looks whether all are in range
+            func = _one_hot
+        found = func(*args, **kwargs)
         for name, tensor in self.given.items():
             if tensor._version != self.versions[name]:
                 raise UserError(
@@ -152,6 +157,12 @@ class _Watching(TorchFunctionMode):
                     f"{name} = {name} + ..."
                 )
         return found
+
+
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise UserError("step asks for the greatest number; write one_hot(..., num_classes=n)")
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).long()
 
 
 class _Deciding(TorchDispatchMode):
@@ -168,8 +179,9 @@ class _Deciding(TorchDispatchMode):
                 f"{_line(self.file)}: step draws random numbers; leave chance to the layer's dropout, "
                 "recurrent_dropout and zoneout"
             )
-        follows = any(id(leaf) in self.data for leaf in tree_leaves((args, kwargs)))
-        if follows and OF_DATA & set(func.tags):
+        follows = [leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.data]
+        masks = any(leaf.dtype in (torch.bool, torch.uint8) for leaf in follows)
+        if follows and OF_DATA & set(func.tags) and (masks or func not in BY_POSITION):
             raise UserError(
                 f"{_line(self.file)}: step asks for a tensor's value, as a branch on data does: no gradient follows, "
                 "and one row decides for all; choose row by row, with torch.where"

@@ -306,8 +306,8 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 
 def recomputable(node: fx.Node) -> bool:
     """Whether `node` is element-wise, a view, a concatenation or a constant, and so cheap."""
-    shapes = {str(n.meta["val"].shape) for n in (node, *tensors(node))} if node.target in OPENED else ()
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or len(shapes) == 1  # as far as shapes tell
+    own = node.target in OPENED and all(n.meta["val"].shape == node.meta["val"].shape for n in tensors(node))
+    pointwise = own or torch.Tag.pointwise in getattr(node.target, "tags", ())  # own as far as shapes tell
     return pointwise or node.target in VIEWS or node.target is aten.cat.default or not tensors(node)
 
 

@@ -51,6 +51,10 @@ COMBINE = {"sum": "plus", "max": "largest", "min": "smallest"}
 """Reductions: what they begin with, and what takes one more number in."""
 
 
+KINDS = ("point S", "point bool", "product", *START)
+"""Of operations that have a form in Triton; what is gathered, scattered or cumulated has none."""
+
+
 class Text(str):
     """Triton that stands for numbers, or for truth values if `boolean`; it is formatted as what is asked for."""
 
@@ -73,6 +77,8 @@ class TritonLowering(Lowering):
     def _value(self, node: fx.Node) -> Value:
         dtype = node.meta["val"].dtype
         value = self._found(node)
+        if node in self.operations and self.operations[node].kind not in KINDS:
+            raise Unsupported(f"{node.target}")
         if dtype in (self._dtype, torch.bool) or self._dtype is None or isinstance(value, float):
             return value
         raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")

@@ -38,6 +38,7 @@ class TritonKernel:
             raise Unsupported("a machine without Triton")
         self._plan = replace(plan)  # a copy: who keeps the plan itself keeps what is made of it
         self._plan.__dict__["derived"] = plan.derived
+        self.derived = plan.derived
         self.homes: tuple[None, ...] = (None,) * plan.derived.saved
         self.reused = (False,) * len(outputs(plan.project))
         self.given, self.results = parameters(plan, plan.derived)

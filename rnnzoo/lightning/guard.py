@@ -73,13 +73,20 @@ class Guard(threading.Thread):
                 first = first or (self.ear.recv(1)[0], time.monotonic())
             if first is not None:
                 self.told(first[0], time.monotonic() - first[1])
-            if self.parent is not None and os.getppid() != self.parent:
-                self.gone("process 0 of the run is gone" if rank() else "its sweep is gone", None)
-            self.take_over()
-            for number, child in enumerate(self.children, 1):
-                code = child.poll()
-                if code:
-                    self.gone(f"process {number} of the run {ended(code)}", code)
+            lost = self.lost()
+            if lost is not None:
+                self.gone(*lost)
+
+    def lost(self) -> tuple[str, int | None] | None:
+        """What has ended without which this process cannot go on, and its exit code if that is known."""
+        if self.parent is not None and os.getppid() != self.parent:
+            return ("process 0 of the run is gone" if rank() else "its sweep is gone"), None
+        self.take_over()
+        for number, child in enumerate(self.children, 1):
+            code = child.poll()
+            if code:
+                return f"process {number} of the run {ended(code)}", code
+        return None
 
     def take_over(self) -> None:
         """Take the launcher's processes over."""

@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Watch:
         alone: whether the run is one process.
         cells: a person's own code, which has to be named again.
         guard: what ends this process when it cannot end itself.
+        last_words: taken by who speaks them, and ends the process.
     """
 
     def __init__(self) -> None:
@@ -75,6 +77,7 @@ class Watch:
         self.alone = True
         self.cells: str | None = None
         self.guard: Guard | None = None
+        self.last_words = threading.Lock()
 
     @property
     def code(self) -> int:
@@ -110,7 +113,8 @@ class Watch:
             self.end(self.code)
 
     def deserted(self, what: str, code: int | None = None) -> None:
-        """End this process because another one of its run is gone."""
+        """End this process because another one of its run is gone, as two threads may find."""
+        self.last_words.acquire()
         if rank() < 2 or started() is not None:  # of several that are left, one speaks
             self.say(what)
         self.end(1 if code == 1 else ALONE)  # a sweep repeats a job only if nobody has raised an error
@@ -154,8 +158,8 @@ def heeding_signals() -> Iterator[None]:
             yield
             watch.guard.wait_for_children()
         except Gone as error:
-            time.sleep(2 * PERIOD)  # the guard may know which one it was
-            watch.deserted(str(error))
+            time.sleep(2 * PERIOD)  # until the system has seen it end
+            watch.deserted(*(watch.guard.lost() or (str(error), None)))
         except BaseException as error:
             started_others = watch.guard.end_children()
             if not watch.raised and not isinstance(error, Preempted):

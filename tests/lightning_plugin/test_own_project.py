@@ -74,12 +74,15 @@ def test_lightnings_own_command_line(
     assert "max_epochs=1` reached" in done.stderr
 
 
-def test_a_cells_name_says_enough_for_a_model() -> None:
+def test_a_cells_name_says_enough_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytorch_lightning.cli import LightningCLI
 
+    monkeypatch.setattr("sys.argv", ["pytest"])  # whose own arguments are none of LightningCLI's
     assert Sine(model="lstm").hparams["model"] == {"cell": "lstm", "hidden_size": 64}
     quiet = {"logger": False, "enable_checkpointing": False, **QUIET}
-    made = LightningCLI(Sine, Waves, run=False, args=["--model.model=mgu"], trainer_defaults=quiet)
+    made = LightningCLI(
+        Sine, Waves, run=False, args=["--model.model=mgu"], trainer_defaults=quiet, seed_everything_default=1
+    )
     assert made.model.layer.cells[0].extra_repr() == "1, 64"
     assert made.model.hparams["model"]["cell"] == "mgu"
 
