@@ -174,7 +174,8 @@ def _joint(
 
 
 def _storage(node: fx.Node) -> StorageWeakRef | None:
-    return None if is_size(node) else StorageWeakRef(node.meta["val"].untyped_storage())
+    value = node.meta.get("val")  # several tensors, a size, or one tensor
+    return StorageWeakRef(value.untyped_storage()) if isinstance(value, torch.Tensor) else None
 
 
 def upright(tracer: Tracer, graph: fx.Graph) -> fx.Graph:
