@@ -81,7 +81,7 @@ def results(dtype: torch.dtype) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
 def test_listed_operations_are_those_of_torch(name):
     each = zip(results(torch.float32)["serial"][name], results(torch.float32)["reference"][name], strict=True)
     for k, (found, expected) in enumerate(each):
-        if (name in UNSAID and k) or name == "var_mean":
+        if (name in UNSAID and k) or name in ("var_mean", "group_norm"):
             found, expected = found[-ORDINARY:], expected[-ORDINARY:]
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
         zero = (found == 0) & (expected == 0)
@@ -90,7 +90,9 @@ def test_listed_operations_are_those_of_torch(name):
 
 
 UNSAID = {"topk", "kthvalue", "cumprod"}
-"""Where torch picks one of equal numbers, or has two formulas for what is no number; so has var_mean, of means."""
+"""Where torch picks one of equal numbers, or has two formulas for what is no number; so has var_mean, of means.
+
+Of equal numbers group_norm there multiplies first and subtracts then, which leaves what rounding took."""
 
 EXACT = {"flip", "roll", "index by a list", "gather", "max(dim)", "sort", "tril", "diagonal", "strided slice"}
 """Where zeros must keep their sign."""
