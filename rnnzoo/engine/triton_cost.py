@@ -1,7 +1,7 @@
 """What a time step costs on a GPU, estimated: by one Triton kernel, and by graphs of kernels for some steps a call.
 
-Nothing here was measured on a GPU by this project: the numbers are those of an H200 (132 processors at 1.7 GHz) from
-NVIDIA's documents and what others report of it. RESULTS.md works one case out by hand.
+Nothing here was measured: the numbers are round ones for an H200 (132 processors at 1.7 GHz), and what lies between the
+two ways is less than they may be wrong by. RESULTS.md works one case out by hand.
 """
 
 from __future__ import annotations
