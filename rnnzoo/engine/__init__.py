@@ -65,10 +65,10 @@ def check(name: str, cell: Cell) -> None:
 def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
     """The engine that `auto` takes on a device for `steps` time steps in all, and why.
 
-    Between loop and scan the device decides. On a CPU the compiled loop took 0.15 to 0.9 of the scan's time, forward and
-    backward, at four sizes for a real state (`min_gru`) and three for a complex one (`lru`): it reads and writes each
-    number once, where the scan makes several passes. Elsewhere what counts should be the number of calls, of which the
-    scan needs about 10 log_4(T) and the loop T / 8; that has not been measured.
+    Between loop and scan the device decides. On a CPU the compiled loop took 0.15 to 0.9 of the scan's time, forward
+    and backward, at four sizes for a real state (`min_gru`) and three for a complex one (`lru`): it reads and writes
+    each number once, where the scan makes several passes. Elsewhere what counts should be the number of calls, of
+    which the scan needs about 10 log_4(T) and the loop T / 8; that has not been measured.
     """
     exact = native.refuses(cell) is None and native.lacks(cell, device) is None
     if exact and device != "cpu":
