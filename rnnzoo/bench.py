@@ -192,7 +192,9 @@ def prepare(case: Case, setting: Setting) -> dict[str, Contender]:
 
 
 def contend(case: Case, contenders: dict[str, Contender], rounds: int) -> None:
-    """Fill in the case what was measured of each contender, in so many rounds."""
+    """Fill in the case what was measured of each contender, in so many rounds; nothing where there is none."""
+    if not contenders:
+        return
     memory = {name: contender.memory_mb() for name, contender in contenders.items()}
     ms = _rounds(contenders, rounds)
     for name, contender in contenders.items():

@@ -125,6 +125,10 @@ class Products(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+AGAIN = {"rhn": 2 * 2, "ltc": 0}
+"""Products of a round's second and later turns, which are drawn once, for cells whose step has rounds."""
+
+
 @pytest.mark.parametrize("name", list_cells())
 def test_blue_lines_are_the_products_with_matrices(name):
     one = cell(name).requires_grad_(False)
@@ -137,7 +141,7 @@ def test_blue_lines_are_the_products_with_matrices(name):
         if type(one).readout is not Cell.readout:
             one.readout(x, *(new if isinstance(new, tuple) else (new,)))
     drawn = [p for p in picture(name).iter(f"{SVG}path") if p.get("class") == "matrix step"]
-    assert len(drawn) == len(products.found)
+    assert len(drawn) == len(products.found) - AGAIN.get(name, 0)
 
 
 @pytest.mark.parametrize("name", list_cells())
@@ -165,6 +169,8 @@ def test_every_name_of_the_code_is_shown(name):
     for symbol, variable in reading.variables.items():
         named = plain(symbol)
         untimed = re.sub(",?t$", "", named)
+        if name in AGAIN:  # r(2) of the second turn is the r that is drawn once
+            untimed = re.sub(r"\(\d+\)$", "", untimed)
         written = {t for t in shown if t in (named, untimed) or t.startswith(f"{named} = ")}
         assert written, f"{variable} is not shown as {untimed}"
     assert set(gates(cell(name))) <= set(reading.variables.values())

@@ -268,7 +268,10 @@ def with_pruning() -> Recurrent:
 REFUSED = {
     "pb: no such form; known: onnx, pt2": (lambda: Recurrent("rnn", I, H), "pb"),
     "onnx: Bessel has no such form: .*bessel_i0e": (lambda: Recurrent(Bessel, I, H), "onnx"),
-    "pt2: Branching.step cannot be traced: [^;]*$": (lambda: Recurrent(Branching, I, H), "pt2"),
+    r"pt2: .* line \d+: step asks for a tensor's value, as a branch on data does": (
+        lambda: Recurrent(Branching, I, H),
+        "pt2",
+    ),
     "pt2: GRU has forward hooks, .* by torch.nn.utils.prune.remove": (with_pruning, "pt2"),
     "pt2: Linear has no recurrent layer": (lambda: nn.Linear(1, 1), "pt2"),
     "Reader cannot be exported: what its pages may be is not known": (Reader, "pt2"),

@@ -44,10 +44,15 @@ DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_
 class Spike(torch.autograd.Function):
     """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + 25 |u|)^2 (Zenke & Ganguli 2018)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
+    def forward(u: Tensor) -> Tensor:
         return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

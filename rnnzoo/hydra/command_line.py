@@ -198,7 +198,7 @@ def _refuse_misspelt(arguments: list[str]) -> None:
         elif name and "experiment" not in given and section not in ("model", "sweep"):
             files = (CONF / section).glob("*.yaml")
             loaded = [known.get(section) or {}, *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in files)]
-            keys = {key for each in loaded for key in each}
+            keys = {key for each in loaded for key in (*each, *(each.get(section) or ()))}  # of some, a whole choice
             if name.partition(".")[0] not in keys:
                 raise UserError(f"{key}: no such key; {nearest(name, keys)}")
 

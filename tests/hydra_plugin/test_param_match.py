@@ -229,7 +229,7 @@ def test_a_run_with_a_matched_size(
     for name, value in summary(again)["metrics"].items():
         assert value == summary(folder)["metrics"][name]
 
-    assert "param_match=5000" in refusal(f"resume={folder}", "param_match=5000")
+    assert "param_match: a resumed run keeps its" in refusal(f"resume={folder}", "param_match=5000")
     monkeypatch.setattr(rnnzoo.hydra.param_match, "matching_size", lambda *_: pytest.fail("searched again"))
     train(f"resume={folder}", "trainer.max_epochs=2")
     assert summary(folder)["epochs"] == 2 and hidden_size(folder) == size

@@ -46,7 +46,7 @@ def test_a_folder_is_one_processs_until_that_is_dead(
     folder = train(*SINE)
     new = tmp_path / "new"
     for arguments in ((f"resume={folder}", "trainer.max_epochs=2"), (*SINE, f"hydra.run.dir={new}")):
-        with holding(new if arguments[0].startswith("task") else folder):
+        with holding(folder if arguments[0].startswith("resume") else new):
             before = files(tmp_path)
             capsys.readouterr()
             with pytest.raises(SystemExit) as end:

@@ -332,7 +332,7 @@ def test_a_forecast_follows_the_last_rows(
         ("month,sales,season\n2000-01,1,2\n2000-02,many,2\n", "series.csv: line 3, column 'sales': 'many' is not a"),
         (
             "month,sales,season\n" + "\n".join(f"2000-0{m},{m},1" for m in range(1, 9)) + "\n2000-09,,1\n",
-            "1 values missing",
+            "1 value missing",
         ),
     ],
 )

@@ -86,7 +86,7 @@ class Flip(Cell):
 
 
 def test_a_cell_that_tracks_parity_is_right_at_any_length() -> None:
-    module = Symbols(read=2, answered=2, model={"cell": Flip, "hidden_size": 2}, optimizer=ADAM)
+    module = Symbols(read=2, answered=2, model={"cell": Flip, "hidden_size": 2}, optimizer=ADAM).eval()
     with torch.no_grad():
         module.head.weight.copy_(50 * torch.eye(2))
         module.head.bias.zero_()
