@@ -96,7 +96,8 @@ def _broadcast(operation: Any) -> Any:
     """The operation on tensors of one shape, because torch's own cannot broadcast where a size is open."""
 
     def broadcast(*tensors: Tensor, **options: Any) -> Tensor:
-        if all(tensor.shape == tensors[0].shape for tensor in tensors):
+        # dimensions first: of shapes that differ in them, sizes would be compared all the same, and an open one fixed
+        if all(tensor.dim() == tensors[0].dim() and tensor.shape == tensors[0].shape for tensor in tensors):
             return NotImplemented
         found: Tensor = operation(*torch.broadcast_tensors(*tensors), **options)
         return found
