@@ -1,7 +1,7 @@
 """Models of networks of neurons as neuroscience fits them to tasks and to recordings."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn, relu, tanh
@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
 from rnnzoo.errors import UserError
 from rnnzoo.registry import register
+from rnnzoo.surrogate import Spike
 
 
 @register("leaky", source="Yang & Wang 2020, arXiv:2006.01001, the discretised rate network", seen="none")
@@ -39,24 +40,6 @@ class Leaky(Cell):
 
 
 DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_model.py"
-
-
-class Spike(torch.autograd.Function):
-    """1 above zero, else 0, with the derivative of a fast sigmoid, 1 / (1 + 25 |u|)^2 (Zenke & Ganguli 2018)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor) -> Tensor:
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient / (1 + 25 * ctx.saved_tensors[0].abs()) ** 2
 
 
 SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py"
