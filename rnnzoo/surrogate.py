@@ -1,4 +1,4 @@
-"""Thresholds that can be learned through: what they give is 0 or 1, and their derivative as stated is not the true one."""
+"""Thresholds that can be learned through: they give 0 or 1, and state a derivative that is not the true one."""
 
 from __future__ import annotations
 
