@@ -180,7 +180,11 @@ def find(target: str) -> type[Cell]:
 
 def described(target: str) -> Entry:
     """The registry's record of what `find` finds; one of its own, without a source, for a class that has none."""
-    kind = find(target)
+    return entry_of(find(target))
+
+
+def entry_of(kind: type[Cell]) -> Entry:
+    """The registry's record of a class; one of its own, without a source, for a class that has none."""
     known = (entry for entry in _entries.values() if entry.cell is kind)
     return next(known, None) or Entry(kind.__name__, kind, "")
 

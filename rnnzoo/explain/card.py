@@ -245,12 +245,12 @@ def html(card: Card) -> str:
 
 def in_notebook(kind: type) -> str | None:
     """What a notebook shows for a class: a cell's card in a frame of its own; None for a class that is no cell."""
-    return _framed(Card(_entry(kind))) if issubclass(kind, Cell) and kind.state_names else None
+    return _framed(Card(registry.entry_of(kind))) if issubclass(kind, Cell) and kind.state_names else None
 
 
 def instance_in_notebook(cell: Cell) -> str:
     """What a notebook shows for a cell: the card of its class, at its own sizes and hyperparameters."""
-    card = Card(_entry(type(cell)), cell.input_size, cell.hidden_size)
+    card = Card(registry.entry_of(type(cell)), cell.input_size, cell.hidden_size)
     vars(card)["cell"] = cell
     return _framed(card)
 
@@ -262,7 +262,7 @@ def layer_in_notebook(layer: Recurrent) -> str:
         level, backward = divmod(index, 1 + layer.bidirectional)
         sizes = f"{cell.input_size} → {cell.output_size}"
         count = sum(p.numel() for p in cell.parameters())
-        values = (f"{level + 1}{' backward' * backward}", _entry(type(cell)).name, sizes, f"{count:,}")
+        values = (f"{level + 1}{' backward' * backward}", registry.entry_of(type(cell)).name, sizes, f"{count:,}")
         rows.append(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
     total = sum(p.numel() for p in layer.parameters())
     head = "".join(f"<th>{name}</th>" for name in ("layer", "cell", "features", "parameters"))
@@ -270,11 +270,6 @@ def layer_in_notebook(layer: Recurrent) -> str:
         f"<p>Recurrent, {total:,} parameters, engine {escape(layer.engine)}</p><table>{head}{''.join(rows)}</table>"
         f"<details><summary>the cell</summary>{instance_in_notebook(layer._cell(0))}</details>"
     )
-
-
-def _entry(kind: type[Cell]) -> registry.Entry:
-    known = (registry.entry(name) for name in registry.list_cells())
-    return next((e for e in known if e.cell is kind), registry.Entry(kind.__name__, kind, ""))
 
 
 def _framed(card: Card) -> str:

@@ -205,7 +205,7 @@ def _refuse_misspelt(arguments: list[str]) -> None:
 
 CHANGEABLE = (
     "resume", "cells", "hydra", "trainer", "checkpoint", "early_stopping", "optimizer", "hardware", "logger",
-    "pictures", "engine", "task.data", "task.text",
+    "pictures", "probe", "engine", "task.data", "task.text",
 )  # fmt: skip
 """What a resumed run may be given anew, by sections and keys: how long and where it goes on, and where its data are."""
 
