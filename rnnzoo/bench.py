@@ -295,9 +295,10 @@ class Contender:
         dtype = torch.float64 if setting.dtype == "float64" else torch.float32
         draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=dtype)
         self.x = draw(size.T, size.B, size.I).to(self.device).requires_grad_()  # [T, B, I]
-        self.weights = draw(size.T, size.B, size.H).to(self.device)  # [T, B, H]
         start = time.perf_counter()
         self.layer = make(size.I, size.H).to(self.device, dtype)
+        features = getattr(self.layer, "output_size", size.H)
+        self.weights = draw(size.T, size.B, features).to(self.device)  # one for each number of the output
         if isinstance(self.layer, Recurrent):
             self.layer.expected_calls = 10**9  # what `auto` takes for a long run
         self.fwdbwd()

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from torch import Tensor, nn
 
-from rnnzoo import UserError, bench, bench_report, cli, list_cells
+from rnnzoo import Recurrent, UserError, bench, bench_report, cli, list_cells
 from rnnzoo.bench import OURS, SIZES, Case, Contender, Measured, Setting, Size
 from rnnzoo.commands import benching
 
@@ -243,6 +244,11 @@ def test_a_fault_of_ones_own_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench, "Recurrent", broken)
     with pytest.raises(ValueError, match="a bug"):
         bench.measure("gru", SMALL, Setting(rounds=1))
+
+
+@pytest.mark.parametrize("cell", list_cells())
+def test_every_cell_can_be_measured(cell: str) -> None:
+    assert Contender(partial(Recurrent, cell, engine="reference"), SMALL, Setting()).seconds("fwdbwd") > 0
 
 
 def test_threads_are_given_back() -> None:
