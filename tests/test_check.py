@@ -38,6 +38,7 @@ def test_every_registered_cell_conforms(name, empty_memory_is_nan, monkeypatch):
     findings.append(compare(get(name), "serial", [torch.float64]))
     assert not [f"{f.check}: {f.detail}" for f in findings if f.passed is False]
     assert len(findings) > len(CHECKS) + 1
+    assert next(f for f in findings if f.check.startswith("engine=serial")).passed, "no cell is left on the plain loop"
 
 
 class Good(Cell):

@@ -31,7 +31,7 @@ from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.lightning.arguments import build
 from rnnzoo.tasks.char_lm import Characters, CharLM
 
-T, B, I, H = 6, 4, 5, 8  # noqa: E741  I is the input size everywhere in this project
+T, B, I, H = 3, 4, 5, 8  # noqa: E741  I is the input size everywhere in this project
 
 META = torch.device("meta")
 
@@ -59,13 +59,12 @@ def differentiated(layer: Recurrent, *arguments: Any, **keywords: Any) -> None:
 
 @pytest.mark.parametrize("name", list_cells())
 def test_layers(name: str) -> None:
-    layer = Recurrent(name, I, H, 2, bidirectional=True, engine="reference").to(META)
+    layer = Recurrent(name, I, H, bidirectional=True, engine="reference").to(META)
     x = torch.randn(T, B, I, device=META, requires_grad=True)
     lengths = torch.randint(1, T + 1, (B,), device=META)
     resets = torch.rand(T, B, device=META) < 0.3
     differentiated(layer, x)
     differentiated(layer, x, lengths=lengths, resets=resets)
-    differentiated(layer, x, lengths=[T, 1, 2, 3])
 
 
 @pytest.mark.parametrize("name", ["lstm", "mgu"])
@@ -74,11 +73,12 @@ def test_options(name: str, options: str) -> None:
     layer = Recurrent(name, I, H, engine="reference", **OPTIONS[options]).to(META)
     x = torch.randn(T, B, I, device=META)
     differentiated(layer, x, lengths=torch.randint(1, T + 1, (B,), device=META))
+    differentiated(layer, x, lengths=[T, 1, 2, 3])
 
 
 def test_packed_sequences() -> None:
     layer = Recurrent("gru", I, H, bidirectional=True, engine="reference").to(META)
-    packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([6, 4, 2, 1])).to(META)
+    packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([3, 2, 2, 1])).to(META)
     differentiated(layer, packed)
 
 

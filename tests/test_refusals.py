@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnzoo import Cell, InputWeight, Recurrent, UserError, get, list_cells
+from rnnzoo import Cell, InputWeight, Recurrent, UserError
 from rnnzoo import engine as engines
 from rnnzoo.engine import serial
 
@@ -114,8 +114,3 @@ def test_a_fault_of_the_engine_itself_is_a_refusal(broken, monkeypatch):
         layer(torch.zeros(2, 1, I))
     layer(torch.zeros(2, 1, I))
     assert layer.engine_used == "reference"
-
-
-@pytest.mark.parametrize("name", list_cells())
-def test_no_cell_of_the_zoo_is_left_on_the_plain_loop(name):
-    assert serial.lacks(get(name)(I, H)) is None
