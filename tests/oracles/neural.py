@@ -12,7 +12,7 @@ from oracles import relu, softplus
 def leaky(p, x, r, dt, tau, nonlinearity):
     """Yang & Wang 2020: τ dr/dt = -r + f(W_r r + W_x x + b_r), one Euler step of dt; τ > dt, each unit's own.
 
-    gyyang/nn-brain, RNN_tutorial.ipynb (seen in copies), has a fixed τ, and a ReLU.
+    So the text of gyyang/nn-brain, RNN_tutorial.ipynb, with one fixed τ. The program there has f around all of r.
     """
     f = {"relu": relu, "tanh": tanh}[nonlinearity]
     time_constant = dt + softplus(p.theta)
