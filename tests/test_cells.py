@@ -19,6 +19,7 @@ B, I, H = 3, 4, 6  # noqa: E741  I is the input size everywhere in this project
 ZOO = [name for name in list_cells() if entry(name).module.startswith("rnnzoo.cells.")]
 FAMILIES = {entry(name).family: import_module(f"oracles.{entry(name).family}") for name in ZOO}
 TWINS = {name: twin for family in FAMILIES.values() for name, twin in getattr(family, "TWINS", {}).items()}
+GRADIENTS = FAMILIES["neural"].GRADIENTS
 
 
 def oracle(name):
@@ -96,6 +97,29 @@ def test_equals_the_package_over_twenty_steps(name, options):
         state, expected = cell(x, *state), twin(x, *expected)
         for mine, theirs in zip(state, expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lif", {}), ("surnn", {"harmonics": 3})], ids=list(GRADIENTS))
+def test_surrogate_gradient_of_one_step_is_the_formula_of_its_paper(name, options):
+    torch.manual_seed(6)
+    cell = random_cell(name, options)
+    paper = Paper(cell)
+    hyperparameters = {key: getattr(cell, key) for key in cell.hyperparameters}
+    x = torch.randn(B, I, dtype=torch.float64)
+    before = {"x": x, **dict(zip(cell.state_names, reachable(cell, B)))}
+    after = cell(*(t.requires_grad_() for t in before.values()))
+    directions = [torch.randn_like(state) for state in after]
+    weights = dict(cell.named_parameters())
+    found = torch.autograd.grad(after, (*before.values(), *weights.values()), directions)
+    found = {key: gradient.numpy() for key, gradient in zip((*before, *weights), found)}
+
+    rows = [[t[row].detach().numpy() for t in (*before.values(), *directions)] for row in range(B)]
+    expected = [GRADIENTS[name](paper, *row, **hyperparameters) for row in rows]
+    for key in before:
+        np.testing.assert_allclose(found[key], [row[key] for row in expected], rtol=1e-10, atol=1e-12, err_msg=key)
+    for key in weights:
+        total = sum(row[key] for row in expected)
+        np.testing.assert_allclose(found[key].T, total, rtol=1e-10, atol=1e-12, err_msg=key)
 
 
 # test_check.py has the defaults

@@ -166,7 +166,7 @@ class MultiplicativeIntegrationLSTM(_MI):
 class MultiplicativeIntegrationGRU(Cell):
     """A gated recurrent unit in whose gates and candidate input and state meet in a product as well as in a sum."""
 
-    W_z, U_z, α_z, β_z1, β_z2, b_z = _meeting(role="forget")
+    W_z, U_z, α_z, β_z1, β_z2, b_z = _meeting(role="update")
     W_r, U_r, α_r, β_r1, β_r2, b_r = _meeting()
     W_h, U_h, α_h, β_h1, β_h2, b_h = _meeting()
 
@@ -174,7 +174,7 @@ class MultiplicativeIntegrationGRU(Cell):
         z = sigmoid(meet(x @ self.W_z, h @ self.U_z, self.α_z, self.β_z1, self.β_z2, self.b_z))
         r = sigmoid(meet(x @ self.W_r, h @ self.U_r, self.α_r, self.β_r1, self.β_r2, self.b_r))
         h_hat = tanh(meet(x @ self.W_h, (r * h) @ self.U_h, self.α_h, self.β_h1, self.β_h2, self.b_h))
-        return z * h + (1 - z) * h_hat
+        return (1 - z) * h + z * h_hat
 
 
 @register(

@@ -351,7 +351,8 @@ class GRUD(_GRUD):
 
     `last` is each value last seen, `overdue` the time for which it is missing. For D values I is 2 D + 1; with I even
     the last value has no mask and is always seen. Differs: an unseen value decays to 0, the mean of standardised data.
-    The code decays the state that enters the gates alone, and feeds 1 - m for m. Decays start at 0.1, not 0.
+    The code decays the state that enters gates and candidate alone, keeps h by z, feeds 1 - m for m, and has a sigmoid
+    for tanh. Decays start at 0.1, not 0.
     """
 
     W_r, U_r, V_r, b_r = Weight("values", "hidden"), RecurrentWeight(), Weight("values", "hidden"), Bias()

@@ -13,12 +13,17 @@ from rnnzoo.registry import register
 from rnnzoo.surrogate import Spike
 
 
-@register("leaky", source="Yang & Wang 2020, arXiv:2006.01001, the discretised rate network", seen="none")
+@register(
+    "leaky",
+    source="Yang & Wang 2020, arXiv:2006.01001, the discretised rate network",
+    code="github.com/gyyang/nn-brain at 100931c, RNN_tutorial.ipynb",
+    seen="none",
+)
 class Leaky(Cell):
     """Continuous-time rate network: rates r leak towards what drives them, each with its own learned time constant.
 
     dt and tau, where all time constants start, are in milliseconds. Differs: time constants are learned, as dt +
-    softplus(theta), and noise is left out.
+    softplus(theta), and noise is left out. The equations are the notebook's; its program takes the ReLU of all of r.
     """
 
     dt: float = 20.0
@@ -42,14 +47,15 @@ class Leaky(Cell):
 DURSTEWITZ = "github.com/DurstewitzLab/dendPLRNN at 368ed04, BPTT_TF/bptt/PLRNN_model.py"
 
 
-SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/leaky.py"
+SNNTORCH = "github.com/jeshraghian/snntorch at 0110f9f, snntorch/_neurons/rleaky.py"
 
 
 @register("lif", source="Neftci et al. 2019, arXiv:1901.09948, synapses instantaneous", code=SNNTORCH, seen="none")
 class LIF(Cell):
     """Leaky integrate-and-fire neurons: a potential u leaks, and a spike s, at 1, takes 1 off it a step later.
 
-    What a spike takes off has no gradient. Differs: the file has no recurrent weights V; beta is not learned.
+    What a spike takes off has no gradient. Differs: the paper's currents act a step later; a spike's gradient is that
+    of Zenke & Ganguli 2018, in the file by default an arctangent's; beta is not learned.
     """
 
     beta: float = 0.9
@@ -65,7 +71,8 @@ class LIF(Cell):
 class SelectiveUpdate(Cell):
     """Selective-update network: a unit's own clock, a sum of sines, says at which steps it is open; else it keeps h.
 
-    Differs: the gate has a spike's gradient; phases phi start uniform: from 0, with frequency pi, all sines are zero.
+    Differs: the gate has a spike's gradient, in the package none (the paper's was not to be had); phases phi start
+    uniform: from 0, with frequency pi, all sines are zero.
     """
 
     harmonics: int = 1

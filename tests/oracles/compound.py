@@ -75,11 +75,11 @@ def mi_lstm(p, x, h, c):
 def mi_gru(p, x, h):
     """Wu et al. 2016: multiplicative integration in the three sums of a GRU. Neither text nor code was seen.
 
-    Two other people's MI-GRU were, in PyTorch and in Lasagne. Both have 1 - z where z is here, which is the same with
-    z's parameters negated, α and β included. The first has U (r h), the second says that the paper has.
+    Two other people's MI-GRU were, in PyTorch and in Lasagne, and z takes the new there. The first has U (r h), the
+    second says that the paper has, and of nothing else that it departs from the paper.
     """
     z, r = (sigmoid(integrated(p, k, x, h)) for k in "zr")
-    h = z * h + (1 - z) * tanh(integrated(p, "h", x, r * h))
+    h = (1 - z) * h + z * tanh(integrated(p, "h", x, r * h))
     return h, (h,)
 
 

@@ -207,8 +207,8 @@ def gru_d(p, x, h, last, overdue):
     """Che et al. 2018, with empirical means of 0: a GRU that sees decayed last values, a decayed state, and the mask.
 
     The input holds D = max(1, I/2) values, masks of the first of them, and the time since the step before. The
-    authors' code (PeterChe1990/GRU-D, nn_utils/grud_layers.py) shows the gates 1 - m, and keeps the state undecayed
-    where it is not renewed; other people's (zhiyongc/GRU-D, GRUD.py) is this, with means.
+    authors' code (PeterChe1990/GRU-D, nn_utils/grud_layers.py) shows the gates 1 - m, keeps the state, by z, undecayed,
+    and has a sigmoid for tanh (models.py); other people's (zhiyongc/GRU-D, GRUD.py) is this, with means.
     """
     count = max(1, len(x) // 2)
     value, gap = x[:count], x[-1] if len(x) > 1 else 0.0

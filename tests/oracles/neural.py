@@ -12,7 +12,7 @@ from oracles import relu, softplus
 def leaky(p, x, r, dt, tau, nonlinearity):
     """Yang & Wang 2020: τ dr/dt = -r + f(W_r r + W_x x + b_r), one Euler step of dt; τ > dt, each unit's own.
 
-    gyyang/nn-brain, RNN_tutorial.ipynb (seen in copies), has a fixed τ, and a ReLU.
+    So the text of gyyang/nn-brain, RNN_tutorial.ipynb, with one fixed τ. The program there has f around all of r.
     """
     f = {"relu": relu, "tanh": tanh}[nonlinearity]
     time_constant = dt + softplus(p.theta)
@@ -20,25 +20,67 @@ def leaky(p, x, r, dt, tau, nonlinearity):
     return r, (r,)
 
 
-def lif(p, x, s, u, beta):
-    """Neftci et al. 2019 without synaptic currents: U <- β U + I - S, S = Θ(U - 1), I = W x + V S + b.
+def fast_sigmoid_slope(a):
+    """Zenke & Ganguli 2018: the derivative of a / (1 + k|a|), at the k = 25 of snnTorch's surrogate.fast_sigmoid."""
+    return 1 / (1 + 25 * np.abs(a)) ** 2
 
-    jeshraghian/snntorch, snntorch/_neurons/leaky.py, reset_mechanism="subtract": β U + I - R U_thr, where R is whether
-    the potential before was above U_thr.
+
+def lif(p, x, s, u, beta):
+    """Neftci et al. 2019: U[n+1] = βU[n] + I[n] - S[n] with threshold 1, α = 0 and no delay of the current.
+
+    As snnTorch's RLeaky has it, recurrent weights V included: a spike is U > 1, and is subtracted a step later.
     """
-    u = beta * u + p.W @ x + p.V @ s + p.b - s
+    u = beta * u - s + np.hstack([p.W, p.V]) @ np.concatenate([x, s]) + p.b
     s = np.where(u > 1, 1.0, 0.0)
     return s, (s, u)
 
 
-def surnn(p, x, h, t, harmonics):
-    """Yin et al. 2026: a_i = b_i + Σ_k α_ik sin(ω_k t + φ_ik), g = H(a), h <- h + g (tanh(W x + U h + b) - h).
+def lif_gradient(p, x, s, u, ds, du, beta):
+    """The reset is a constant, as it is in SpyTorch and snnTorch: a spike before counts through V alone."""
+    _, (_, now) = lif(p, x, s, u, beta)
+    du = du + ds * fast_sigmoid_slope(now - 1)
+    return {
+        "x": p.W.T @ du,
+        "s": p.V.T @ du,
+        "u": beta * du,
+        "W": np.outer(du, x),
+        "V": np.outer(du, s),
+        "b": du,
+    }
 
-    MartinuzziFrancesco/torchrecurrent, cells/surnn_cell.py; H(0) = 0. The cell's matrices [H, K] are seen as [K, H].
+
+def surnn(p, x, h, t, harmonics):
+    """Yin et al. 2026: h + D(f(h, x) - h), where D is H(a + Σ α sin(ωt + φ)), from RecurrentLayers.jl, issue 167.
+
+    torchrecurrent's suRNNCell is the same; f, H(0) = 0 and the first t, which is 0, are from there.
     """
-    a = p.a + (p.alpha * np.sin(p.omega[:, None] * t + p.phi)).sum(0)
-    h = h + np.heaviside(a, 0.0) * (tanh(p.W @ x + p.b + p.U @ h) - h)
+    waves = np.sin(np.outer(p.omega, t) + p.phi)
+    assert len(waves) == harmonics
+    gate = p.a + (p.alpha * waves).sum(0) > 0
+    h = np.where(gate, tanh(p.U @ h + p.W @ x + p.b), h)
     return h, (h, t + 1)
+
+
+def surnn_gradient(p, x, h, t, dh, dt, harmonics):
+    """torchrecurrent's gate, torch.heaviside, has no gradient; the paper's was not to be had. Here it has a spike's."""
+    angle = np.outer(p.omega, t) + p.phi
+    signal = p.a + (p.alpha * np.sin(angle)).sum(0)
+    proposed = tanh(p.U @ h + p.W @ x + p.b)
+    dsignal = dh * (proposed - h) * fast_sigmoid_slope(signal)
+    dangle = dsignal * p.alpha * np.cos(angle)
+    net = np.where(signal > 0, dh * (1 - proposed**2), 0)
+    return {
+        "x": p.W.T @ net,
+        "h": p.U.T @ net + np.where(signal > 0, 0, dh),
+        "t": dt + p.omega @ dangle.sum(1),
+        "W": np.outer(net, x),
+        "U": np.outer(net, h),
+        "b": net,
+        "a": dsignal,
+        "alpha": dsignal * np.sin(angle),
+        "phi": dangle,
+        "omega": dangle.sum(1) * t,
+    }
 
 
 def coupled(p, z, x, φ):
@@ -65,3 +107,6 @@ def dend_plrnn(p, x, z, bases):
     """
     z = coupled(p, z, x, sum(α * relu(z - θ) for α, θ in zip(p.alpha, p.theta)))
     return z, (z,)
+
+
+GRADIENTS = {"lif": lif_gradient, "surnn": surnn_gradient}
