@@ -3,6 +3,8 @@
 `python forking.py serve SOCKET` imports these, and nothing of this project, once. `python -SE forking.py SOCKET
 ARGUMENTS` is then as `python ARGUMENTS`, with its own folder, environment, standard streams, signals and exit code, but
 runs in a fork of the server, which saves it three seconds. What has to see an interpreter start is no case for it.
+Processes that such a one starts in turn to train (ranks, jobs of submitit) are forks as well: its `sys.executable` is a
+script that asks the server, too.
 """
 
 import os
@@ -13,6 +15,12 @@ from pathlib import Path
 
 PRELOADED = ("torch._dynamo", "torchmetrics", "pytorch_lightning", "hydra", "matplotlib.figure", "rich.console")
 LIMIT = 1 << 20
+PYTHON = """#!/bin/sh
+case "$1" in
+  -u | *train.py) exec {python} -SE {here} {socket} "$@" ;;
+  *) exec {python} "$@" ;;
+esac
+"""
 
 
 def serve(path):
@@ -27,6 +35,10 @@ def serve(path):
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    script = Path(path).with_name("python")
+    script.write_text(PYTHON.format(python=sys.executable, here=__file__, socket=path))
+    script.chmod(0o700)
+    sys.executable = str(script)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -72,6 +84,8 @@ def become(arguments, folder, environment):
         setattr(sys, name, io.TextIOWrapper(stream, encoding, how, line_buffering=name == "stderr"))
         setattr(sys, f"__{name}__", getattr(sys, name))
     own = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if arguments[0] == "-u":
+        arguments = arguments[1:]
     first = str(Path(arguments[0]).resolve().parent) if arguments[0][0] != "-" else folder
     sys.path[:] = [first, *own, *sys.path[1:]]
     if arguments[0] == "-m":

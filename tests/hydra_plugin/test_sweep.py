@@ -356,7 +356,7 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_two_machines_share_a_study_over_postgresql(here: Path, postgres: str) -> None:
+def test_two_machines_share_a_study_over_postgresql(python: list[str], here: Path, postgres: str) -> None:
     arguments = [*TOY, "sweep=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "sweep.sampler=random",
                  "sweep.n_trials=6", f"sweep.storage='{postgres}'"]  # fmt: skip
     machines = [here / "one", here / "two"]
@@ -364,7 +364,7 @@ def test_two_machines_share_a_study_over_postgresql(here: Path, postgres: str) -
         machine.mkdir()
     sweeps = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments], cwd=machine, stdout=subprocess.PIPE, text=True
+            [*python, str(ROOT / "train.py"), *arguments], cwd=machine, stdout=subprocess.PIPE, text=True
         )
         for machine in machines
     ]

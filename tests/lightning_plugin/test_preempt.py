@@ -50,12 +50,6 @@ BATCH = 3
 LOGGED = "trainer.log_every_n_steps=1"
 
 
-@pytest.fixture
-def command(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Any]:
-    """Runs that are killed, or that start others, are processes of their own from the start."""
-    return interpreter
-
-
 def steps_taken(folder: Path) -> int:
     """The step of a run's last.ckpt."""
     steps: int = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]

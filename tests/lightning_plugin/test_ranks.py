@@ -86,12 +86,12 @@ def free_port() -> str:
         return str(taken.getsockname()[1])
 
 
-def one_run(folder: Path, alone: Path, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+def one_run(python: list[str], folder: Path, alone: Path, commands: list[tuple[list[str], dict[str, str]]]) -> None:
     """Run Python twice at once, with arguments and variables: both must end well, and be one run like that `alone`."""
     folder.mkdir()
     processes = [
         subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=os.environ | variables, text=True,
+            [*python, *arguments], cwd=folder, env=os.environ | variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for arguments, variables in commands
@@ -115,23 +115,23 @@ def one_run(folder: Path, alone: Path, commands: list[tuple[list[str], dict[str,
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path: Path, train: Train) -> None:
+def test_torchrun(python: list[str], tmp_path: Path, train: Train) -> None:
     """Two nodes, both of them here. Gradients are gathered over two batches of 9 or 8 windows, five an epoch."""
     arguments = (*SINE, "task.samples=43", "task.batch_size=9", "trainer.accumulate_grad_batches=2")
     nodes = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     script = [str(ROOT / "train.py"), *arguments, "hardware=multi_node", "hardware.accelerator=cpu"]
     commands = [["-m", "torch.distributed.run", f"--node-rank={node}", *nodes, *script] for node in (0, 1)]
-    one_run(tmp_path / "here", train(*arguments), [(command, {}) for command in commands])
+    one_run(python, tmp_path / "here", train(*arguments), [(command, {}) for command in commands])
 
 
 @pytest.mark.slow
-def test_srun(tmp_path: Path, reviews: Path, train: Train) -> None:
+def test_srun(python: list[str], tmp_path: Path, reviews: Path, train: Train) -> None:
     """Both processes come upon an empty cache at the same time."""
     arguments = (*IMDB, f"task.data={reviews}")
     script = [str(ROOT / "train.py"), *arguments, "hardware=slurm", "hardware.accelerator=cpu"]
     common = SRUN | {"MASTER_PORT": free_port(), "RNNZOO_CACHE": str(tmp_path / "cache")}
     tasks = [common | {"SLURM_PROCID": task, "SLURM_LOCALID": task} for task in ("0", "1")]
-    one_run(tmp_path / "here", train(*arguments, "hardware=cpu"), [(script, task) for task in tasks])
+    one_run(python, tmp_path / "here", train(*arguments, "hardware=cpu"), [(script, task) for task in tasks])
 
 
 @pytest.mark.slow

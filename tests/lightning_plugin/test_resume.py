@@ -49,12 +49,6 @@ TEXT = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def command(interpreter: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Any]:
-    """Runs that are killed, or that start others, are processes of their own from the start."""
-    return interpreter
-
-
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state: dict[str, torch.Tensor] = checkpoint["state_dict"]
