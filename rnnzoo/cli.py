@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Bad input ends with one line on stderr and exit code 1."""
     given = sys.argv[1:] if arguments is None else arguments
     if "bench" not in given[:1] and "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that wait spinning take the cores of a busy machine from those that work, and to sleep at once is slow.
+        # Threads that spin while they wait take a busy machine's cores from those that work; to sleep at once is slow.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is written as \u2581, not raised
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 
 
-SHARING = ("test_gallery.py", "test_essay.py", "test_install.py", "test_verbs.py")
+SHARING = ("test_diagram.py", "test_gallery.py", "test_essay.py", "test_install.py", "test_verbs.py")
 """Files whose tests share what took long to make."""
 
 
@@ -50,7 +50,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("RNNZOO_CACHE", str(folder))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("CXXFLAGS", "-O1")
+    monkeypatch.setenv("CXXFLAGS", "-O0")
     return folder
 
 

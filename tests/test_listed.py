@@ -1,6 +1,6 @@
 """The operations of `listed.py` in kernels: what torch gives, for special values too, forwards and backwards.
 
-Some twenty stand in one step, each on sixteen numbers of its own: a kernel for each would take longer, and one for all, too.
+Some stand in one step, each on sixteen numbers of its own: a kernel for each takes longer, and so does one for all.
 Shapes: N rows.
 """
 
@@ -53,7 +53,7 @@ def beside(names: tuple[str, ...]) -> type[Weighted]:
 
 
 NAMES = tuple(EVERY)
-TOGETHER = {name: NAMES[k - k % 20 : k - k % 20 + 20] for k, name in enumerate(NAMES)}
+TOGETHER = {name: NAMES[k - k % 8 : k - k % 8 + 8] for k, name in enumerate(NAMES)}
 """The operations that stand in one step with each."""
 
 

@@ -32,8 +32,6 @@ KERNELS = ["lstm", "gru", "phased_lstm", "qrnn"]
 LENGTHS = [9, 1, 4, 7]
 OPTIONS: dict[str, dict[str, Any]] = {
     "one layer": {},
-    "two layers": {"num_layers": 2},
-    "both directions": {"bidirectional": True},
     "everything": {"num_layers": 2, "bidirectional": True, "learn_initial_state": True, "checkpoint_every": 4},
 }
 

@@ -67,8 +67,8 @@ class Tracer:
         apart before, because autograd's formulas are safe where those of the parts are not.
         """
         table = elementary.everything() if apart else elementary.structure()
-        # autograd's own formulas write in place here and there
-        with self.mode, torch._C._DisableAutocast(), _quiet():
+        # autograd's own formulas write in place here and there; opt_einsum, where it is installed, asks for numbers
+        with self.mode, torch._C._DisableAutocast(), torch.backends.opt_einsum.flags(enabled=False), _quiet():
             graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")

@@ -363,9 +363,7 @@ def test_two_machines_share_a_study_over_postgresql(python: list[str], here: Pat
     for machine in machines:
         machine.mkdir()
     sweeps = [
-        subprocess.Popen(
-            [*python, str(ROOT / "train.py"), *arguments], cwd=machine, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*python, str(ROOT / "train.py"), *arguments], cwd=machine, stdout=subprocess.PIPE, text=True)
         for machine in machines
     ]
     said = [sweep.communicate()[0] for sweep in sweeps]
