@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo.hydra.refusals import ProcessDied
 from rnnzoo.hydra.settings import repeating
-from rnnzoo.lightning.guard import PARENT
+from rnnzoo.lightning.guard import PARENT, ended
 from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, SIGNALS
 from rnnzoo.lightning.ranks import started
 
@@ -56,5 +56,6 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     if received or code in (EXIT_CODE, INTERRUPTED):
         sys.exit(code if code in (EXIT_CODE, INTERRUPTED) else EXIT_CODE)
     if code not in (0, 1):
-        raise ProcessDied(f"the run in {folder} ended with exit code {code}")
+        here = (folder / "checkpoints" / "last.ckpt").is_file()
+        raise ProcessDied(f"{folder}: its process {ended(code)}; {f'resume={folder}' if here else 'run it again'}")
     return [f"{folder}: refused"] * code

@@ -26,7 +26,7 @@ import torch
 from rnnzoo import Cell, gate, register
 
 MARK = Path(__file__).with_suffix(".signalled")
-calls = {{True: -1, False: 0}}  # of which the rehearsal makes one
+calls = {{True: -6, False: 0}}  # of which the rehearsal makes six
 
 def signalled(*signals, pause=0):
     if not MARK.exists():

@@ -13,7 +13,9 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,11 +31,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.refusals import one_line, refused
+from rnnzoo.hydra.refusals import ProcessDied, one_line, refused
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
 from rnnzoo.hydra.settings import quoted
 from rnnzoo.lightning.ranks import refuse_sweep
-from rnnzoo.plain import masked
+from rnnzoo.plain import masked, printable
 
 if TYPE_CHECKING:
     import optuna
@@ -69,9 +71,19 @@ class Combinations(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         refuse_sweep()
-        batches = self.hydras.sweep(arguments)
-        for results in batches:
-            note_refused(results)
+        try:
+            batches = self.hydras.sweep(arguments)
+        except BrokenProcessPool as error:  # as joblib has it, whatever its other processes have done
+            raise UserError(
+                f"{self.hydras.config.hydra.sweep.dir}: a process of the sweep was killed, perhaps for want of memory; "
+                "jobs that have no summary.json there are to be run again"
+            ) from error
+        for result in chain.from_iterable(batches):
+            try:
+                note_refused([result])
+            except ProcessDied as error:  # the others have run
+                refused.append(f"error: {error}")
+                print(printable(refused[-1]), file=sys.stderr, flush=True)
         return batches
 
 
