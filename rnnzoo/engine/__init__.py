@@ -27,6 +27,7 @@ from rnnzoo.engine.hooks import hooks
 from rnnzoo.engine.rehearsal import obstacle
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.plain import printable
 
 ENGINES: dict[str, ModuleType] = {
     "reference": reference, "native": native, "serial": serial, "scan": scan, "matrix": matrix,
@@ -153,7 +154,7 @@ def tell(cell: Cell, reason: str | None, how: str = "engine=auto goes on without
         told.add(reason)
         name, text = author(cell).__name__, reason.removesuffix("; use engine=reference")
         text = text if text.startswith(name) else f"{name}: {text}"
-        warnings.warn(f"{text} ({how})", stacklevel=3)
+        warnings.warn(printable(f"{text} ({how})"), stacklevel=3)
 
 
 def _special(x: Tensor) -> str | None:

@@ -27,6 +27,7 @@ from rich.table import Table
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.files import writing
 from rnnzoo.hydra.command_line import CONF
+from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
 
@@ -104,7 +105,7 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         jobs = claim.jobs(out)
         for (run, seed), (folder, arguments) in jobs.items():
             if not only_show and not _is_done(folder, arguments):
-                print(f"{claim.name}: {run}, seed {seed}", flush=True)
+                print(printable(f"{claim.name}: {run}, seed {seed}"), flush=True)
                 _train(folder, arguments)
         rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
     out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         table.writeheader()
         table.writerows(rows)
     _print(rows)
-    print(f"written: {out / 'claims.csv'}")
+    print(printable(f"written: {out / 'claims.csv'}"))
     return rows
 
 

@@ -201,7 +201,7 @@ class Optuna(Sweeper):
         with naming_storage(self.storage), storage_at(self.storage) as storage:
             study = open_study(self.study_name, storage, direction, self.described, sampler, pruner)
             budget = Budget(study, n_trials, s.dead_after, s.attempts)
-            print(f"study {self.study_name}: {len(budget.counted())} of {n_trials} trials there", flush=True)
+            print(printable(f"study {self.study_name}: {len(budget.counted())} of {n_trials} trials there"), flush=True)
             results = self._spend(study, budget)
             conclude(study, budget.counted(), self.folder, self.monitor, self._command)
         return results
@@ -238,11 +238,9 @@ class Optuna(Sweeper):
                     barren = 0 if any(ended) else barren + 1
                     if all(ended) or barren == BARREN:
                         raise
-                    line = " ".join(str(error).split())[:200]
-                    print(
-                        f"a process died ({type(error).__name__}: {masked(line)}); its trials will be repeated",
-                        flush=True,
-                    )
+                    line = masked(" ".join(str(error).split())[:200])
+                    told = f"a process died ({type(error).__name__}: {line}); its trials will be repeated"
+                    print(printable(told), flush=True)
         return returns
 
     def _overrides(self, study: optuna.Study, trial: optuna.Trial) -> list[str]:
