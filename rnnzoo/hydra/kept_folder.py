@@ -40,9 +40,7 @@ class KeptFolder(pl.Callback):
     def _look(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or all(path.is_file() for path in self.files):
             return
-        what = (
-            f"{self.folder}: was deleted while its run goes on; it is made again, without what has been written so far"
-        )
+        what = f"{self.folder}: was deleted while its run goes on; it is made again, without what had been written"
         print(printable(what), file=sys.stderr, flush=True)
         for path, text in self.files.items():
             with writing(path) as partial:
