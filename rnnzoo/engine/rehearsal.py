@@ -98,7 +98,9 @@ def rehearse(cell: Cell) -> str | None:
         try:
             cell = copy.deepcopy(cell)
         except Exception as error:
-            raise NotCopied(f"{_home(cell)}: {type(cell).__name__} cannot be copied ({reason(error)})") from error
+            raise NotCopied(
+                f"{_home(cell)}: the cell cannot be copied ({reason(error)}); let it hold only what it declares"
+            ) from error
         cell.modifier = None
         torch.manual_seed(0)
         x = torch.randn(rows, cell.features).to(sample(cell))
@@ -334,6 +336,8 @@ def _operands(cell: Cell, frame: FrameType, line: int, rows: int) -> str:
         except Exception:  # what is wrong is further inside, or on another line
             continue
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            continue
+        if left.dtype != right.dtype or left.device != right.device:  # of which torch speaks plainly
             continue
         try:
             _value(node, frame)

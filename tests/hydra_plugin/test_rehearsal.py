@@ -64,6 +64,21 @@ def test_a_wrong_step_is_one_line(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["own.py"]
 
 
+def test_what_a_constructor_of_ones_own_raises_is_one_line(
+    tmp_path: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.py"
+    early = "    def __init__(self, *sizes):\n        self.extra = torch.nn.Linear(2, 2)\n\n    def step"
+    path.write_text(CELL.format(name="early", body="return h").replace("    def step", early))
+    with pytest.raises(SystemExit) as end:
+        train(*[argument for argument in SINE if argument != "model=rnn"], f"cells={path}", "model=wrong_early")
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.count("\n") == 1
+    assert (
+        error.startswith(f"error: {path} line 10: AttributeError: cannot assign module") and "HYDRA_FULL_ERROR" in error
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "body", "said"),
     [

@@ -93,7 +93,7 @@ def test_resumed_equals_uninterrupted(at: int, tmp_path: Path, train: Callable[.
 
     restart(f"mortal_{at}", cells)
     folder = tmp_path / "broken"
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(SystemExit):
         train(*SINE, f"cells={cells}", f"model=mortal_{at}", f"hydra.run.dir={folder}")
     assert train(f"resume={folder}", f"cells={cells}") == folder
     assert same(whole, folder)
@@ -112,7 +112,7 @@ def test_carried_state_and_dropout_come_back(at: int, tmp_path: Path, train: Cal
     whole = train(*TEXT, f"cells={cells}", f"model={name}")
     restart(name, cells)
     folder = tmp_path / "broken"
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(SystemExit):
         train(*TEXT, f"cells={cells}", f"model={name}", f"hydra.run.dir={folder}")
     train(f"resume={folder}", f"cells={cells}")
     assert same(whole, folder)
