@@ -68,6 +68,7 @@ class Combinations(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydras.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.folder = config.hydra.sweep.dir
 
     def sweep(self, arguments: list[str]) -> Any:
         refuse_sweep()
@@ -75,7 +76,7 @@ class Combinations(Sweeper):
             batches = self.hydras.sweep(arguments)
         except BrokenProcessPool as error:  # as joblib has it, whatever its other processes have done
             raise UserError(
-                f"{self.hydras.config.hydra.sweep.dir}: a process of the sweep was killed, perhaps for want of memory; "
+                f"{self.folder}: a process of the sweep was killed, perhaps for want of memory; "
                 "jobs that have no summary.json there are to be run again"
             ) from error
         for result in chain.from_iterable(batches):
