@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, because what fails at the interpreter's end can only be complained about
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # as rich has it
+        if isinstance(end.__context__, BrokenPipeError) and end.__cause__ is None:  # as rich has it
             return 0
         raise
     except BrokenPipeError:  # whoever read the output, as head does, has had enough

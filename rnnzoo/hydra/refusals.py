@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.plain import masked, printable
 
@@ -47,6 +48,11 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
     except BaseException as error:
         if discard is not None and rank() == 0 and [path.name for path in discard.glob("*")] == [".hydra"]:
             _remove(discard)
+        if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, and a run cannot say more
+            if watch.last is not None and not (watch.last.parent.parent / "summary.json").is_file():
+                watch.say("nobody reads the output any more, which has ended the run")
+                raise SystemExit(1) from error
+            raise
         bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
         one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         failed = (
