@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rnnzoo.errors import UserError
-from rnnzoo.hydra.refusals import ProcessDied, one_line, refused
+from rnnzoo.hydra.refusals import one_line, refused
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
 from rnnzoo.hydra.settings import quoted
 from rnnzoo.lightning.ranks import refuse_sweep
@@ -79,12 +78,8 @@ class Combinations(Sweeper):
                 f"{self.folder}: a process of the sweep was killed, perhaps for want of memory; "
                 "jobs that have no summary.json there are to be run again"
             ) from error
-        for result in chain.from_iterable(batches):
-            try:
-                note_refused([result])
-            except ProcessDied as error:  # the others have run
-                refused.append(f"error: {error}")
-                print(printable(refused[-1]), file=sys.stderr, flush=True)
+        for results in batches:
+            note_refused(results)
         return batches
 
 
