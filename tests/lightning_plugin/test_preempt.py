@@ -277,7 +277,7 @@ def test_bad_jobs_of_a_sweep_end_only_themselves(
 ) -> None:
     sweep = (f"hydra.sweep.dir={tmp_path}", "task.window=-1,3,0", "trainer.max_epochs=1")
     with pytest.raises(SystemExit) as end:
-        train("-m", *SINE, *sweep)
+        train(*SINE, "-m", *sweep)  # where a person may put it
     assert end.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert ["task.window=-1" in lines[0], "task.window=0" in lines[1]] == [True, True] and len(lines) == 2
