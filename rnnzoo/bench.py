@@ -34,6 +34,7 @@ from rnnzoo import registry
 from rnnzoo.engine import ENGINES, serial
 from rnnzoo.engine.trace import reason
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.plain import printable
 from rnnzoo.recurrent import Recurrent
 
 OURS = "rnnzoo"
@@ -161,7 +162,7 @@ def run(
     try:
         Contender(nn.RNN, Size(2, 2, 2, 2), setting)  # or the first contender's first call would pay for waking torch
         for number, (cell, size) in enumerate(todo, 1):
-            print(f"[{number}/{len(todo)}] {cell} {size}: ", end="", file=sys.stderr, flush=True)
+            print(printable(f"[{number}/{len(todo)}] {cell} {size}: "), end="", file=sys.stderr, flush=True)
             case = measure(cell, size, setting)
             print(_headline(case), file=sys.stderr)
             yield case

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, because what fails at the interpreter's end can only be complained about
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # as rich has it
+        if isinstance(end.__context__, BrokenPipeError) and end.__cause__ is None:  # as rich has it
             return 0
         raise
     except BrokenPipeError:  # whoever read the output, as head does, has had enough
@@ -77,7 +77,7 @@ def _answer(arguments: list[str]) -> int:
         if not extras:
             raise
         extra = next((extra for extra in extras if extra in arguments), extras[0])  # that of the command first
-        print(f"error: this needs {missing}: pip install 'rnnzoo[{extra}]'", file=sys.stderr)
+        print(printable(f"error: this needs {missing}: pip install 'rnnzoo[{extra}]'"), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -264,8 +264,8 @@ def _gallery(options: argparse.Namespace) -> None:
 
     left_out = gallery.build(options.out, options.results)
     for name, reason in left_out.items():
-        print(f"left out {name}: {reason}", file=sys.stderr)
-    print(f"written: {len(registry.list_cells()) - len(left_out)} cells to {options.out / 'index.html'}")
+        print(printable(f"left out {name}: {reason}"), file=sys.stderr)
+    print(printable(f"written: {len(registry.list_cells()) - len(left_out)} cells to {options.out / 'index.html'}"))
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -286,7 +286,7 @@ class CharLM(CarriedState, LanguageModel):
         if self.hparams["sample_length"] and self.trainer.is_global_zero and not self.trainer.sanity_checking:
             text = self.hparams["sample_prime"] + "".join(self.continuation())
             self.write_sample(f"epoch_{self.current_epoch + 1:03d}", text)
-            print(f"sample after epoch {self.current_epoch + 1}: {text[:200]!r}", flush=True)
+            print(printable(f"sample after epoch {self.current_epoch + 1}: {text[:200]!r}"), flush=True)
 
     def continuation(self) -> Iterator[str]:
         """Characters drawn one by one after the prime text, the same for the same weights and seed."""

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from rnnzoo.errors import UserError
 from rnnzoo.files import cache_folder
+from rnnzoo.plain import printable
 from rnnzoo.progress import transfer
 
 TIMEOUT_SECONDS = 30
@@ -59,7 +60,7 @@ def download(url: str, name: str, checksum: str, instead: str, largest: int) -> 
     if target.is_file():
         return target
     partial = target.with_name(target.name + ".partial")
-    print(f"downloading {url} to {target}", flush=True)
+    print(printable(f"downloading {url} to {target}"), flush=True)
     try:
         _fetch(url, partial, largest)
     except (OSError, http.client.HTTPException) as error:

@@ -27,7 +27,7 @@ from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
-from rnnzoo.plain import csv_cell
+from rnnzoo.plain import csv_cell, printable
 
 from .calendars import calendar_of, following
 from .numerals import Decimal
@@ -198,7 +198,7 @@ class Forecast(SequenceModule):
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
             figure.savefig(partial, dpi=120, format="png")
-        print(f"written: {plot}", file=sys.stderr)
+        print(printable(f"written: {plot}"), file=sys.stderr)
         clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
         written = csv.writer(sys.stdout, lineterminator="\n")
         written.writerow([csv_cell(name) for name in (series.date or "row", *targets)])

@@ -26,6 +26,7 @@ from rnnzoo.lightning.data import SequenceData, in_order, shuffled
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
 from rnnzoo.lightning.verbs import verb
+from rnnzoo.plain import printable
 
 from .bag_of_words import bag_of_words
 from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
@@ -205,7 +206,7 @@ class Sentiment(SequenceModule):
             try:
                 found = self._answer(review, running)
             except UserError as error:  # the other lines are judged all the same, and each answer is in its line
-                print(f"line {line}: {error}", file=sys.stderr)
+                print(printable(f"line {line}: {error}"), file=sys.stderr)
                 found = {"label": None, "probability": None, "error": str(error)}
             print(json.dumps(found, ensure_ascii=plain), flush=True)
 

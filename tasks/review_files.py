@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rnnzoo import UserError
+from rnnzoo.plain import printable
 
 from .csv_files import read_lines
 from .text_files import PLAIN, decode, files_in, is_data, read_bytes
@@ -120,7 +121,7 @@ def _from_tree(source: Path) -> Iterator[tuple[str, int, str]]:
         yield found[1], int(found[2] == "pos"), text.characters
     del encodings[PLAIN]
     for encoding, count in encodings.items():
-        print(f"task.data={source}: {count} reviews were read as {encoding}", file=sys.stderr)
+        print(printable(f"task.data={source}: {count} reviews were read as {encoding}"), file=sys.stderr)
 
 
 def _folder(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -213,4 +214,5 @@ def _from_tables(paths: list[Path], source: Path) -> Iterator[tuple[str, int, st
             count[label] += 1
             yield split, label, row["text"]
         if path == source and columns["split"] is None:
-            print(f"{where}: no column split; every {EVERY}th review of a label is for the test", file=sys.stderr)
+            what = f"{where}: no column split; every {EVERY}th review of a label is for the test"
+            print(printable(what), file=sys.stderr)

@@ -98,7 +98,7 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
                 )
                 return words, train, test
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(f"{path} is damaged ({error}) and will be made anew", stacklevel=2)
+            warnings.warn(printable(f"{path} is damaged ({error}) and will be made anew"), stacklevel=2)
     print(printable(f"reading the reviews of {source}"), flush=True)
     words, train, test = encode(read_reviews(source), vocabulary, maxlen)
     arrays = {

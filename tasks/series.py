@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.plain import printable
 
 from .calendars import Calendar, calendar_of
 from .csv_files import read_lines
@@ -123,9 +124,8 @@ def _time_among(numbers: dict[str, list[float]], source: str) -> tuple[str | Non
     for name, values in numbers.items():
         dates = numbered(values) if len(values) >= COUNTED else None
         if dates and calendar_of(dates):  # what merely grows, as a population does, keeps no rhythm
-            print(
-                f"{source}: {name!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
-            )
+            what = f"{name!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
+            print(printable(f"{source}: {what}"))
             return name, dates
     return None, []
 
@@ -137,7 +137,8 @@ def _without_counts(
     counts = [name for name, values in numbers.items() if name not in (*time, *kept) and _counts(values)]
     for name in counts:
         few = ", ".join(f"{value:.15g}" for value in numbers[name][:COUNTED])
-        print(f"{source}: {name!r} only counts the rows ({few}, ...) and is left out; task.columns=[NAME,...] reads it")
+        what = f"{name!r} only counts the rows ({few}, ...) and is left out; task.columns=[NAME,...] reads it"
+        print(printable(f"{source}: {what}"))
     left = {name: values for name, values in numbers.items() if name not in (*time, *counts)}
     if not left:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rnnzoo import UserError
+from rnnzoo.plain import printable
 
 LARGEST = 1 << 30
 """Bytes of a file that is read at once; training on more would need tens of gigabytes of memory."""
@@ -84,7 +85,7 @@ def read_text(path: Path, source: str) -> str:
     """
     text = decode(read_bytes(path, source), source)
     if text.found != PLAIN:
-        print(f"{source}: read as {text.found}", file=sys.stderr)
+        print(printable(f"{source}: read as {text.found}"), file=sys.stderr)
     return text.characters
 
 

@@ -20,8 +20,8 @@ FOREIGN = {"lightning": {"pytorch_lightning", "lightning"}, "hydra": {"hydra", "
 """The frameworks that each part may import."""
 
 RANK = {
-    "errors": 0, "files": 1, "progress": 1, "sequences": 1, "cell": 1, "surrogate": 1, "registry": 2, "cells": 3,
-    "options": 3, "resets": 3, "states": 3, "recording": 3, "engine": 4, "torch_nn": 5, "recurrent": 6,
+    "errors": 0, "plain": 0, "files": 1, "progress": 1, "sequences": 1, "cell": 1, "surrogate": 1, "registry": 2,
+    "cells": 3, "options": 3, "resets": 3, "states": 3, "recording": 3, "engine": 4, "torch_nn": 5, "recurrent": 6,
 }  # fmt: skip
 """Within the core, each of these imports only those of lower rank, and itself; what is not named may import all."""
 
@@ -171,3 +171,22 @@ def test_no_preset_carries_the_name_of_a_cell() -> None:
     # such a file would replace the option that the registry derives from the cell
     presets = {path.stem for path in (ROOT / "conf" / "model").glob("*.y*ml")}
     assert not presets & set(list_cells())
+
+
+def spoken(path: Path) -> list[str]:
+    """The f-strings that a file prints or warns with as they are, though something in them is neither a number with a
+    format nor quoted."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "warnings.warn"):
+            for text in (argument for argument in node.args if isinstance(argument, ast.JoinedStr)):
+                values = [value for value in text.values if isinstance(value, ast.FormattedValue)]
+                if any(value.conversion != ord("r") and value.format_spec is None for value in values):
+                    found.append(ast.unparse(text))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_no_terminal_obeys_what_is_told_of_files_and_people(path: Path) -> None:
+    """Names of folders, columns and classes are strangers': `printable` spells out their control characters."""
+    assert spoken(path) == []

@@ -37,6 +37,23 @@ class Settings:
         return 2 * self.scale
 
 
+class Gain:
+    """Its methods run where no code names them."""
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return v
+
+    def __mul__(self, v: Tensor) -> Tensor:
+        return v
+
+    def __getitem__(self, key: int) -> float:
+        return 1.0
+
+    def __getattr__(self, name: str) -> float:
+        return 1.0
+
+
+GAIN = Gain()
 SETTINGS = Settings()
 CONSTANTS = types.SimpleNamespace(scale=1.0)
 
@@ -172,6 +189,10 @@ def global_object(c: Any, v: Tensor) -> Tensor:
     return SETTINGS.twice() * CONSTANTS.scale * v
 
 
+def global_gain(c: Any, v: Tensor) -> Tensor:
+    return GAIN(GAIN * v) * GAIN[0] * GAIN.anything
+
+
 def global_function(c: Any, v: Tensor) -> Tensor:
     return scaled(v)
 
@@ -197,6 +218,10 @@ GLOBALS = {
     "object": (global_object, lambda m: m.setattr(SETTINGS, "scale", 3.0)),
     "namespace": (global_object, lambda m: m.setattr(CONSTANTS, "scale", 3.0)),
     "method of a class": (global_object, lambda m: m.setattr(Settings, "twice", lambda self: 5.0)),
+    "call of an object": (global_gain, lambda m: m.setattr(Gain, "__call__", lambda self, v: -v)),
+    "operator of an object": (global_gain, lambda m: m.setattr(Gain, "__mul__", lambda self, v: -v)),
+    "item of an object": (global_gain, lambda m: m.setattr(Gain, "__getitem__", lambda self, key: -1.0)),
+    "whatever an object is asked for": (global_gain, lambda m: m.setattr(Gain, "__getattr__", lambda self, name: -1.0)),
     "helper": (global_function, lambda m: m.setitem(globals(), "scaled", lambda v: 3 * v)),
     "default": (global_function, lambda m: m.setattr(scaled, "__defaults__", (3.0,))),
     "code, as reloading changes it": (

@@ -10,6 +10,7 @@ from rich.table import Table
 from rnnzoo import bench, bench_report, registry
 from rnnzoo.errors import UserError
 from rnnzoo.files import refuse_missing_parent
+from rnnzoo.plain import printable
 
 
 def measure_cells(options: argparse.Namespace) -> None:
@@ -32,7 +33,7 @@ def measure_cells(options: argparse.Namespace) -> None:
     cases = bench_report.write_csv(bench.run(names, sizes, setting, done), path, machine, options.resume)
     (options.out / "bench.md").write_text(bench_report.markdown(path, rivals), encoding="utf-8")
     if not cases:
-        print(f"all of it had been measured; written: {options.out}/bench.md")
+        print(printable(f"all of it had been measured; written: {options.out}/bench.md"))
         return
     bench_report.plot(cases, rivals, machine, options.out / "bench.png")
     console = Console()

@@ -34,7 +34,7 @@ def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Pa
             diagram.png(card.cell, png)
         except OSError as error:
             raise UserError(f"--png {png}: {error.strerror}; name a file that can be written") from None
-        print(f"written: {png}")
+        print(printable(f"written: {png}"))
     elif form is not None:
         print(printable({"text": text, "latex": latex, "svg": lambda card: card.diagram, "html": html}[form](card)))
     else:

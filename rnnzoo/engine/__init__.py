@@ -24,9 +24,10 @@ from torch.autograd import forward_ad
 from rnnzoo.cell import Cell
 from rnnzoo.engine import matrix, native, plan, reference, scan, serial, verify
 from rnnzoo.engine.hooks import hooks
-from rnnzoo.engine.rehearsal import fault
+from rnnzoo.engine.rehearsal import obstacle
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.plain import printable
 
 ENGINES: dict[str, ModuleType] = {
     "reference": reference, "native": native, "serial": serial, "scan": scan, "matrix": matrix,
@@ -59,7 +60,7 @@ def check(name: str, cell: Cell) -> None:
     reason = None if name == "auto" else ENGINES[name].refuses(cell)
     if reason:
         hint = "" if "use engine=" in reason else "; use engine=auto"
-        raise fault(cell) or UserError(f"engine={name} cannot run this cell: {reason}{hint}")
+        raise obstacle(cell) or UserError(f"engine={name} cannot run this cell: {reason}{hint}")
 
 
 def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
@@ -120,7 +121,7 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
     if name == "auto":
         chosen = "reference" if special or hooked else choose(cell, steps, x.device.type)[0]
         if chosen == "reference" and steps >= PAYS_BACK and not (special or hooked):
-            _tell(cell, _refused(cell, x.device.type))
+            tell(cell, _refused(cell, x.device.type))
     else:
         chosen = name
         if (special and name in COMPILED) or (hooked and name != "reference"):
@@ -134,26 +135,26 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
         try:
             verify.check(chosen, ENGINES[chosen], ENGINES[chosen].prepare(cell, x), cell, x)
         except UserError as error:
-            cause = error if isinstance(error, verify.Doubt) else fault(cell) or error
+            cause = error if isinstance(error, verify.Doubt) else obstacle(cell) or error
             if name != "auto":
                 raise cause from None
             if isinstance(error, verify.Doubt) and chosen == "serial" and serial.distrust(cell, x):
-                _tell(cell, str(cause), "with what else can run its loop")
+                tell(cell, str(cause), "engine=auto goes on with what else can run its loop")
                 return select(name, steps, cell, x)
             _failed[author(cell)] = str(cause)
-            _tell(cell, str(cause))
+            tell(cell, str(cause))
             chosen = choose(cell, steps, x.device.type)[0]
     return chosen
 
 
-def _tell(cell: Cell, reason: str | None, how: str = "without compiling") -> None:
-    """Warn once that a long run goes on otherwise than was meant."""
+def tell(cell: Cell, reason: str | None, how: str = "engine=auto goes on without compiling") -> None:
+    """Warn once of what keeps engines from a cell, and how its run goes on."""
     told = _told.setdefault(author(cell), set())
     if reason is not None and reason not in told:
         told.add(reason)
         name, text = author(cell).__name__, reason.removesuffix("; use engine=reference")
         text = text if text.startswith(name) else f"{name}: {text}"
-        warnings.warn(f"{text} (engine=auto goes on {how})", stacklevel=3)
+        warnings.warn(printable(f"{text} ({how})"), stacklevel=3)
 
 
 def _special(x: Tensor) -> str | None:

@@ -62,7 +62,7 @@ INLINE float exp_(float x) {
 }
 INLINE float expm1_(float x) {
   Parts e = exponential(within(x, -80.f, 80.f));
-  float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
+  float scale = 2.f * e.half, y = std::copysign(scale * e.p + (scale - 1.f), x);  // the sum loses a zero's sign
   return x > 80.f ? exp_(x) : y;
 }
 INLINE float sigmoid_(float x) {
@@ -73,7 +73,7 @@ INLINE float sigmoid_(float x) {
 INLINE float tanh_(float x) {
   Parts e = exponential(within(2.f * x, -40.f, 40.f));
   float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
-  return y / (y + 2.f);
+  return std::copysign(y / (y + 2.f), x);
 }
 
 // x = 2^n m with m around 1, and log m = 2 artanh((m - 1) / (m + 1)) by its series.
@@ -94,7 +94,7 @@ INLINE float log_(float x) {
 }
 INLINE float log1p_(float x) {
   float u = 1.f + x, lost = u - 1.f - x;  // what rounding added
-  float y = log_(u) - lost / u;
+  float y = std::copysign(log_(u) - lost / u, x);
   return u > 3e38f || u <= 0.f ? log_(u) : y;
 }
 
@@ -110,7 +110,7 @@ INLINE float wave(float x, int shift) {
 }
 INLINE bool far(float x) { return std::abs(x) > 1e5f; }
 INLINE bool far(double x) { return false; }
-INLINE float sin_(float x) { return wave(x, 0); }
+INLINE float sin_(float x) { return x == 0.f ? x : wave(x, 0); }
 INLINE float cos_(float x) { return wave(x, 1); }
 
 // What is left of a in units of b, with the sign of a (fmod) or of b (remainder). The quotient of numbers that are not

@@ -31,6 +31,7 @@ import torch
 
 from rnnzoo.errors import UserError
 from rnnzoo.files import cache_folder
+from rnnzoo.plain import printable
 
 logger = logging.getLogger("rnnzoo")
 
@@ -264,7 +265,8 @@ def _version(name: str, *compiler: str) -> str:
 
 @cache
 def _tell_of_one_thread(compiler: str) -> None:
-    warnings.warn(f"{compiler} has no OpenMP, so compiled cells run on one thread; set CXX to another", stacklevel=2)
+    text = f"{compiler} has no OpenMP, so compiled cells run on one thread; set CXX to another"
+    warnings.warn(printable(text), stacklevel=2)
 
 
 @cache

@@ -33,7 +33,7 @@ from rnnzoo.engine.forget import forget_shapes
 from rnnzoo.engine.gradients import applied
 from rnnzoo.engine.operations import REDUCTIONS
 from rnnzoo.engine.reads import Reads
-from rnnzoo.engine.rehearsal import fault
+from rnnzoo.engine.rehearsal import obstacle
 from rnnzoo.engine.rewrite import CHANGES, INPUT, MM, Parts
 from rnnzoo.engine.trace import (
     Tracer,
@@ -210,7 +210,7 @@ def _find(cell: Cell, like: Tensor, key: Any, shapes: list[Any], before: _Found 
     except Exception as error:  # kept as well: `auto` asks at every call
         planned = isinstance(error, UserError)
         text = str(error) if planned else f"{author(cell).__name__}.step cannot be planned: {reason(error)}{OTHERWISE}"
-        found = _Found(key, shapes, reads, error=str(fault(cell) or text))
+        found = _Found(key, shapes, reads, error=str(obstacle(cell) or text))
     finally:
         reads.forget()
     if len(_kept) >= KEPT:

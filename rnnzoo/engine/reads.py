@@ -50,6 +50,10 @@ COMPUTED = (property, functools.cached_property)
 
 GROUND = ("rnnzoo.cell", "rnnzoo.options", "rnnzoo.errors")
 
+UNASKED = {"__init__", "__new__", "__del__", "__repr__", "__str__", "__format__", "__init_subclass__", "__set_name__",
+           "__class_getitem__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__dir__"}  # fmt: skip
+"""Methods that make or show an object; other ones of such names run where no code names them, as `__call__` does."""
+
 PARTS = 2000
 """A value of more parts than this is too large to be compared at every call."""
 
@@ -158,7 +162,7 @@ class Reads:
         while known != (known := len(self._names) + len(self._owners) + len(self._seen)):
             for owner in list(self._owners.values()):
                 spaces = [c for c in owner.__mro__ if not _library(c)] if isinstance(owner, type) else [owner]
-                for name in self._names & {n for space in spaces for n in vars(space)}:
+                for name in {n for space in spaces for n in vars(space) if n in self._names or _unnamed(space, n)}:
                     self._member(owner, name)
                     for space in spaces:  # what `super` may find
                         if name in vars(space) and vars(space)[name] is not inspect.getattr_static(owner, name):
@@ -297,6 +301,12 @@ class _Forms:
             self.found.append(type(value))
             yield from (part for name in slots for part in (name, getattr(value, name)))
             yield from (part for pair in getattr(value, "__dict__", {}).items() for part in pair)
+
+
+def _unnamed(owner: Any, name: str) -> bool:
+    """Whether a class's method runs where no code names it."""
+    hidden = isinstance(owner, type) and name.startswith("__") and name.endswith("__") and name not in UNASKED
+    return hidden and isinstance(vars(owner)[name], types.FunctionType)
 
 
 def _fixed(value: Any) -> bool:

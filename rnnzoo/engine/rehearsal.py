@@ -13,6 +13,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rnnzoo.cell import Cell
-from rnnzoo.engine.trace import author, sample
+from rnnzoo.engine.trace import author, reason, sample
 from rnnzoo.errors import UserError, nearest
 
 ROWS = (7, 11, 13)
@@ -44,38 +45,78 @@ BY_POSITION = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, to
 OF_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
+INSTEAD = {
+    "draws random numbers": "leave chance to the layer's dropout, recurrent_dropout and zoneout, which run everywhere",
+    "leaves torch, by NumPy or lists, where no gradient follows": "write it in torch's functions",
+    "asks for a tensor's value, as a branch on data does": "choose row by row, with torch.where",
+}
+"""What only the plain loop can run, and what to do so that others can."""
+
+DRAWS, LEAVES, ASKS = INSTEAD
+OUTPUT = "output"
+
+
+class NotCopied(UserError):
+    """A cell of which there can be no copy to try."""
+
+
 def fault(cell: Cell) -> UserError | None:
     """What `rehearse` finds wrong, or None: for whoever has already failed and looks for the cause."""
+    return _causes(cell)[0]
+
+
+def obstacle(cell: Cell) -> UserError | None:
+    """The same, or what it finds that only the plain loop can run: for engines that cannot run the cell."""
+    wrong, looped = _causes(cell)
+    return wrong or (None if looped is None else UserError(looped))
+
+
+def _causes(cell: Cell) -> tuple[UserError | None, str | None]:
     try:
-        rehearse(cell)
+        return None, rehearse(cell)
+    except NotCopied:  # which is no step's fault
+        return None, None
     except UserError as error:
-        return error
-    except Exception:  # what cannot even be copied is no step's fault
-        pass
-    return None
+        return error, None
+    except Exception:  # a fault here must not hide the one that is looked for
+        return None, None
 
 
-def rehearse(cell: Cell) -> None:
+def rehearse(cell: Cell) -> str | None:
     """Try a few steps of a cell, in a copy of it. Raises `UserError` naming file and line where it is wrong.
 
-    It may write to none of its arguments and weights, has to return states of the shapes and dtypes that it was given,
-    each row's must follow from that row alone, and neither chance nor a branch on numbers may decide anything.
+    It may write to none of its arguments, weights and buffers, has to return states of the shapes and dtypes that it
+    was given, each row's must follow from that row alone, gradients can be computed, and in evaluation nothing is left
+    to chance. The same holds for what `readout` makes of them.
+
+    Returns what only the plain loop can run, or None: chance in training, a branch on numbers, what leaves torch.
     """
     rows = next(n for n in ROWS if n not in (cell.input_size, getattr(cell, "hidden_size", 0)))
+    looped: dict[str, str] = {}
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again where the step is in earnest
-        cell = copy.deepcopy(cell)
+        try:
+            cell = copy.deepcopy(cell)
+        except Exception as error:
+            raise NotCopied(
+                f"{_home(cell)}: the cell cannot be copied ({reason(error)}); let it hold only what it declares"
+            ) from error
         cell.modifier = None
         torch.manual_seed(0)
         x = torch.randn(rows, cell.features).to(sample(cell))
-        state = tuple(s.clone() for s in cell.initial_state(x))
-        _tried(cell.train(), x, state)
-        _rehearse(cell.eval(), x, state)
+        with _naming(cell, rows):
+            state = tuple(s.clone() for s in cell.initial_state(x))
+        for training in (True, False):
+            _rehearse(cell.train(training), x, state, looped)
+        _differentiate(cell.train(), x, state)
+    for what, line in looped.items():
+        return f"{line}: step {what}, which only engine=reference runs; {INSTEAD[what]}"
+    return None
 
 
-def _rehearse(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
+def _rehearse(cell: Cell, x: Tensor, state: tuple[Tensor, ...], looped: dict[str, str]) -> None:
     rows = len(x)
-    new = _tried(cell, x, state)
+    new = _tried(cell, x, state, looped)[: len(state)]
     for name, before, after in zip(cell.state_names, state, new):
         if before.shape != after.shape:
             raise UserError(
@@ -88,64 +129,121 @@ def _rehearse(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
                 "x's dtype, as in x.new_tensor(0.5)"
             )
     new = tuple(s.clone() for s in new)  # a step may have made them in inference mode
-    again = _tried(cell, x, new)
-    for name, first, second in zip(cell.state_names, again, cell(x, *new)):
+    again = _tried(cell, x, new, looped)
+    for name, first, second in zip((*cell.state_names, OUTPUT), again, _taken(cell, x, new)):
         if not torch.equal(first.nan_to_num(), second.nan_to_num()):
             raise UserError(
-                f"{_home(cell)}: step gives another {name} when it is taken twice; what it remembers has to be a "
+                f"{_home(cell, name)}: step gives another {name} when it is taken twice; what it remembers has to be a "
                 "state, and chance is left to the layer's dropout, recurrent_dropout and zoneout"
             )
-    one = cell(x[:1], *(s[:1] for s in new))
-    for name, all_rows, alone in zip(cell.state_names, again, one):
-        if not torch.allclose(all_rows[:1], alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+    _refuse_mixing(cell, (x, *new), again, looped)
+    if len(again) > len(new):
+        _rehearse_readout(cell, x, again[:-1], again[-1])
+
+
+def _refuse_mixing(cell: Cell, given: tuple[Tensor, ...], all_rows: tuple[Tensor, ...], looped: dict[str, str]) -> None:
+    """Raise `UserError` if a row's states or output follow from the other rows as well."""
+    tries = [] if DRAWS in looped else [(0, tuple(t[:1] for t in given))]  # of another shape, chance is another
+    for row in range(len(given[0])) if looped else ():  # a branch may happen to be the right one for some rows
+        tries.append((row, tuple(t[row : row + 1].expand_as(t).clone() for t in given)))
+    for row, (x, *state) in tries:
+        for name, expected, found in zip((*cell.state_names, OUTPUT), all_rows, _taken(cell, x, tuple(state))):
+            if torch.allclose(expected[row], found[row], rtol=1e-3, atol=1e-3, equal_nan=True):
+                continue
+            if ASKS in looped:
+                raise UserError(f"{looped[ASKS]}: step {ASKS}, and one row decides for all; {INSTEAD[ASKS]}")
             raise UserError(
-                f"{_home(cell)}: step mixes rows of the batch: {name} of a row depends on the others; take no sum, "
-                "mean or norm over dimension 0"
+                f"{_home(cell, name)}: step mixes rows of the batch: {name} of a row depends on the others; take no "
+                "sum, mean or norm over dimension 0"
             )
 
 
-def _tried(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A step; `UserError` if it raises, writes to what it is given, or does what no step may."""
+def _rehearse_readout(cell: Cell, x: Tensor, state: tuple[Tensor, ...], output: Tensor) -> None:
+    if output.shape != (len(x), cell.output_size):
+        raise UserError(
+            f"{_home(cell, OUTPUT)}: readout gives {output.shape[-1]} features where output_size says "
+            f"{cell.output_size}; override output_size"
+        )
+    with _naming(cell, len(x)):
+        both = cell.readout(torch.stack([x, x]), *(torch.stack([s, s]) for s in state))
+    if both.shape != (2, *output.shape) or not torch.allclose(both[1], output, 1e-3, 1e-3, equal_nan=True):
+        raise UserError(
+            f"{_home(cell, OUTPUT)}: readout gives something else for all time steps together, [T, B, ...], than for "
+            "each; count dimensions from the end, as in h[..., :2] or sum(-1)"
+        )
+
+
+def _differentiate(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
+    """Raise `UserError` if gradients cannot be computed."""
+    x, count = x.clone().requires_grad_(), len(state)
+    with torch.enable_grad(), _naming(cell, len(x)):
+        for _ in range(2):
+            found = _taken(cell, x, state)
+            state = found[:count]
+        asking = [t for t in found if t.requires_grad]
+        if asking:
+            torch.autograd.backward(asking, [torch.ones_like(t) for t in asking])
+
+
+def _taken(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A step's new states, and its output if that is not the first of them; chance is the same each time."""
+    torch.manual_seed(0)
+    with _naming(cell, len(x)):
+        new = cell(x, *state)
+        other = [f"a {type(s).__name__}" for s in new if not isinstance(s, Tensor)]
+        if other or len(new) != len(state):
+            what = other[0] if other else f"{len(new)} tensor{'s' * (len(new) != 1)}"
+            raise UserError(f"{_home(cell)}: step returns {what}; write return {', '.join(cell.state_names)}")
+        return new if type(cell).readout is Cell.readout else (*new, cell.readout(x, *new))
+
+
+def _tried(cell: Cell, x: Tensor, state: tuple[Tensor, ...], looped: dict[str, str]) -> tuple[Tensor, ...]:
+    """What `_taken` gives. Raises `UserError` if the step does what none may.
+
+    `looped` takes up, with its line, what only the plain loop can run.
+    """
+    file, tensors = _file(cell), (*cell.named_parameters(), *cell.named_buffers())
+    given = {"x": x, **dict(zip(cell.state_names, state)), **{f"self.{k}": v for k, v in tensors}}
+    with _Watching(given, file, looped), _Deciding(given.values(), file, looped, chance=cell.training):
+        return _taken(cell, x, state)
+
+
+@contextmanager
+def _naming(cell: Cell, rows: int) -> Iterator[None]:
+    """Within, whatever is raised is a `UserError` that begins with file and line of the cell's code."""
     file = _file(cell)
-    given = {"x": x, **dict(zip(cell.state_names, state)), **{f"self.{k}": v for k, v in cell.named_parameters()}}
     try:
-        with _Watching(given, file), _Deciding(given.values(), file):
-            found = cell(x, *state)
+        yield
     except UserError as error:
         raise error if str(error).startswith(file) else UserError(f"{_home(cell)}: {error}") from error
     except Exception as error:
         frame, line = _last_frame(error.__traceback__, file)
         where = f"{file} line {line}: " if line else f"{_home(cell)}: "
-        shapes = _operands(cell, frame, line, len(x)) if frame else ""
+        shapes = _operands(cell, frame, line, rows) if frame else ""
         raise UserError(where + (shapes or _described(cell, error))) from error
-    if len(found) != len(state) or not all(isinstance(s, Tensor) for s in found):
-        other = [f"a {type(s).__name__}" for s in found if not isinstance(s, Tensor)]
-        what = other[0] if other else f"{len(found)} tensor{'s' * (len(found) != 1)}"
-        raise UserError(f"{_home(cell)}: step returns {what}; write return {', '.join(cell.state_names)}")
-    return found
 
 
 def _described(cell: Cell, error: Exception) -> str:
     if isinstance(error, AttributeError) and getattr(error, "obj", None) is cell:
         known = [*type(cell).weights, *type(cell).hyperparameters]
         return f"self.{error.name}: nothing of that name is declared; {nearest(str(error.name), known)}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split())
+    if "inplace operation" in text:
+        return f"{text.partition(': ')[0]}, so that no gradient can be computed; write nothing in place"
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 class _Watching(TorchFunctionMode):
-    """Raises `UserError` at the line that writes to one of some tensors, or that leaves torch."""
+    """Raises `UserError` at the line that writes to one of some tensors; notes the one that leaves torch."""
 
-    def __init__(self, given: dict[str, Tensor], file: str) -> None:
+    def __init__(self, given: dict[str, Tensor], file: str, looped: dict[str, str]) -> None:
         super().__init__()
-        self.given, self.file = given, file
+        self.given, self.file, self.looped = given, file, looped
         self.versions = {name: tensor._version for name, tensor in given.items()}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in VALUES:
-            raise UserError(
-                f"{_line(self.file)}: step leaves torch, by NumPy or lists, where no gradient follows; write it in "
-                "torch's functions"
-            )
+            self.looped.setdefault(LEAVES, _line(self.file))
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "one_hot":  # which looks whether all are in range
             func = _one_hot
@@ -166,26 +264,28 @@ def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
 
 
 class _Deciding(TorchDispatchMode):
-    """Raises `UserError` at the line that draws random numbers, or that asks for the value of what it is given."""
+    """Notes the line that draws random numbers, and the one that asks for the value of what it is given.
 
-    def __init__(self, data: Iterable[Tensor], file: str) -> None:
+    Raises `UserError` at one that draws where there may be no chance.
+    """
+
+    def __init__(self, data: Iterable[Tensor], file: str, looped: dict[str, str], chance: bool) -> None:
         super().__init__()
         self.data = {id(tensor): tensor for tensor in data}  # with what follows from it; kept, so that ids last
-        self.file = file
+        self.file, self.looped, self.chance = file, looped, chance
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if CHANCE in func.tags:
-            raise UserError(
-                f"{_line(self.file)}: step draws random numbers; leave chance to the layer's dropout, "
-                "recurrent_dropout and zoneout"
-            )
+            if not self.chance:
+                raise UserError(
+                    f"{_line(self.file)}: step {DRAWS} in evaluation, too; draw them only if self.training, or "
+                    f"{INSTEAD[DRAWS]}"
+                )
+            self.looped.setdefault(DRAWS, _line(self.file))
         follows = [leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.data]
         masks = any(leaf.dtype in (torch.bool, torch.uint8) for leaf in follows)
         if follows and OF_DATA & set(func.tags) and (masks or func not in BY_POSITION):
-            raise UserError(
-                f"{_line(self.file)}: step asks for a tensor's value, as a branch on data does: no gradient follows, "
-                "and one row decides for all; choose row by row, with torch.where"
-            )
+            self.looped.setdefault(ASKS, _line(self.file))
         found = func(*args, **(kwargs or {}))
         if follows:
             self.data |= {id(leaf): leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)}
@@ -208,10 +308,10 @@ def _file(cell: Cell) -> str:
     return inspect.getsourcefile(author(cell)) or "?"
 
 
-def _home(cell: Cell) -> str:
-    """File and line of the cell's step."""
-    step = vars(author(cell))["step"]
-    return f"{_file(cell)} line {step.__code__.co_firstlineno}"
+def _home(cell: Cell, name: str = "") -> str:
+    """File and line of the cell's step, or of its readout if `name` is the output's."""
+    function = type(cell).readout if name == OUTPUT else vars(author(cell))["step"]
+    return f"{_file(cell)} line {function.__code__.co_firstlineno}"
 
 
 def _last_frame(trace: TracebackType | None, file: str) -> tuple[FrameType | None, int]:
@@ -236,6 +336,8 @@ def _operands(cell: Cell, frame: FrameType, line: int, rows: int) -> str:
         except Exception:  # what is wrong is further inside, or on another line
             continue
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+            continue
+        if left.dtype != right.dtype or left.device != right.device:  # of which torch speaks plainly
             continue
         try:
             _value(node, frame)

@@ -14,7 +14,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rich.table import Table
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.files import writing
 from rnnzoo.hydra.command_line import CONF
+from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
 
@@ -104,7 +106,7 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         jobs = claim.jobs(out)
         for (run, seed), (folder, arguments) in jobs.items():
             if not only_show and not _is_done(folder, arguments):
-                print(f"{claim.name}: {run}, seed {seed}", flush=True)
+                print(printable(f"{claim.name}: {run}, seed {seed}"), flush=True)
                 _train(folder, arguments)
         rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
     out.mkdir(parents=True, exist_ok=True)
@@ -113,17 +115,29 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         table.writeheader()
         table.writerows(rows)
     _print(rows)
-    print(f"written: {out / 'claims.csv'}")
+    print(printable(f"written: {out / 'claims.csv'}"))
     return rows
 
 
 def _is_done(folder: Path, arguments: list[str]) -> bool:
     record = folder / ".hydra" / "overrides.yaml"
     if record.is_file():
-        had = [a for a in yaml.safe_load(record.read_text(encoding="utf-8")) if not a.startswith("hydra.")]
+        with _naming(record):
+            had = [a for a in yaml.safe_load(record.read_text(encoding="utf-8")) if not a.startswith("hydra.")]
         if had != arguments:
             raise UserError(f"{folder}: made by {shlex.join(had)}, now it is {shlex.join(arguments)}; delete it")
     return (folder / "summary.json").is_file()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within, whatever a damaged file of a run raises is a `UserError` that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path}: damaged ({' '.join(str(error).split())}); delete its folder, to run it again"
+        ) from error
 
 
 def _train(folder: Path, arguments: list[str]) -> None:
@@ -144,12 +158,13 @@ def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str
         if not path.is_file():
             missing += 1
             continue
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(run, []).append(summary["metrics"][claim.metric])
-        trivial = f"baseline/trivial_{claim.metric.rpartition('/')[2]}"
-        if trivial in summary["metrics"]:
-            found["trivial"] = [summary["metrics"][trivial]]
-        seconds += summary["seconds_training"] + summary["seconds_validation"]
+        with _naming(path):
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault(run, []).append(float(summary["metrics"][claim.metric]))
+            trivial = f"baseline/trivial_{claim.metric.rpartition('/')[2]}"
+            if trivial in summary["metrics"]:
+                found["trivial"] = [float(summary["metrics"][trivial])]
+            seconds += float(summary["seconds_training"]) + float(summary["seconds_validation"])
     means = {name: statistics.fmean(values) for name, values in found.items()}
     verdict = f"{missing} of {len(folders)} runs are missing" if missing else judge(claim.holds, means)
     return {

@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.hydra.models import named_models, register_models
-from rnnzoo.hydra.recorded import recorded_settings, refuse_unnamed_code
+from rnnzoo.hydra.recorded import recorded_settings, refuse_foreign_classes, refuse_unnamed_code
 from rnnzoo.hydra.refusals import no_such, refused, refusing_bad_input
 from rnnzoo.hydra.search.sweeper import register_sweepers
 from rnnzoo.hydra.settings import GROUPS, quoted, quoted_value, repeating, testing
@@ -47,6 +47,7 @@ def command(main: Callable[[], Any]) -> None:
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(sys.argv[1:]))
             return
+        sys.argv[1:] = sorted(sys.argv[1:], key=MULTIRUN.__contains__)  # Hydra reads no overrides after it
         _refuse_misspelt(sys.argv[1:])
         sys.argv[1:] = announced(sys.argv[1:])
         sys.argv[1:] = prepare(sys.argv[1:])
@@ -77,8 +78,8 @@ def _own_folder(arguments: list[str]) -> AbstractContextManager[None]:
 def announced(arguments: list[str]) -> list[str]:
     """The arguments, the run's folder among them, once it has been said what begins: to load torch takes seconds."""
     given = {key: value for key, equals, value in (argument.partition("=") for argument in arguments) if equals}
-    several = given.get("sweep", "null") != "null" or {"-m", "--multirun"} & set(arguments)
-    if rank() > 0 or "resume" in given or any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+    several = given.get("sweep", "null") != "null" or set(MULTIRUN) & set(arguments)
+    if rank() > 0 or "resume" in given or any(a.startswith("-") and a not in MULTIRUN for a in arguments):
         return arguments
     chosen = {"task": "sine", "model": "gru", "hardware": "auto", **_of_experiment(given.get("experiment", ""))}
     tested = _of_checkpoint(arguments)
@@ -97,6 +98,8 @@ def announced(arguments: list[str]) -> list[str]:
     print(printable(f"{what}, folder {folder}"), flush=True)
     return arguments if "hydra.run.dir" in given else [*arguments, f"hydra.run.dir={folder}"]
 
+
+MULTIRUN = ("-m", "--multirun")
 
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
 
@@ -140,7 +143,9 @@ def prepare(arguments: list[str]) -> list[str]:
         folder = _of_checkpoint(arguments)
         if folder is not None:
             cells = None if values.get("cells") is None else str(values["cells"])
-            refuse_unnamed_code(folder, recorded_settings(folder), cells)
+            recorded = recorded_settings(folder)
+            refuse_unnamed_code(folder, recorded, cells)
+            refuse_foreign_classes(recorded, cells)
             return testing(folder, [part for argument in arguments for part in _of_group(argument)])
         register_models(None if values.get("cells") is None else str(values["cells"]))
         folder = Path(str(values.get("hydra.run.dir", "")))

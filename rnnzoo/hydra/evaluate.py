@@ -45,7 +45,7 @@ def evaluate(run: Path) -> bool:
     for name, value in found.items():
         before = recorded.get(name)
         equal &= before is None or abs(value - before) <= 1e-4 * max(abs(before), 1e-3)
-        table.add_row(name, f"{value:.6g}", "–" if before is None else f"{before:.6g}")
+        table.add_row(escape(printable(name)), f"{value:.6g}", "–" if before is None else f"{before:.6g}")
     Console().print(table)
     print("equal to the recorded ones" if equal else "NOT equal to the recorded ones")
     return equal

@@ -27,7 +27,7 @@ def export(run: Path, form: str, out: Path | None) -> None:
     name = named(trained.settings)
     task, cell = trained.settings["task"]["name"], trained.settings["model"]["cell"]
     meanings = {key: value for key, value in trained.module.facts().items() if value is not None}
-    print(f"exporting {cell}, trained on {task}", file=sys.stderr, flush=True)
+    print(printable(f"exporting {cell}, trained on {task}"), file=sys.stderr, flush=True)
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in meanings.items()}
     file = export_model(trained.module, form, {"rnnzoo": __version__, "task": task, "cell": cell, **metadata})
     path = out or trained.folder / f"{name}.{form}"

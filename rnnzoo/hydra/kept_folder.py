@@ -9,6 +9,7 @@ from typing import Any
 
 from rnnzoo.files import writing
 from rnnzoo.lightning.framework import pl
+from rnnzoo.plain import printable
 
 
 class KeptFolder(pl.Callback):
@@ -39,11 +40,8 @@ class KeptFolder(pl.Callback):
     def _look(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or all(path.is_file() for path in self.files):
             return
-        print(
-            f"{self.folder}: was deleted while its run goes on; it is made again, without what has been written so far",
-            file=sys.stderr,
-            flush=True,
-        )
+        what = f"{self.folder}: was deleted while its run goes on; it is made again, without what had been written"
+        print(printable(what), file=sys.stderr, flush=True)
         for path, text in self.files.items():
             with writing(path) as partial:
                 partial.write_bytes(text)

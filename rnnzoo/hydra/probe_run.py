@@ -127,7 +127,7 @@ def _of_cell(cell: Cell, x: Tensor, where: dict[str, str], tables: dict[str, Row
         "mean norm": float(visited[1:].norm(dim=-1).mean()),
     }
     if size > LARGEST:
-        print(f"{where['layer']}: Jacobians of {size:,} × {size:,} numbers are left out")
+        print(printable(f"{where['layer']}: Jacobians of {size:,} × {size:,} numbers are left out"))
         return {"states": size, **spread}
     x, points = x[:, :FOLLOWED], visited[:, :FOLLOWED]
     norms = probe.reach(cell, x, len(x))

@@ -29,6 +29,9 @@ NEEDED = {
 }
 """Sections of a run's configuration, and those of their keys whose value is a text."""
 
+OWNED = "rnnzoo.tasks."
+"""Where the classes lie that a recorded run may name without a person's word."""
+
 OF_HYDRA = ("hydra", "defaults")
 """What Hydra would obey and a run does not record."""
 
@@ -52,6 +55,8 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: has a section {key!r}, which no run records; if the rest is a run's, take that out")
     if re.search(r"^\s*#\s*@package", text, re.MULTILINE):
         raise UserError(f"{path}: says '# @package', which no run records; if the rest is a run's, take that out")
+    if "${" in text:
+        raise UserError(f"{path}: says '${{', which no run records, for Hydra to fill in; write what is meant")
     for section, keys in NEEDED.items():
         if section and not isinstance(settings[section], dict):
             raise UserError(f"{path}: damaged ({section} is not a group of keys)")
@@ -118,6 +123,17 @@ def refuse_unnamed_code(folder: Path, settings: Mapping[str, Any], cells: str | 
         raise UserError(
             f"{folder}: is a run with code of its own; if you trust that, say cells={settings['cells']} as well"
         )
+
+
+def refuse_foreign_classes(settings: Mapping[str, Any], cells: str | None) -> None:
+    """Raise `UserError` for a run of a task neither rnnzoo's nor in what `cells` names, on the command line."""
+    mine = {name for target in registry.split(cells or "") for name in (target, Path(target).stem)}
+    for key in ("datamodule", "module"):
+        path = re.sub(r"^tasks\.", OWNED, settings["task"][key])
+        if not path.startswith(OWNED) and path.rpartition(".")[0] not in mine:
+            raise UserError(
+                f"task.{key}={path}: is not rnnzoo's own; if you trust it, say cells= with its file or module"
+            )
 
 
 def loaded_code() -> list[Path]:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.plain import masked, printable
 
@@ -35,7 +36,8 @@ refused: list[str] = []
 def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
     """One line when bad input shows, then the end of the process, or of the job if it is one of a sweep.
 
-    Whatever else a job of a sweep raises is its failure alone: a line, and the others run.
+    A fault of a person's own code is one line as well. Whatever else a job of a sweep raises is its failure alone: a
+    line, and the others run.
 
     Yields a list that takes up the line of such a job, for the sweep to know. The folder `discard` is removed if only
     Hydra wrote to it, with what is empty then above it.
@@ -46,12 +48,20 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
     except BaseException as error:
         if discard is not None and rank() == 0 and [path.name for path in discard.glob("*")] == [".hydra"]:
             _remove(discard)
+        if isinstance(error, BrokenPipeError):  # whoever read the output has had enough, and a run cannot say more
+            if watch.last is not None and not (watch.last.parent.parent / "summary.json").is_file():
+                watch.say("nobody reads the output any more, which has ended the run")
+                raise SystemExit(1) from error
+            raise
         bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
         one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        failed = one_of_many and isinstance(error, Exception) and not isinstance(error, ProcessDied)
+        failed = (
+            (one_of_many or own_line(error)) and isinstance(error, Exception) and not isinstance(error, ProcessDied)
+        )
         if not (bad_input or failed) or os.environ.get("RNNZOO_TRACEBACK") == "1":
             raise
-        line = printable(masked(f"error: {one_line(error) if bad_input else located(error)}"))
+        more = "" if bad_input or one_of_many else "; HYDRA_FULL_ERROR=1 shows from where it was called"
+        line = printable(masked(f"error: {one_line(error) if bad_input else located(error)}{more}"))
         print(line, file=sys.stderr, flush=True)
         if not one_of_many:
             sys.exit(1)
@@ -70,10 +80,14 @@ def _remove(folder: Path) -> None:
 
 def located(error: BaseException) -> str:
     """What was raised, in one line, after the line of the person's own code that raised it if there is one."""
+    return f"{own_line(error)}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def own_line(error: BaseException) -> str:
+    """File and line of the person's own code that has raised an error; empty if none has."""
     own = {str(Path(str(module.__file__))) for module in registry.all_loaded() if getattr(module, "__file__", None)}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
-    where = f"{frames[-1].filename} line {frames[-1].lineno}: " if frames else ""
-    return f"{where}{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{frames[-1].filename} line {frames[-1].lineno}: " if frames else ""
 
 
 def no_such(group: str, name: str, options: Iterable[str]) -> str:

@@ -248,7 +248,7 @@ def publish(folders: Sequence[Path], out: Path) -> None:
     for name, text in (("csv", as_csv(found)), ("md", as_markdown(found)), ("html", as_html(found))):
         with writing(out / f"results.{name}") as partial:
             partial.write_text(text, encoding="utf-8", newline="")
-    print(f"written: {out / 'results.csv'}, results.md, results.html", flush=True)
+    print(printable(f"written: {out / 'results.csv'}, results.md, results.html"), flush=True)
 
 
 def _print(found: Found) -> None:
@@ -326,4 +326,4 @@ class AtTheEnd(Callback):
         try:
             publish([folder], folder)
         except UserError as error:
-            print(f"no table of results: {error}", file=sys.stderr)
+            print(printable(f"no table of results: {error}"), file=sys.stderr)

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo import Cell, registry
+from rnnzoo.engine import tell
 from rnnzoo.engine.rehearsal import rehearse
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
@@ -91,7 +92,9 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     module.learn_from(data)
     for cell in (part for part in module.modules() if isinstance(part, Cell)):
         if not author(cell).__module__.startswith("rnnzoo."):
-            rehearse(cell)
+            looped = rehearse(cell)
+            if rank() == 0:
+                tell(cell, looped, "it is trained with the plain loop")
     resumed = f"{settings['resume']}/checkpoints/last.ckpt" if settings["resume"] else None
     end = settings["trainer"].get("max_epochs") if resumed else None
     start = load_matching(settings["ckpt"] or resumed, module, end)

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo.hydra.refusals import ProcessDied
 from rnnzoo.hydra.settings import repeating
-from rnnzoo.lightning.guard import PARENT
+from rnnzoo.lightning.guard import PARENT, ended
 from rnnzoo.lightning.preempt import EXIT_CODE, INTERRUPTED, SIGNALS
 from rnnzoo.lightning.ranks import started
+from rnnzoo.plain import printable
 
 ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 """Hardware for which Lightning starts no processes."""
@@ -38,7 +39,8 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     """Run `rnnzoo train` on `config` in the job's folder, and pass signals on to it.
 
     Returns a line if it was refused for bad input, which it has said itself. Ends the sweep as the job ended if a
-    signal has ended that, and raises `ProcessDied` for any other end.
+    signal has ended that. For any other end a search, which repeats its trials, gets `ProcessDied`, and another sweep a
+    line.
     """
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     received = []
@@ -56,5 +58,10 @@ def run_separately(config: DictConfig, folder: Path) -> list[str]:
     if received or code in (EXIT_CODE, INTERRUPTED):
         sys.exit(code if code in (EXIT_CODE, INTERRUPTED) else EXIT_CODE)
     if code not in (0, 1):
-        raise ProcessDied(f"the run in {folder} ended with exit code {code}")
+        here = (folder / "checkpoints" / "last.ckpt").is_file()
+        line = f"{folder}: its process {ended(code)}; {f'go on with resume={folder}' if here else 'run it again'}"
+        if OmegaConf.select(config, "sweep") is not None:
+            raise ProcessDied(line)
+        print(printable(f"error: {line}"), file=sys.stderr, flush=True)
+        return [line]
     return [f"{folder}: refused"] * code

@@ -15,6 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import rnnzoo
@@ -83,7 +84,7 @@ def finish(
 
     table = Table("", "", show_header=False, title=f"{summary['task']} · {summary['model']}")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(escape(printable(name)), f"{value:.4g}")
     table.add_section()
     for name in ("parameters", "epochs", "seconds_training", "steps_per_second", "peak_memory_mib"):
         table.add_row(name.replace("_", " "), str(summary[name]))

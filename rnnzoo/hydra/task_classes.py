@@ -12,11 +12,9 @@ from hydra.utils import get_class
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError
+from rnnzoo.hydra.recorded import OWNED
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import SequenceModule
-
-OWNED = "rnnzoo.tasks."
-"""Where the classes lie that a recorded run may name without a person's word."""
 
 
 def find_class(task: Mapping[str, Any], key: str, recorded: bool = False) -> type[Any]:
@@ -25,7 +23,7 @@ def find_class(task: Mapping[str, Any], key: str, recorded: bool = False) -> typ
     A module of a person's own may lie in the working directory, but one that a run has `recorded` is loaded only where
     the person has named it as well: whoever gives away a run could give away a module along with it.
     """
-    path = re.sub(r"^tasks\.", "rnnzoo.tasks.", str(task.get(key)))  # as version 0.1 recorded it
+    path = re.sub(r"^tasks\.", OWNED, str(task.get(key)))  # as version 0.1 recorded it
     module, _, name = path.rpartition(".")
     own = registry.loaded(module)
     if own is not None and isinstance(getattr(own, name, None), type):

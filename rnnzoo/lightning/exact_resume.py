@@ -46,7 +46,7 @@ class ExactResume(pl.callbacks.Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         watch.last, watch.alone = self.path, trainer.world_size == 1
         if watch.guard is not None:
-            watch.guard.launcher = trainer.strategy.launcher
+            watch.guard.launcher, watch.guard.meeting = trainer.strategy.launcher, None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watch.heed()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnzoo.files import writing
+from rnnzoo.plain import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def save(path: Path, make: Callable[[], Figure | None], **options: Any) -> bool:
             figure.savefig(partial, format="png", **{"dpi": 120, **options})
     except Exception as error:
         reason = " ".join(str(error).split())
-        warnings.warn(f"{path} could not be drawn: {type(error).__name__}: {reason}", stacklevel=2)
+        warnings.warn(printable(f"{path} could not be drawn: {type(error).__name__}: {reason}"), stacklevel=2)
         return False
     return True
 

@@ -26,6 +26,9 @@ PERIOD = 0.5
 ENDING = 10.0
 """Seconds that the processes which this one has started are given to end after it has done its work."""
 
+LONGEST_MEETING = 300.0
+"""Seconds that the processes of a run are given to find each other; torch would wait for half an hour."""
+
 
 class Guard(threading.Thread):
     """Looks for signals, for the end of the process that has started this one, and of those that this one has started.
@@ -37,6 +40,7 @@ class Guard(threading.Thread):
     Attributes:
         launcher: Lightning's, from which its processes are taken over: its own observer would kill this one at the
             death of another without a word.
+        meeting: when this process began to look for the others of its run; None when it does not.
         parent: the process that this one must not outlive.
     """
 
@@ -44,6 +48,7 @@ class Guard(threading.Thread):
         super().__init__(name="guard", daemon=True)
         self.told, self.gone = told, gone
         self.launcher: Any = None
+        self.meeting: float | None = None
         self.children: list[subprocess.Popen[Any]] = []
         started_by_lightning = rank() > 0 and started() is None
         named = os.environ.pop(PARENT, None)
@@ -86,6 +91,9 @@ class Guard(threading.Thread):
             code = child.poll()
             if code:
                 return f"process {number} of the run {ended(code)}", code
+        if self.meeting is not None and time.monotonic() - self.meeting > LONGEST_MEETING:
+            place = ":".join(os.environ.get(f"MASTER_{part}", "?") for part in ("ADDR", "PORT"))
+            return f"the processes of the run did not all meet at {place} within {LONGEST_MEETING:.0f} s", None
         return None
 
     def take_over(self) -> None:

@@ -14,6 +14,7 @@ from rnnzoo.files import writing
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import mode_of
+from rnnzoo.plain import printable
 
 rank_zero_only = pl.utilities.rank_zero_only
 
@@ -145,7 +146,7 @@ class Clock(pl.Callback):
                 rest = (self.training + self.validation) / self.epochs * (trainer.max_epochs - self.epochs)
                 left = f", {rest:.0f} s left"
             end = f"{self.training:.0f} s{left}"
-            print(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {end}", flush=True)
+            print(printable(f"epoch {self.epochs}/{trainer.max_epochs}  {'  '.join(texts)}  {end}"), flush=True)
 
 
 def plot_losses(logger: MetricsCSV) -> Figure | None:

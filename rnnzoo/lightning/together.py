@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +22,11 @@ def together(trainer: pl.Trainer) -> Iterator[None]:
     Raises `Gone` instead of what torch raises when another process is gone, and `UserError` when the port on which they
     are to meet is taken.
     """
-    if trainer.world_size > 1 and watch.guard is not None and trainer.strategy.launcher is not None:
-        watch.guard.launcher = trainer.strategy.launcher
-        os.environ[PARENT] = str(os.getpid())
+    if trainer.world_size > 1 and watch.guard is not None:
+        watch.guard.meeting = time.monotonic()  # until callbacks are set up
+        if trainer.strategy.launcher is not None:
+            watch.guard.launcher = trainer.strategy.launcher
+            os.environ[PARENT] = str(os.getpid())
     try:
         yield
     except RuntimeError as error:

@@ -107,4 +107,4 @@ def finishing() -> Iterator[None]:
             run.finish(exit_code=int(failed))
             if run.offline:
                 where = shlex.quote(str(Path(run.dir).parent))
-                print(f"W&B: kept offline; to upload the run: wandb sync {where}", flush=True)
+                print(printable(f"W&B: kept offline; to upload the run: wandb sync {where}"), flush=True)

@@ -99,6 +99,18 @@ def test_runs_are_done_once_and_their_means_are_judged(
     publish([], toy / "out")
     assert len(done) == 5 and "sums: rnn, seed 2" in capsys.readouterr().out
 
+    summary = toy / "out" / "sums" / "rnn-2" / "summary.json"
+    whole = summary.read_text()
+    for text in (whole[:20], "[1]", whole.replace("test/mse", "test/mae"), whole.replace("2.0", '"x"'), "\x00\ud7ff"):
+        summary.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"rnn-2/summary.json: damaged .*; delete its folder"):
+            publish([], toy / "out", only_show=True)
+    summary.write_text(whole)
+    (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text("[1")
+    with pytest.raises(UserError, match=r"gru-1/.hydra/overrides.yaml: damaged"):
+        publish([], toy / "out")
+    (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text(json.dumps(first))
+
     (toy / "sums.yaml").write_text(TOY.replace("model=rnn", "model=lstm"))
     with pytest.raises(UserError, match=r"rnn-1: made by .*model=rnn, now it is .*model=lstm; delete it"):
         publish([], toy / "out")

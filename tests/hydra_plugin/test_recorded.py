@@ -181,6 +181,7 @@ CONFIGS: dict[str, Callable[[str], bytes]] = {
     "a task that is no group": lambda text: OmegaConf.to_yaml({"task": 3, "model": {}, "cells": None}).encode(),
     "a hydra section": lambda text: (text + "hydra:\n  callbacks: {a: {_target_: os.getcwd}}\n").encode(),
     "defaults": lambda text: ("defaults: [{override hydra/launcher: joblib}]\n" + text).encode(),
+    "what Hydra fills in": lambda text: text.replace("seed: 1", "seed: ${oc.env:HOME}").encode(),
     "a package": lambda text: ("# @package hydra\n" + text).encode(),
 }
 
@@ -303,7 +304,8 @@ def test_a_class_that_a_run_names_is_a_task_of_the_project(
         ):
             config.task[key] = name
             OmegaConf.save(config, path)
-            for arguments in ((f"resume={run}", "trainer.max_epochs=2"), ("eval", str(run))):
+            tested = ("test_only=true", f"ckpt={run / 'checkpoints' / 'best.ckpt'}")
+            for arguments in ((f"resume={run}", "trainer.max_epochs=2"), ("eval", str(run)), tested):
                 assert problem in refused(*arguments)
         config.task[key] = before
     assert not (tmp_path / "mark").exists()

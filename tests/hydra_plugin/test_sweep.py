@@ -19,6 +19,7 @@ import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -26,6 +27,7 @@ from rnnzoo import UserError
 from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
 from rnnzoo.hydra.search.study import ERROR, FOLDER, REPEATS, storage_at
+from rnnzoo.hydra.search.sweeper import Combinations
 from rnnzoo.hydra.search.trial import PRUNERS
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +221,24 @@ def test_bad_sweeps_in_one_line(
         train(*TOY, "sweep=optuna", *arguments.split())
     assert ended.value.code == 1
     assert capsys.readouterr().err.strip().startswith(f"error: {problem}")
+
+
+def test_a_killed_process_of_joblib_is_one_line(
+    train: Callable[..., Path], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise TerminatedWorkerError("A worker process was killed\nby the operating system")
+
+    def sweep(self: Combinations, arguments: list[str], real: Any = Combinations.sweep) -> Any:
+        self.hydras.sweep = killed
+        return real(self, arguments)
+
+    monkeypatch.setattr(Combinations, "sweep", sweep)
+    with pytest.raises(SystemExit) as ended:
+        train("-m", *TOY, "seed=1,2", f"hydra.sweep.dir={here}")
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {here}: a process of the sweep was killed") and said.count("\n") == 1
 
 
 def test_no_folder_is_written_over(train: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]) -> None:

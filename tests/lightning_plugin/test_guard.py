@@ -22,11 +22,11 @@ from rnnzoo.lightning.together import together
 
 SCRIPT = '''
 import ctypes, os, subprocess, sys, time
-from rnnzoo.lightning import preempt
+from rnnzoo.lightning import guard, preempt
 from rnnzoo.lightning.guard import PARENT
 from rnnzoo.lightning.preempt import heeding_signals, watch
 
-preempt.AT_ONCE = preempt.LONGEST_WAIT = 1.0
+preempt.AT_ONCE = preempt.LONGEST_WAIT = guard.LONGEST_MEETING = 1.0
 
 def say_who():
     line = os.environ.get("LOCAL_RANK", "0") + " " + str(os.getpid()) + chr(10)
@@ -73,6 +73,12 @@ def one_of(count):
     if "LOCAL_RANK" not in os.environ:
         for rank in range(1, count):
             start(rank)
+    wait_in_compiled_code()
+
+def meet():
+    """Where the others never come."""
+    os.environ.update(MASTER_ADDR="node1", MASTER_PORT="29500")
+    watch.guard.meeting = time.monotonic()
     wait_in_compiled_code()
 
 def refused():
@@ -185,6 +191,11 @@ def test_ctrl_c_comes_to_all(start: Start) -> None:
 def test_another_process_is_refused(start: Start) -> None:
     process, _ = start("refused()", 2)
     told(process, 1, f"error: no\nprocess 1 of the run ended with exit code 1; {AGAIN}")
+
+
+def test_the_others_never_come(start: Start) -> None:
+    process, _ = start("meet()", 1)
+    told(process, ALONE, f"the processes of the run did not all meet at node1:29500 within 1 s; {AGAIN}")
 
 
 def test_the_others_come_to_their_own_end(start: Start) -> None:

@@ -25,7 +25,7 @@ import torch
 from rnnzoo import Cell, gate, register
 
 MARK = Path(__file__).with_suffix(".signalled")
-calls = {{True: -1, False: 0}}  # of which the rehearsal makes one
+calls = {{True: -6, False: 0}}  # of which the rehearsal makes six
 
 def signalled(*signals, pause=0):
     if not MARK.exists():
@@ -240,18 +240,29 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path: Path, command: Command, train: Train) -> None:
-    """Only one receives the signal; both stop after the same step, and one alone can go on with what both had seen."""
-    act = f"if os.environ.get('LOCAL_RANK') == '1' and calls[True] > {2 * BATCH}: signalled(signal.SIGTERM)"
-    arguments, folder = [*cell(tmp_path, act), "hardware=cpu_ddp", "checkpoint.every_n_steps=100"], tmp_path / "run"
+@pytest.mark.parametrize(
+    ("base", "moment", "steps", "loss"),
+    [
+        (SINE, f"calls[True] > {2 * BATCH}", 3, "train/loss"),
+        ((*TEXT, "task.dropout=0", "task.restart=0"), f"calls[False] == {REHEARSED + 7}", 7, "val/loss"),
+    ],
+    ids=["training", "validation"],
+)
+def test_two_processes_agree(
+    base: tuple[str, ...], moment: str, steps: int, loss: str, tmp_path: Path, command: Command, train: Train
+) -> None:
+    """Only one receives the signal; both stop after the same step or before the same batch of validation, and one alone
+    can go on with what both had seen."""
+    act = f"if os.environ.get('LOCAL_RANK') == '1' and {moment}: signalled(signal.SIGTERM)"
+    arguments = [*base, LOGGED, *cell(tmp_path, act)[-2:], "hardware=cpu_ddp", "checkpoint.every_n_steps=100"]
+    folder = tmp_path / "run"
     done = command("train.py", *arguments, f"hydra.run.dir={folder}", timeout=100)
     told(done.returncode, done.stderr.splitlines(keepends=True)[-1], f"resume={folder}")
-    assert steps_taken(folder) == 3
+    assert steps_taken(folder) == steps and not (folder / "checkpoints" / "best.ckpt").exists()
     train(f"resume={folder}", f"cells={tmp_path / 'signalled.py'}", "hardware=cpu")
-    resumed, whole = (
-        next(row for row in metrics(run) if row["train/loss"]) for run in (folder, train(*arguments[:-2]))
-    )
-    assert float(resumed["train/loss"]) == pytest.approx(float(whole["train/loss"]), rel=1e-5)
+    whole = train(*arguments[:-2], "hardware=cpu")
+    resumed, undisturbed = (next(row for row in metrics(run) if row[loss]) for run in (folder, whole))
+    assert float(resumed[loss]) == pytest.approx(float(undisturbed[loss]), rel=1e-5)
 
 
 def test_bad_jobs_of_a_sweep_end_only_themselves(
@@ -259,7 +270,7 @@ def test_bad_jobs_of_a_sweep_end_only_themselves(
 ) -> None:
     sweep = (f"hydra.sweep.dir={tmp_path}", "task.window=-1,3,0", "trainer.max_epochs=1")
     with pytest.raises(SystemExit) as end:
-        train("-m", *SINE, *sweep)
+        train(*SINE, "-m", *sweep)  # where a person may put it
     assert end.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert ["task.window=-1" in lines[0], "task.window=0" in lines[1]] == [True, True] and len(lines) == 2

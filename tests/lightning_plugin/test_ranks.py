@@ -67,7 +67,7 @@ class Seen(Cell):
         Path(__file__).with_name(f"seen_{self.hidden_size}_{rank}_{os.getpid()}").touch()
         if (calls, self.hidden_size, rank) == (7, 5, "0"):
             os.kill(os.getppid(), signal.SIGTERM)
-        if (calls, self.hidden_size, rank) in ((1, 6, "0"), (14, 7, "1")):
+        if (calls, self.hidden_size, rank) in ((1, 6, "0"), (19, 7, "1")):
             Path(__file__).with_name("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.tanh(x @ self.W + h @ self.U + self.b)
@@ -176,15 +176,17 @@ def test_of_two_processes_one_is_killed(
     assert all(word in told[0] for word in words), told
 
 
-def test_how_a_job_in_a_process_of_its_own_may_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_a_job_in_a_process_of_its_own_may_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ".hydra").mkdir()
     program = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(program))
 
-    def ends_with(code: int) -> list[str]:
-        program.write_text(f"#!/bin/sh\nexit {code}\n")
+    def ends_with(code: int, **sweep: object) -> list[str]:
+        program.write_text(f"#!/bin/sh\n[ {code} -ge 0 ] && exit {code}\nkill {code} $$\n")
         program.chmod(0o755)
-        return run_separately(OmegaConf.create({"seed": 1}), tmp_path)
+        return run_separately(OmegaConf.create({"seed": 1, **sweep}), tmp_path)
 
     assert ends_with(0) == []
     [line] = ends_with(1)
@@ -192,8 +194,11 @@ def test_how_a_job_in_a_process_of_its_own_may_end(tmp_path: Path, monkeypatch: 
     with pytest.raises(SystemExit) as end:
         ends_with(EXIT_CODE)
     assert end.value.code == EXIT_CODE
-    with pytest.raises(RuntimeError, match="exit code 3"):
-        ends_with(3)
+    capsys.readouterr()
+    [line] = ends_with(-9)
+    assert capsys.readouterr().err == f"error: {line}\n" and "its process was killed by SIGKILL; run it again" in line
+    with pytest.raises(RuntimeError, match="its process ended with exit code 3; run it again"):
+        ends_with(3, sweep={"trial": 1})
 
 
 # What has been started must be what is asked for

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rnnzoo.hydra.search.study import ERROR, FOLDER
 from rnnzoo.lightning.figures import count_along, save
+from rnnzoo.plain import printable
 
 
 def conclude(
@@ -36,9 +37,9 @@ def conclude(
         command: what repeats a trial with the given parameters.
     """
     ends = Counter(trial.state.name.lower() for trial in trials)
-    print(f"study {study.study_name}: {', '.join(f'{count} {end}' for end, count in ends.most_common())}")
+    print(printable(f"study {study.study_name}: {', '.join(f'{count} {end}' for end, count in ends.most_common())}"))
     for error, count in Counter(trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs).items():
-        print(f"  {count} with: {error}")
+        print(printable(f"  {count} with: {error}"))
     complete, pruned = (
         {t.number: t.value for t in trials if t.state == state and t.value is not None}
         for state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -48,12 +49,12 @@ def conclude(
         return
     choose = min if study.direction == StudyDirection.MINIMIZE else max
     best = study.get_trials(deepcopy=False)[choose(complete, key=complete.__getitem__)]
-    print(f"best trial: {best.number}, {monitor} {best.value:.4g}, in {best.user_attrs.get(FOLDER)}")
-    print(f"as a run: {command(best.params)}", flush=True)
+    print(printable(f"best trial: {best.number}, {monitor} {best.value:.4g}, in {best.user_attrs.get(FOLDER)}"))
+    print(printable(f"as a run: {command(best.params)}"), flush=True)
 
     path = folder / "study.png"
     if save(path, lambda: _figure(study, complete, pruned, monitor)):
-        print(f"written: {path}", flush=True)
+        print(printable(f"written: {path}"), flush=True)
 
 
 def _figure(study: optuna.Study, complete: dict[int, float], pruned: dict[int, float], monitor: str) -> Figure:

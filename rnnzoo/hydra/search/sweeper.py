@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +34,7 @@ from rnnzoo.hydra.refusals import one_line, refused
 from rnnzoo.hydra.search.space import distribution, grid, make_sampler
 from rnnzoo.hydra.settings import quoted
 from rnnzoo.lightning.ranks import refuse_sweep
-from rnnzoo.plain import masked
+from rnnzoo.plain import masked, printable
 
 if TYPE_CHECKING:
     import optuna
@@ -66,10 +67,17 @@ class Combinations(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydras.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.folder = config.hydra.sweep.dir
 
     def sweep(self, arguments: list[str]) -> Any:
         refuse_sweep()
-        batches = self.hydras.sweep(arguments)
+        try:
+            batches = self.hydras.sweep(arguments)
+        except BrokenProcessPool as error:  # as joblib has it, whatever its other processes have done
+            raise UserError(
+                f"{self.folder}: a process of the sweep was killed, perhaps for want of memory; "
+                "jobs that have no summary.json there are to be run again"
+            ) from error
         for results in batches:
             note_refused(results)
         return batches
@@ -189,7 +197,7 @@ class Optuna(Sweeper):
         with naming_storage(self.storage), storage_at(self.storage) as storage:
             study = open_study(self.study_name, storage, direction, self.described, sampler, pruner)
             budget = Budget(study, n_trials, s.dead_after, s.attempts)
-            print(f"study {self.study_name}: {len(budget.counted())} of {n_trials} trials there", flush=True)
+            print(printable(f"study {self.study_name}: {len(budget.counted())} of {n_trials} trials there"), flush=True)
             results = self._spend(study, budget)
             conclude(study, budget.counted(), self.folder, self.monitor, self._command)
         return results
@@ -226,11 +234,9 @@ class Optuna(Sweeper):
                     barren = 0 if any(ended) else barren + 1
                     if all(ended) or barren == BARREN:
                         raise
-                    line = " ".join(str(error).split())[:200]
-                    print(
-                        f"a process died ({type(error).__name__}: {masked(line)}); its trials will be repeated",
-                        flush=True,
-                    )
+                    line = masked(" ".join(str(error).split())[:200])
+                    told = f"a process died ({type(error).__name__}: {line}); its trials will be repeated"
+                    print(printable(told), flush=True)
         return returns
 
     def _overrides(self, study: optuna.Study, trial: optuna.Trial) -> list[str]:

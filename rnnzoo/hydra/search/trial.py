@@ -25,7 +25,7 @@ from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import Diverged
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
-from rnnzoo.plain import masked
+from rnnzoo.plain import masked, printable
 
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     "none": optuna.pruners.NopPruner,
@@ -79,7 +79,7 @@ class OwnTrial(pl.Callback):
                 self.trial.set_user_attr(ERROR, masked(" ".join(str(error).split())))
             self.study.tell(self.trial, value, state)
         except (ValueError, UpdateFinishedTrialError):
-            print(f"trial {self.trial.number} was silent for too long and has been given up; it is repeated")
+            print(printable(f"trial {self.trial.number} was silent for too long and has been given up; it is repeated"))
 
 
 @contextmanager
@@ -105,10 +105,10 @@ def _told(own: OwnTrial, dead_after: float) -> Iterator[OwnTrial]:
             yield own
         except TrialPruned:
             own.tell(TrialState.PRUNED)
-            print(f"trial {number} pruned after {own.validations} validations", flush=True)
+            print(printable(f"trial {number} pruned after {own.validations} validations"), flush=True)
         except Diverged as error:  # a pruned trial without a value is the worst to a sampler, a failed one unknown
             own.tell(TrialState.PRUNED, error=error)
-            print(f"trial {number}: {error}", flush=True)
+            print(printable(f"trial {number}: {error}"), flush=True)
         except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
             own.tell(TrialState.FAIL, error=error)
             raise

@@ -15,6 +15,7 @@ from rnnzoo import Recurrent, UserError
 from rnnzoo.explain.equations import gates
 from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.pictures.picture import Picture, Seen, panels
+from rnnzoo.plain import printable
 
 
 class GateActivations(Picture):
@@ -61,7 +62,7 @@ def sigmoid_gates(layer: Recurrent) -> list[str]:
     try:
         return [name for name, function in gates(cell).items() if "sigmoid" in function]
     except UserError as error:
-        print(f"pictures=true shows no gates: {error}")
+        print(printable(f"pictures=true shows no gates: {error}"))
         return []
 
 
