@@ -54,7 +54,7 @@ TORCHRECURRENT = {
 """torchrecurrent's layer for a registered name. Its LiGRU, MUT1, MUT2 and SCRN are left out: they do other work than
 the papers' (no normalisation, a product where the paper takes x itself, a second product on the state)."""
 
-PACKAGES = {"torchrecurrent": "'rnnzoo[bench]'", "flashrnn": "flashrnn"}
+PACKAGES = {"torchrecurrent": "'rnnzoo[bench]'", "jax": "'rnnzoo[bench]'", "flashrnn": "flashrnn"}
 """Rivals that are packages of their own, and how they are installed."""
 
 Make: TypeAlias = "Callable[[int, int], nn.Module]"
@@ -110,6 +110,8 @@ class Setting:
         for package, source in PACKAGES.items():
             if package in self.rivals and importlib.util.find_spec(package) is None:
                 raise UserError(f"{package} is not installed; pip install {source}, or name other rivals")
+        if "jax" in self.rivals and (self.dtype, self.device) != ("float32", "cpu"):
+            raise UserError("jax is measured in float32 on CPUs only; leave out dtype and device, or name other rivals")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: torch finds no CUDA device here; use device=cpu")
 
@@ -234,6 +236,10 @@ def _torchrecurrent(cell: str) -> Make | None:
     return getattr(importlib.import_module("torchrecurrent"), TORCHRECURRENT[cell])
 
 
+def _jax(cell: str) -> Make:
+    return partial(importlib.import_module("rnnzoo.bench_jax").Layer, cell)  # jax takes a second to load
+
+
 def _engine(engine: str, cell: str) -> Make | None:
     """The layer by an engine or by a loop of `serial`, where that takes the cell."""
     if engine in ENGINES:
@@ -278,7 +284,7 @@ def _flashrnn(cell: str) -> Make | None:
 
 
 RIVALS: dict[str, Callable[[str], Make | None]] = {
-    "torch": _torch, "loop": _loop, "torchrecurrent": _torchrecurrent, "flashrnn": _flashrnn,
+    "torch": _torch, "loop": _loop, "torchrecurrent": _torchrecurrent, "jax": _jax, "flashrnn": _flashrnn,
     **{name: partial(_engine, name) for name in ("native", "scan", *serial.LOOPS)},
 }  # fmt: skip
 """Each gives its layer for a cell's registered name, or None where it has none."""
@@ -311,6 +317,9 @@ class Contender:
             self.layer(self.x)
 
     def fwdbwd(self) -> None:
+        if hasattr(self.layer, "gradients"):  # one that torch's autograd does not see
+            self.layer.gradients(self.x, self.weights)
+            return
         with self.autocast():
             loss = (self.layer(self.x)[0] * self.weights).sum()
         loss.backward()
@@ -337,6 +346,8 @@ class Contender:
     def memory_mb(self) -> float:
         """The most that tensors take during forward and backward, above what is there before: MB."""
         self.clear()
+        if hasattr(self.layer, "memory_mb"):
+            return float(self.layer.memory_mb(self.x, self.weights))
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from oracles import attention, compound, extended, gated, gru, neural, rwkv, ssm, unitary
+from oracles import attention, compound, extended, gated, gru, linear, neural, rwkv, ssm, unitary
 from torch.nn import functional as F
+
+from rnnzoo import get
 
 T, I, H, N = 12, 4, 6, 5  # noqa: E741  I is the input size everywhere in this project
 BLOCK = {"W_x": (H, I), "W_z": (H, I), "W_out": (H, H), "W_conv": (H, 4), "b_conv": H, "W_r": (2, H), "W_Delta": (H, 2)}
@@ -165,15 +167,42 @@ def test_linear_attention(draw):
     assert_close(mine, weights @ v / (weights.sum(1, keepdim=True) + 1e-6) @ t.W_O.T + t.b_O)
 
 
+LAYERS, LAYER = 3, 2
+"""Of so many layers this one is run; counted from one."""
+
+
+def lower_bound():
+    """modeling_hgrn.py in fla, modeling_hgrn2.py of the authors: of Γ as it starts, less the first layer's share."""
+    shares = torch.zeros(LAYERS, H, dtype=torch.float64).softmax(0)
+    return (shares.cumsum(0) - shares[0])[LAYER - 1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hgrn(draw, first):
+    """hgru1d.py over the whole sequence: complex decays multiply up; lower_bound is 0 unless layers are counted."""
+    gates = {f"{k}_{i}": (H, I) if k == "W" else H for k in "Wb" for i in ("re", "im", "mu")}
+    p, t, xs = draw(**gates, theta=H, W_g=(2 * H, I), b_g=2 * H, scale=2 * H, shift=2 * H, W_o=(H, 2 * H), b_o=H)
+    bound = torch.zeros(H, dtype=torch.float64) if first else lower_bound()
+    keep = bound + (1 - bound) * torch.sigmoid(xs @ t.W_mu.T + t.b_mu)
+    c = torch.complex(F.silu(xs @ t.W_re.T + t.b_re), F.silu(xs @ t.W_im.T + t.b_im))
+    turns = torch.exp(1j * t.theta * (torch.arange(T)[:, None] - torch.arange(T))[..., None])
+    h = torch.einsum("tsk,sk->tk", decays(keep.log()) * turns, (1 - keep) * c)
+    normal = F.layer_norm(torch.cat([h.real, h.imag], -1), (2 * H,), t.scale, t.shift)
+    mine, _ = run(linear.hgrn, p, xs, H, H, gamma=bound.numpy())
+    assert_close(mine, (normal * F.silu(xs @ t.W_g.T + t.b_g)) @ t.W_o.T + t.b_o)
+    if first:
+        assert get("hgrn").hyperparameters["gamma"].default == get("hgrn2").hyperparameters["gamma"].default == 0
+
+
 def test_hgrn2(draw):
     """Over the whole sequence, as the authors' chunks: the decays of each key feature multiply up."""
     gates = {f"{k}_{i}": (H, I) if k == "W" else H for k in "Wb" for i in "fio"}
-    p, t, xs = draw(**gates, Gamma=H, scale=H, shift=H, W_y=(H, H), b_y=H)
-    bound = torch.sigmoid(t.Gamma)
+    p, t, xs = draw(**gates, scale=H, shift=H, W_y=(H, H), b_y=H)
+    bound = lower_bound()
     f = bound + (1 - bound) * torch.sigmoid(xs @ t.W_f.T + t.b_f)
     v, o = F.silu(xs @ t.W_i.T + t.b_i), torch.sigmoid(xs @ t.W_o.T + t.b_o)
     y = torch.einsum("tk,tsk,sk,sv->tv", o, decays(f.log()), 1 - f, v)
-    mine, _ = run(attention.hgrn2, p, xs, (H, H))
+    mine, _ = run(attention.hgrn2, p, xs, (H, H), gamma=bound.numpy())
     assert_close(mine, F.layer_norm(y, (H,), t.scale, t.shift) @ t.W_y.T + t.b_y)
 
 

@@ -265,6 +265,32 @@ def test_torchrecurrent_has_these_layers(cell: str) -> None:
     assert Contender(make, Size(3, 2, 4, 4), Setting()).layer(torch.zeros(3, 2, 4))[0].shape == (3, 2, 4)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "lru", "gla", "ltc", "tau_gru"])
+def test_jax_computes_what_the_plain_loop_does(cell: str) -> None:
+    """Output and gradients, of a gated cell, one with a readout, a memory, a solver's rounds, and a delay line."""
+    contender = Contender(bench.RIVALS["jax"](cell), SMALL, Setting())
+    layer = Recurrent(cell, SMALL.I, SMALL.H, engine="reference")
+    layer.cells[0].load_state_dict(contender.layer.cell.state_dict())
+    x = contender.x.detach().requires_grad_()
+    output, _ = layer(x)
+    (output * contender.weights).sum().backward()
+    torch.testing.assert_close(torch.from_dlpack(contender.layer(x)[0]), output)
+    weights, by_x = contender.layer.gradients(x, contender.weights)
+    torch.testing.assert_close(torch.from_dlpack(by_x), x.grad)
+    assert set(weights) == {key for key, _ in layer.cells[0].named_parameters()}
+    for key, parameter in layer.cells[0].named_parameters():
+        torch.testing.assert_close(torch.from_dlpack(weights[key]), parameter.grad, msg=key)
+    assert contender.memory_mb() > 0
+
+
+def test_jax_says_what_it_has_no_form_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnzoo import bench_jax
+
+    monkeypatch.delitem(bench_jax.FORMS, torch.ops.aten.mm.default)
+    case = bench.measure("gru", SMALL, Setting(("jax",), "reference", rounds=1))
+    assert case.refused == {"jax": "aten.mm.default is not written for jax"} and set(case.measured) == {OURS}
+
+
 def test_rivals_have_what_they_have() -> None:
     assert [cell for cell in list_cells() if bench.RIVALS["torch"](cell)] == ["gru", "lstm", "rnn"]
     assert bench.RIVALS["torchrecurrent"]("lstm") is None
@@ -286,6 +312,7 @@ def test_sizes() -> None:
         (["gru", "--engine", "nativ"], ["'nativ'", "did you mean native"]),
         (["gru", "--dtype", "float16"], ["'float16'", "bfloat16"]),
         (["gru", "--device", "tpu"], ["'tpu'", "cpu"]),
+        (["gru", "--against", "jax", "--dtype", "float64"], ["jax", "float32"]),
         (["gru", "--rounds", "0"], ["rounds", "positive"]),
         (["gru", "--threads", "-1"], ["threads", "positive"]),
     ],

@@ -3,6 +3,7 @@
 Shapes: B batch, I input size, H hidden size.
 """
 
+import re
 from importlib import import_module
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_every_oracle_and_every_twin_is_of_a_cell():
 def test_cites_its_source_and_says_what_it_is(name):
     assert entry(name).source
     assert get(name).__doc__
+    code = entry(name).code  # a file says nothing without the commit that it is read at
+    assert not code or re.match(r"github\.com/[\w.-]+/[\w.-]+ at [0-9a-f]{7}, \S", code)
+
+
+def test_a_transcription_of_the_same_source_is_no_evidence_of_its_own():
+    twice = {name for name in ZOO if entry(name).package and not entry(name).independent}
+    assert twice == {"sgrn", "miru1", "miru2", "lstm_residual", "lstm_memory_control", "lstm_wmc", "tau_gru"}
 
 
 @pytest.mark.parametrize(("name", "options"), variants())

@@ -200,20 +200,19 @@ class LinearAttention(Cell):
 class HGRN2(Cell):
     """HGRN, one head, its state expanded to a matrix: what a row does not keep, 1 - f, is the key that writes to it.
 
-    Differs: γ = sigmoid(Gamma) is each layer's own and starts at 1/2; the paper's is summed up over the layers, from 0
-    in the first, so that it grows with depth. V passes through SiLU and the output is normalised, as in the authors'
-    code.
+    Differs: γ is given, as in HGRN. V passes through SiLU and the output is normalised, as in the authors' code.
     """
 
+    gamma: float = 0.0
     S = State("hidden", "hidden")
-    W_f, b_f, Gamma = InputWeight(), Bias(role="forget"), Weight("hidden", init=0.0)
+    W_f, b_f = InputWeight(), Bias(role="forget")
     W_i, b_i, W_o, b_o = InputWeight(), Bias(), InputWeight(), Bias()
     scale, shift = Weight("hidden", init=1.0), Bias()
     W_y, b_y = RecurrentWeight(), Bias()
 
     def step(self, x: Tensor, S: Tensor) -> Tensor:
-        i, gamma = silu(x @ self.W_i + self.b_i), sigmoid(self.Gamma)
-        f = gamma + (1 - gamma) * sigmoid(x @ self.W_f + self.b_f)
+        i = silu(x @ self.W_i + self.b_i)
+        f = self.gamma + (1 - self.gamma) * sigmoid(x @ self.W_f + self.b_f)
         return f[:, :, None] * S + (1 - f)[:, :, None] * i[:, None, :]
 
     def readout(self, x: Tensor, *state: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class MLSTM(Cell):
 
     Differs: one head. f is a sigmoid and the denominator at least exp(-m), 1 before stabilising, as in the authors'
     code; the gates' weights start at 0 and f's bias at 3, as there (i's at N(0, 0.1²)), but the gates see x and o is a
-    sigmoid of x, as in the paper; there they see q, k and v after a convolution, and a norm follows.
+    sigmoid of x, as in the paper; there they see q, k (both of a convolution of x) and v, and a norm follows.
     """
 
     W_q, W_k, W_v, W_o = (InputWeight() for _ in range(4))
@@ -98,7 +98,7 @@ class ELSTM(Cell):
 @register(
     "nas",
     source="Zoph & Le 2017, arXiv:1611.01578, appendix, the cell found without max and sin",
-    code="github.com/tensorflow/tensorflow, tensorflow/contrib/rnn/python/ops/rnn_cell.py, NASCell",
+    code="github.com/tensorflow/tensorflow at 9aca4c6, tensorflow/contrib/rnn/python/ops/rnn_cell.py, NASCell",
 )
 class NAS(Cell):
     """A cell found by search: a tree over eight pairs of products, in one of which x and h are multiplied."""

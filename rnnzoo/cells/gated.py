@@ -29,7 +29,7 @@ class MinimalRNN(Cell):
     "ugrnn",
     source="Collins, Sohl-Dickstein, Sussillo 2017, arXiv:1611.09913, eq. 2-4",
     package="torchrecurrent.UGRNNCell",
-    code="github.com/tensorflow/tensorflow (r1.15), tensorflow/contrib/rnn/python/ops/rnn_cell.py",
+    code="github.com/tensorflow/tensorflow at 9aca4c6, tensorflow/contrib/rnn/python/ops/rnn_cell.py",
 )
 class UGRNN(Cell):
     """Update gate RNN: a simple recurrent network whose one gate g keeps or replaces the state.
@@ -53,7 +53,7 @@ class UGRNN(Cell):
     "intersection_rnn",
     source="Collins, Sohl-Dickstein, Sussillo 2017, arXiv:1611.09913, eq. 15-20",
     package="torchrecurrent.IntersectionRNNCell",
-    code="github.com/tensorflow/tensorflow (r1.15), tensorflow/contrib/rnn/python/ops/rnn_cell.py",
+    code="github.com/tensorflow/tensorflow at 9aca4c6, tensorflow/contrib/rnn/python/ops/rnn_cell.py",
 )
 class IntersectionRNN(Cell):
     """+RNN: one gate carries the state h through time, another the raw input to the output y, through depth.

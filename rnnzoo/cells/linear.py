@@ -271,7 +271,8 @@ class RGLRU(Cell):
 class _HGRN(Cell):
     """Parameters of the hierarchically gated recurrent network."""
 
-    Gamma, theta = Weight("hidden", init=0.0), Weight("hidden", init="angles")
+    gamma: float = 0.0
+    theta = Weight("hidden", init="angles")
     W_re, b_re, W_im, b_im = InputWeight(), Bias(), InputWeight(), Bias()
     W_mu, b_mu = InputWeight(), Bias(role="forget")
     W_g, b_g = Weight("input", "doubled"), Weight("doubled")
@@ -294,16 +295,15 @@ class _HGRN(Cell):
 class HGRN(_HGRN):
     """Hierarchically gated: a complex state turns at fixed rates and is forgotten no faster than a bound γ allows.
 
-    Differs: γ = sigmoid(Gamma) is each layer's own and starts at 1/2; the paper's is summed up over the layers, from 0
-    in the first, so that it grows with depth. The output is normalised before its gate, as in the authors' code.
+    Differs: γ is given, by default the 0 of the paper's first layer; in layer k it is there a sum of what all layers
+    learn together, (k - 1)/layers at first. The output is normalised before its gate, as in the authors' code.
     """
 
     def step(self, x: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
         c_re = silu(x @ self.W_re + self.b_re)
         c_im = silu(x @ self.W_im + self.b_im)
         mu = sigmoid(x @ self.W_mu + self.b_mu)
-        gamma = sigmoid(self.Gamma)
-        decay = gamma + (1 - gamma) * mu
+        decay = self.gamma + (1 - self.gamma) * mu
         new_re = decay * (cos(self.theta) * re - sin(self.theta) * im) + (1 - decay) * c_re
         new_im = decay * (sin(self.theta) * re + cos(self.theta) * im) + (1 - decay) * c_im
         return new_re, new_im

@@ -70,14 +70,13 @@ def linear_attention(p, x, S, z):
     return p.W_O @ (q @ S / (q @ z + 1e-6)) + p.b_O, (S, z)
 
 
-def hgrn2(p, x, S):
+def hgrn2(p, x, S, gamma):
     """Qin et al. 2024: HGRN's real recurrence, the outer product of 1 - f and i in place of the element-wise one.
 
     Doraemonzzz/hgru2-pytorch, modules/hgru2_1d.py, for one head; the lower bound is an argument there, and the paper
     makes it grow over the layers.
     """
-    bound = sigmoid(p.Gamma)
-    f = bound + (1 - bound) * sigmoid(p.W_f @ x + p.b_f)
+    f = gamma + (1 - gamma) * sigmoid(p.W_f @ x + p.b_f)
     S = np.diag(f) @ S + np.outer(1 - f, silu(p.W_i @ x + p.b_i))
     y = sigmoid(p.W_o @ x + p.b_o) @ S
     return p.W_y @ (layer_norm(y) * p.scale + p.shift) + p.b_y, (S,)

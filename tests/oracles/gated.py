@@ -21,7 +21,7 @@ def minimal_rnn(p, x, h):
 def ugrnn(p, x, h, nonlinearity):
     """Collins et al. 2017, eq. 2-4, s = tanh or ReLU.
 
-    UGRNNCell in tensorflow r1.15, contrib/rnn/python/ops/rnn_cell.py: one product with [x, h], b^fg = 1 by default.
+    UGRNNCell in tensorflow 9aca4c6, contrib/rnn/python/ops/rnn_cell.py: one product with [x, h], b^fg = 1 by default.
     """
     xh = np.concatenate([x, h])
     c = {"tanh": tanh, "relu": relu}[nonlinearity](np.hstack([p.W_c, p.U_c]) @ xh + p.b_c)
@@ -33,7 +33,7 @@ def ugrnn(p, x, h, nonlinearity):
 def intersection_rnn(p, x, y, h):
     """Collins et al. 2017, eq. 15-20, s1 = ReLU, s2 = tanh; x padded to H where it is narrower.
 
-    IntersectionRNNCell in tensorflow r1.15, contrib/rnn/python/ops/rnn_cell.py, projects an x of another width first.
+    IntersectionRNNCell in tensorflow 9aca4c6, contrib/rnn/python/ops/rnn_cell.py, projects an x of another width first.
     """
     y_in = relu(p.U_y @ h + p.W_y @ x + p.b_y)
     h_in = tanh(p.U_h @ h + p.W_h @ x + p.b_h)

@@ -115,11 +115,15 @@ def rg_lru(p, x, h, c):
     return h, (h,)
 
 
-def hgrn(p, x, re, im):
-    """Qin et al. 2023, section 3, in complex numbers; output as in hgru1d.py: normalised, gated by SiLU, projected."""
+def hgrn(p, x, re, im, gamma):
+    """Qin et al. 2023, section 3, in complex numbers; output as in hgru1d.py: normalised, gated by SiLU, projected.
+
+    gamma^k = [cumsum(softmax(Gamma))]_k, the sum of the rows before k (README of OpenNLPLab/HGRN at 135e404), so that
+    it is 0 in the first layer and, as Gamma is 0 at first, (k - 1) / layers in layer k; fla's models/hgrn sums the
+    rows 2 to k.
+    """
     c = silu(p.W_re @ x + p.b_re) + 1j * silu(p.W_im @ x + p.b_im)
-    bound = sigmoid(p.Gamma)
-    decay = bound + (1 - bound) * sigmoid(p.W_mu @ x + p.b_mu)
+    decay = gamma + (1 - gamma) * sigmoid(p.W_mu @ x + p.b_mu)
     h = decay * np.exp(1j * p.theta) * (re + 1j * im) + (1 - decay) * c
     normal = layer_norm(np.concatenate([h.real, h.imag])) * p.scale + p.shift
     return p.W_o @ (silu(p.W_g @ x + p.b_g) * normal) + p.b_o, (h.real, h.imag)
