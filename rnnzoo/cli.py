@@ -163,7 +163,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument("--train", action="store_true", help="tasks instead: rnnzoo train beside a bare loop")
     measuring.add_argument("--sizes", nargs="+", metavar="T,B,I,H", help="default: five usual ones")
     measuring.add_argument(
-        "--against", default="torch,loop", help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,flashrnn"
+        "--against",
+        default="torch,loop",
+        help="some of torch,loop,native,scan,operations,kernel,triton,graphs,torchrecurrent,flashrnn",
     )
     measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan, matrix")
     measuring.add_argument("--threads", type=int, help="default: torch's")
