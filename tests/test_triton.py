@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 LEFT: dict[str, str] = {}
 """Cells without a form in Triton, and the operation that has none."""
 
-MEETING = ["lstm", "gru", "mgu", "lem", "min_gru", "eunn", "nru", "fast_weights", "mamba"]
+MEETING = ["lstm", "gru", "mgu", "lem", "min_gru", "eunn", "fast_weights", "mamba"]
 """With one product a step and several, without any, with states in pieces, with sums, and with matrices as states."""
 
 SCANNED = ["min_gru", "lru", "gla"]

@@ -160,6 +160,8 @@ class TritonLowering(Lowering):
             form = POWERS.get(exponent, f"tl.exp({float(exponent)!r} * tl.log({{0}}))")
             if float(exponent).is_integer() and 0 < exponent <= 8:
                 form = f"({' * '.join(['{0}'] * int(exponent))})"
+        elif node.target is aten.pow.Scalar and arguments[0] > 0:
+            form, arguments = f"tl.exp({math.log(arguments[0])!r} * {{0}})", arguments[1:]
         elif node.target is aten._to_copy.default and whole:
             form = "toward_zero({0})"
         if form is None or (node.kwargs and node.target is not aten._to_copy.default):
