@@ -200,7 +200,7 @@ class Function:
         else:
             expression = operation.expression.format(*map(self._read, operation.operands))
         if all(isinstance(operand, float) for operand in operation.operands):
-            expression = f"tl.full({self._tile(operation.shape)}, {expression}, S)"
+            expression = f"tl.broadcast_to(tl.full([1, 1], 1.0, S) * {expression}, {self._tile(operation.shape)})"
         elif all(self._thin(operand) for operand in operation.operands):
             expression = f"tl.broadcast_to({expression}, {self._tile(operation.shape)})"
         value = self._values[name] = Text(f"v{len(self._values)}", operation.kind == "point bool")
