@@ -31,7 +31,7 @@ from torch import nn
 from torch.autograd.profiler import profile
 
 from rnnzoo import registry
-from rnnzoo.engine import ENGINES, serial
+from rnnzoo.engine import ENGINES, scan, serial
 from rnnzoo.engine.trace import reason
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.plain import printable
@@ -241,21 +241,24 @@ def _jax(cell: str) -> Make:
 
 
 def _engine(engine: str, cell: str) -> Make | None:
-    """The layer by an engine or by a loop of `serial`, where that takes the cell."""
-    if engine in ENGINES:
-        return None if ENGINES[engine].refuses(registry.get(cell)(1, 1)) else partial(Recurrent, cell, engine=engine)
-    return partial(_ByOneLoop, engine, cell)
+    """The layer by an engine, by a loop of `serial`, or by a scan of torch's operations, where that takes the cell."""
+    if engine in serial.LOOPS:
+        return partial(_ByOneWay, "serial", engine, cell)
+    of = ENGINES.get(engine, scan)
+    if of.refuses(registry.get(cell)(1, 1)):
+        return None
+    return partial(Recurrent, cell, engine=engine) if engine in ENGINES else partial(_ByOneWay, "scan", engine, cell)
 
 
-class _ByOneLoop(Recurrent):
-    """A layer whose plans one of the loops runs, see `serial.LOOPS`."""
+class _ByOneWay(Recurrent):
+    """A layer that runs in one of the ways that an engine has, see `serial.LOOPS` and `scan.WAYS`."""
 
-    def __init__(self, loop: str, cell: str, input_size: int, hidden_size: int) -> None:
-        super().__init__(cell, input_size, hidden_size, engine="serial")
-        self.loop = loop
+    def __init__(self, engine: str, way: str, cell: str, input_size: int, hidden_size: int) -> None:
+        super().__init__(cell, input_size, hidden_size, engine=engine)
+        self.way = way
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        with serial.only(self.loop):
+        with ENGINES[self.engine].only(self.way):
             return super().forward(*arguments, **keywords)
 
 
@@ -285,7 +288,7 @@ def _flashrnn(cell: str) -> Make | None:
 
 RIVALS: dict[str, Callable[[str], Make | None]] = {
     "torch": _torch, "loop": _loop, "torchrecurrent": _torchrecurrent, "jax": _jax, "flashrnn": _flashrnn,
-    **{name: partial(_engine, name) for name in ("native", "scan", *serial.LOOPS)},
+    **{name: partial(_engine, name) for name in ("native", "scan", "operations", *serial.LOOPS)},
 }  # fmt: skip
 """Each gives its layer for a cell's registered name, or None where it has none."""
 

@@ -25,6 +25,15 @@ Role: TypeAlias = Literal["", "forget", "input", "update"]
 takes the old one's place ("update")."""
 
 
+NO_FLOAT64 = ("mps",)
+"""Kinds of devices that have no numbers in double precision."""
+
+
+def finest(x: Tensor) -> torch.dtype:
+    """The most precise type of numbers that the device of x has."""
+    return torch.float32 if x.device.type in NO_FLOAT64 else torch.float64
+
+
 class Weight:
     """A parameter of a cell, declared by its dimensions, and the tensor itself when read from a cell.
 

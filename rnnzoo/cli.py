@@ -165,7 +165,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     measuring.add_argument(
         "--against",
         default="torch,loop",
-        help="some of torch,loop,native,scan,kernel,graphs,torchrecurrent,jax,flashrnn",
+        help="some of torch,loop,native,scan,operations,kernel,triton,graphs,torchrecurrent,jax,flashrnn",
     )
     measuring.add_argument("--engine", default="auto", help="one of auto, reference, native, serial, scan, matrix")
     measuring.add_argument("--threads", type=int, help="default: torch's")

@@ -222,7 +222,7 @@ class Forecast(SequenceModule):
         x = filled.windows(torch.tensor([len(values)]), window)  # [T, 1, n]
         training = self.training
         self.eval()
-        scaled = self(x.float().to(self.device))[:, 0].double().cpu()
+        scaled = self(x.float().to(self.device))[:, 0].cpu().double()
         self.train(training)
         return scaled * scale[self.at] + center[self.at]
 

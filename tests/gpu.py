@@ -42,7 +42,7 @@ ROUNDS = 5
 
 CASES = [
     *((cell, size, dtype) for size in SIZES for dtype in ("float32", "bfloat16") for cell in CELLS),
-    ("min_gru", LONG, "float32"),
+    *((cell, LONG, "float32") for cell in ("min_gru", "lru")),
 ]
 TOO_LARGE = {("gla", SIZES[3])}
 """All states of a matrix memory of 512 × 512, 69 GB each time they are kept."""
@@ -231,7 +231,7 @@ def work(out: Path, cases: list[Any], ready: Any, lock: Any, prepared_by: float,
     from rnnzoo.engine import serial
 
     installed = [package for package in bench.PACKAGES if importlib.util.find_spec(package)]
-    rivals = ("loop", "native", "scan", *serial.loops("cuda"), "torch", *installed)
+    rivals = ("loop", "native", "scan", "operations", *serial.loops("cuda"), "torch", *installed)
     prepared = []
     for cell, size, dtype in cases:
         if time.monotonic() > prepared_by - 10:

@@ -91,6 +91,9 @@ SELECTED: dict[str, Listed] = {
     "median": lambda v, m, W, K, b: m.median(-1).values,
     "one_hot": lambda v, m, W, K, b: F.one_hot(m.argmax(-1), 4).to(v.dtype) * m,
     "scatter_add": lambda v, m, W, K, b: torch.zeros_like(m).scatter_add(2, m.argsort(-1)[..., :2], m[..., 1:3]),
+    "scatter_add to what is read elsewhere": lambda v, m, W, K, b: (
+        (y := m.tanh()).scatter_add(2, m.argsort(-1)[..., :2], m[..., 1:3]) + y.flip(1)
+    ),
     "index_add": lambda v, m, W, K, b: torch.zeros_like(v).index_add(1, torch.tensor(ORDER), v[:, :6]),
 }
 """What picks numbers."""

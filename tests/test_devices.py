@@ -1,7 +1,7 @@
 """Layers and tasks stay on the device that they are given, and never wait for it while they train.
 
 No GPU is needed: tensors of torch's device "meta" have no numbers, so that whatever mixes devices, looks at a number,
-or copies one to the host raises.
+or copies one to the host raises. Nor does it have double precision here, as MPS has none.
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,8 +22,10 @@ from hydra import compose, initialize_config_dir
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from rnnzoo import Recurrent, UserError, list_cells
+from rnnzoo import Recurrent, UserError, cell, list_cells
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.settings import resolve
@@ -45,6 +47,32 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Pair(NamedTuple):
     x: Tensor
     y: Tensor
+
+
+DOUBLE = (torch.float64, torch.complex128)
+
+
+class Single(TorchDispatchMode):
+    """The device has single precision only."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor) and tensor.device == META and tensor.dtype in DOUBLE:
+                raise TypeError(f"{func} makes numbers in double precision on a device that has none")
+        return found
+
+
+@pytest.fixture(autouse=True)
+def single(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cell, "NO_FLOAT64", ("mps", "meta"))
+    with Single():
+        yield
+
+
+def test_there_is_no_double_precision() -> None:
+    with pytest.raises(TypeError, match="double precision"):
+        torch.zeros(3, device=META).double()
 
 
 def differentiated(layer: Recurrent, *arguments: Any, **keywords: Any) -> None:

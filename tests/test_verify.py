@@ -19,6 +19,9 @@ from rnnzoo import Recurrent, UserError
 from rnnzoo import engine as engines
 from rnnzoo.check import everything
 from rnnzoo.engine import scan, serial, steps, verify
+from rnnzoo.engine.linear_scan import linear_scan
+from rnnzoo.engine.plan import plan
+from rnnzoo.engine.triton_cost import chunks
 
 I, H = 3, 4  # noqa: E741  I is the input size everywhere in this project
 
@@ -87,6 +90,7 @@ def a_new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def forget() -> None:
         for module, names in (
             (serial, ("_programs", "_distrusted")),
+            (scan, ("_distrusted",)),
             (verify, ("_verdicts",)),
             (engines, ("_failed", "_told")),
         ):
@@ -286,6 +290,35 @@ def test_scans_are_tried_where_the_suite_has_not_been(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scan, "unproven", lambda *_: ("as on another GPU",))
     with pytest.raises(UserError, match=r"engine=scan is not trusted on .*output differs by"):
         layer(x)
+
+
+def test_torch_solves_what_a_wrong_kernel_does_not(monkeypatch: pytest.MonkeyPatch, trials: list[Any]) -> None:
+    def solve(a: Tensor, b: Tensor, h0: Tensor, anew: Tensor | None, kernel: bool) -> Tensor:
+        return linear_scan(a, b, h0, anew) * (1.01 if kernel else 1.0)
+
+    def way(made: Any, device: torch.device) -> str:
+        return "operations" if made in scan._distrusted else "triton"
+
+    monkeypatch.setattr(scan, "linear_scan", solve)
+    monkeypatch.setattr(scan, "_way", way)
+    monkeypatch.setattr(scan, "unproven", lambda prepared, cell, x: (way(plan(cell, x), x.device),))
+    monkeypatch.setattr(engines, "choose", lambda *_: ("scan", ""))
+    torch.manual_seed(0)
+    layers = [Recurrent("min_gru", I, H, engine=engine).double() for engine in ("reference", "auto")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    with pytest.warns(UserWarning, match=r"engine=scan is not trusted on .*output differs by .*with what else"):
+        for x in torch.randn(2, 7, 3, I, dtype=torch.float64):
+            torch.testing.assert_close(layers[1](x)[0], layers[0](x)[0])
+    assert layers[1].engine_used == "scan" and len(trials) == 2 and trials[-1] is None
+
+
+@pytest.mark.parametrize(("T", "long"), [(100, False), (16384, True)])
+def test_a_trial_of_a_scan_is_cut_as_the_run_is(T: int, long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_way", lambda made, device: "triton")
+    cell, x = Recurrent("min_gru", I, 128)._cell(0), torch.zeros(T, 16, I)
+    steps = scan.tried(scan.prepare(cell, x), cell, x)
+    assert (chunks(steps, 16 * 128, 4) > 1) == (chunks(T, 16 * 128, 4) > 1) == long
+    assert steps < T / 10 and (steps > 1) == long
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What Triton's kernels take of a GPU, compiled for it without one: a table of registers, shared memory and spills.
 
 `python tests/triton_resources.py [CELL...]`, for 64 rows and states of 64 to 512 units, for A100 (sm_80) and H100 or
-H200 (sm_90). Compiling takes some seconds each, all of it a quarter of an hour.
+H200 (sm_90), and then those of scans. Compiling takes some seconds each, all of it a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
@@ -18,9 +19,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rnnzoo import Recurrent
+from rnnzoo.engine import triton_scan
 from rnnzoo.engine.library import module
 from rnnzoo.engine.plan import Plan, plan
-from rnnzoo.engine.triton_blocks import LEAST, Blocks, divide
+from rnnzoo.engine.triton_blocks import LANES, LEAST, STAGES, Blocks, divide
 from rnnzoo.engine.triton_emit import write
 
 CELLS = ("rnn", "lstm", "gru", "mgu", "lstm_peephole", "lem", "janet", "cfn", "min_gru", "indrnn")
@@ -40,6 +42,17 @@ def compiled(plan: Plan, blocks: Blocks, capability: int, name: str) -> Any:
     return triton.compile(
         ASTSource(function, signature, {}, aligned), target=GPUTarget("cuda", capability, 32), options=options
     )
+
+
+def scan(name: str, capability: int, complex: bool, anew: bool = False) -> Any:
+    """`walk` or `compose` of triton_scan for numbers in float32, compiled for a GPU."""
+    function = getattr(triton_scan, name)
+    flags: dict[str, Any] = {"REVERSE": False, "COMPLEX": complex, "ANEW": anew, "BLOCK": LANES, "AHEAD": STAGES}
+    pointers = function.arg_names[: function.arg_names.index("T")]
+    kinds = dict.fromkeys(pointers, "*fp32") | dict.fromkeys(flags, "constexpr")
+    signature = {argument: kinds.get(argument, "i32") for argument in function.arg_names}
+    target, options = GPUTarget("cuda", capability, 32), {"num_warps": LANES // 32}
+    return triton.compile(ASTSource(function, signature, flags), target=target, options=options)
 
 
 def resources(kernel: Any) -> tuple[int, int, int]:
@@ -71,3 +84,8 @@ if __name__ == "__main__":
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows(tuple(sys.argv[1:]) or CELLS):
         print(row, flush=True)
+    print("\n| | kernel | numbers | starts anew | registers | KiB | spilled |\n|---|---|---|---|---|---|---|")
+    for capability, name, complex, anew in product(DEVICES, ("walk", "compose"), (False, True), (False, True)):
+        registers, shared, spilled = resources(scan(name, capability, complex, anew))
+        words = "complex" if complex else "real", "yes" if anew else "no"
+        print(f"| sm_{capability} | {name} | {' | '.join(words)} | {registers} | {shared / 1024:.0f} | {spilled} |")

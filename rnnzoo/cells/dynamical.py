@@ -256,7 +256,8 @@ class NBRC(Cell):
 
 def _delay(order: int, theta: float) -> Tensor:
     """[order + 1, order]: transposed A and B of the Legendre delay of theta steps, under zero-order hold."""
-    i, j = torch.arange(order, dtype=torch.float64)[:, None], torch.arange(order, dtype=torch.float64)
+    j = torch.arange(order, dtype=torch.float64, device="cpu")
+    i = j[:, None]
     A = (2 * i + 1) * torch.where(i < j, -1.0, (-1.0) ** (i - j + 1))
     B = (2 * i + 1) * (-1.0) ** i
     system = nn.functional.pad(torch.cat([A, B], 1) / theta, (0, 0, 0, 1))

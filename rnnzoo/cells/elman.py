@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, matrix_exp, nn, relu, remainder, roll, sigmoid, sign, tanh, where
 from torch.nn.functional import layer_norm
 
-from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, gate
+from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, finest, gate
 from rnnzoo.registry import register
 
 
@@ -208,7 +208,7 @@ class OrthogonalRNN(Cell):
             φ.uniform_(0, math.pi / 2).copy_(-torch.sqrt((1 - torch.cos(φ)) / (1 + torch.cos(φ))))
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
-        A = self.A.triu(1).double()  # in single precision the exponential's gradient is poor
+        A = self.A.triu(1).to(finest(self.A))  # in single precision the exponential's gradient is poor
         z = x @ self.T + h @ matrix_exp(A - A.T).to(h.dtype)
         return sign(z) * relu(z.abs() + self.b)
 

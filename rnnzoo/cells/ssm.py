@@ -228,7 +228,7 @@ class _S5(Cell):
         return (self.hidden_size + 1) // 2
 
     def hippo(self, tensor: Tensor) -> None:
-        r = torch.sqrt(torch.arange(2 * self.pairs, dtype=torch.float64) + 0.5)
+        r = torch.sqrt(torch.arange(2 * self.pairs, dtype=torch.float64, device="cpu") + 0.5)
         skew = torch.tril(torch.outer(r, r), -1)
         tensor.copy_(torch.linalg.eigvalsh(1j * (skew - skew.T))[: self.pairs])
 

@@ -68,8 +68,8 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
 
     Between loop and scan the device decides. On a CPU the compiled loop took 0.15 to 0.9 of the scan's time, forward
     and backward, at four sizes for a real state (`min_gru`) and three for a complex one (`lru`): it reads and writes
-    each number once, where the scan makes several passes. Elsewhere what counts should be the number of calls, of
-    which the scan needs about 10 log_4(T) and the loop T / 8; that has not been measured.
+    each number once, where the scan makes several passes. Elsewhere what counts should be the number of calls: the
+    scan needs a few for each state, or about 10 log_4(T) without Triton, and the loop T / 8; that was not measured.
     """
     exact = native.refuses(cell) is None and native.lacks(cell, device) is None
     if exact and device != "cpu":
@@ -87,7 +87,8 @@ def choose(cell: Cell, steps: int, device: str = "cpu") -> tuple[str, str]:
         return before, f"compiling pays back after {PAYS_BACK_GRAPHS:,} time steps"
     if device == "cpu" and matrix.refuses(cell) is None:
         return "matrix", "compiled: the matrix memory stays in the cache"
-    return "serial", "compiled: " + ("faster than torch's kernels here" if exact else "the loop without its overhead")
+    why = "faster than torch's kernels here" if exact else f"the loop without its overhead{serial.how(cell, device)}"
+    return "serial", f"compiled: {why}"
 
 
 def _refused(cell: Cell, device: str) -> str | None:
@@ -138,7 +139,8 @@ def select(name: str, steps: int, cell: Cell, x: Tensor) -> str:
             cause = error if isinstance(error, verify.Doubt) else obstacle(cell) or error
             if name != "auto":
                 raise cause from None
-            if isinstance(error, verify.Doubt) and chosen == "serial" and serial.distrust(cell, x):
+            other = {"serial": serial.distrust, "scan": scan.distrust}.get(chosen)
+            if isinstance(error, verify.Doubt) and other is not None and other(cell, x):
                 tell(cell, str(cause), "engine=auto goes on with what else can run its loop")
                 return select(name, steps, cell, x)
             _failed[author(cell)] = str(cause)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 
-def linear_scan(a: Tensor, b: Tensor, h0: Tensor, anew: Tensor | None = None) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, h0: Tensor, anew: Tensor | None = None, kernel: bool = False) -> Tensor:
     """Solve h_t = a_t · h_{t-1} + b_t for t = 1 ... T, element by element; returns h [T, B, ...].
 
     b [T, B, ...] and h0 [B, ...] are real or complex. a broadcasts to b: [T, B, H], [T, B, d, 1], [T, 1, H], or, for
     a transition that is constant over time, [1, 1, H] or [H]. Can be differentiated any number of times.
 
     Where `anew` [T, B, ...], which broadcasts to b too, is true, h_t = b_t: nothing comes from before, be it NaN.
+    `kernel` has it solved by Triton, in float32 or float64, in place of torch's operations.
     """
     if len(b) == 0 or h0.shape != b.shape[1:]:
         raise ValueError(f"expected b [T, B, ...] with T > 0 and h0 [B, ...], not {list(b.shape)} and {list(h0.shape)}")
@@ -35,7 +36,7 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor, anew: Tensor | None = None) ->
         dtype = reduce(torch.promote_types, (a.dtype, b.dtype, h0.dtype))
         a, b, h0 = a.to(dtype), b.to(dtype), h0.to(dtype)
     anew = None if anew is None else anew.expand_as(b)
-    return _Scan.apply(a[(None,) * (b.dim() - a.dim())], b, h0, anew, False)
+    return _Scan.apply(a[(None,) * (b.dim() - a.dim())], b, h0, anew, False, kernel)
 
 
 class _Scan(torch.autograd.Function):
@@ -46,26 +47,31 @@ class _Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, anew: Tensor | None, reverse: bool) -> Tensor:
-        h = torch.empty_like(b)
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, anew: Tensor | None, reverse: bool, kernel: bool
+    ) -> Tensor:
+        solve = _scan
+        if kernel:
+            from rnnzoo.engine.triton_scan import solve  # needs triton
+        h = torch.empty_like(b, memory_format=torch.contiguous_format)
         first, others = (-1, slice(-1)) if reverse else (0, slice(1, None))
         start, between = (None, None) if anew is None else (anew[0], anew[1:])
         h[first] = b[first] if h0 is None else _advance(a[0], b[0], start, h0)
         # a view that conjugates would be copied at every use
-        _scan(_between(a, len(b)).resolve_conj(), b[others].resolve_conj(), between, h[first], h[others], reverse)
+        solve(_between(a, len(b)).resolve_conj(), b[others].resolve_conj(), between, h[first], h[others], reverse)
         ctx.save_for_backward(a, h0, h, anew)
-        ctx.reverse = reverse
+        ctx.reverse, ctx.kernel = reverse, kernel
         return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, h0, h, anew = ctx.saved_tensors
-        g = _Scan.apply(a.conj(), grad, None, anew, not ctx.reverse)  # [T, B, ...]
+        g = _Scan.apply(a.conj(), grad, None, anew, not ctx.reverse, ctx.kernel)  # [T, B, ...]
         grad_h0 = None if h0 is None else g[0] * a[0].conj()
         if grad_h0 is not None and anew is not None:
             grad_h0 = grad_h0.masked_fill(anew[0], 0)
         if not ctx.needs_input_grad[0]:
-            return None, g, grad_h0, None, None
+            return None, g, grad_h0, None, None, None
 
         # the gradient of each transition is a product of what it leads to and what it comes from
         x, y = (g[:-1], h[1:].conj()) if ctx.reverse else (g[1:], h[:-1].conj())  # [T - 1, B, ...]
@@ -82,7 +88,7 @@ class _Scan(torch.autograd.Function):
             initial = initial.sum_to_size(a[:1].shape)
             products = (x * y).sum_to_size(_between(a, len(h)).shape)
             grad_a = initial + products if len(a) < len(h) else torch.cat([initial, products])
-        return grad_a, g, grad_h0, None, None
+        return grad_a, g, grad_h0, None, None, None
 
 
 def _between(a: Tensor, T: int) -> Tensor:

@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -42,6 +45,7 @@ from rnnzoo.engine.trace import (
     reason,
     recorded,
 )
+from rnnzoo.engine.triton_cost import chunks
 from rnnzoo.errors import UserError
 
 
@@ -93,13 +97,88 @@ def prepare(cell: Cell, x: Tensor | None = None) -> list[Solution]:
     return found
 
 
+WAYS = ("triton", "operations")
+"""What can solve a recurrence on a GPU: a kernel of Triton's, or torch's own operations."""
+
+
+@contextmanager
+def only(way: str) -> Iterator[None]:
+    """Within, this solves all recurrences, to be tested or measured beside the other."""
+    global _only
+    before, _only = _only, way
+    try:
+        yield
+    finally:
+        _only = before
+
+
+_only: str | None = None
+_distrusted: weakref.WeakSet[Plan] = weakref.WeakSet()
+
+
+def distrust(cell: Cell, x: Tensor) -> bool:
+    """Have torch's operations solve the cell's recurrences from now on; whether a kernel did before."""
+    made = plan(cell, x)
+    if _way(made, x.device) == "operations" or _only is not None:
+        return False
+    _distrusted.add(made)
+    return True
+
+
+def _way(made: Plan, device: torch.device) -> str:
+    """What solves a plan's recurrences: the kernel, which is estimated to take less time wherever there is one."""
+    if _only is not None:
+        return _only
+    own = device.type == "cuda" and find_spec("triton") is not None and made not in _distrusted
+    return "triton" if own and _type(made) in (torch.float32, torch.float64) else "operations"
+
+
+def _type(made: Plan) -> torch.dtype:
+    return inputs(made.recur)[0].meta["val"].dtype  # type: ignore[no-any-return]
+
+
 def unproven(prepared: list[Solution], cell: Cell, x: Tensor) -> tuple[str, ...] | None:
     """What `verify` is to know a run by beside plan and device, or None on a CPU, where the suite proves all cells."""
-    return None if x.device.type == "cpu" else (f"gradients: {recorded(cell, x)}",)
+    if x.device.type == "cpu":
+        return None
+    made = plan(cell, x)
+    way = _way(made, x.device)
+    if way == "triton":
+        way += ", in chunks" * any(chunks(len(x), *lanes) > 1 for lanes in _lanes(made, prepared, x))
+    return way, f"gradients: {recorded(cell, x)}"
+
+
+def tried(prepared: list[Solution], cell: Cell, x: Tensor) -> int:
+    """How many time steps a trial needs at least to run what a run over x does; not a whole number of chunks."""
+    steps, made = 1, plan(cell, x)
+    for lanes in _lanes(made, prepared, x) if _way(made, x.device) == "triton" else ():
+        while chunks(len(x), *lanes) > 1 >= chunks(steps, *lanes):
+            steps = 2 * steps + 1
+    return steps
+
+
+def _lanes(made: Plan, prepared: list[Solution], x: Tensor) -> list[tuple[int, int]]:
+    """Of each recurrence, the numbers of a state of all rows of x and the bytes of each."""
+    states = {str(node.target): node.meta["val"][0] for node in inputs(made.recur)}
+    firsts = [(states[s.states[0]], len(s.states)) for s in prepared if s.affine]
+    return [(x.shape[1] * state.numel(), parts * state.itemsize) for state, parts in firsts]
 
 
 def ready(prepared: list[Solution], cell: Cell, x: Tensor) -> None:
-    """Nothing: torch's own operations run it."""
+    """Compile the kernels that a run over x and the backward pass after it need. Raises `UserError`."""
+    made = plan(cell, x)
+    if _way(made, x.device) != "triton" or x.device.type != "cuda":
+        return
+    from rnnzoo.engine import triton_scan  # needs triton
+
+    for solution in (s for s in prepared if s.affine):
+        dtype = _type(made).to_complex() if len(solution.states) == 2 else _type(made)
+        try:
+            triton_scan.ready(dtype, x.device, solution.replaced, recorded(cell, x))
+        except Exception as error:
+            raise UserError(
+                f"{made.name}: its scan cannot be compiled: {reason(error)}; use engine=reference"
+            ) from error
 
 
 _solutions: weakref.WeakKeyDictionary[Plan, list[Solution] | str] = weakref.WeakKeyDictionary()
@@ -268,13 +347,14 @@ def run(
     with torch.autocast(x.device.type, enabled=False):
         shared = module(made.prepare)(*effective(cell).values())
     leaves = module(made.project)(x.flatten(0, 1), *shared[:outer])
-    dtype = inputs(made.recur)[0].meta["val"].dtype  # autocast makes lesser ones
+    dtype = _type(made)  # autocast makes lesser ones
     known = {f"leaf{k}": leaf.to(dtype) for k, leaf in enumerate(leaves)}
     known |= {f"shared{k}": tensor for k, tensor in enumerate(shared[outer:])}
     state = tuple(s.to(dtype) for s in state)
     initial = dict(zip(made.states, state))
     running = None if lengths is None else torch.arange(T, device=x.device)[:, None] < lengths  # [T, B]
 
+    kernel = _way(made, x.device) == "triton"
     stacks: dict[str, Tensor] = {}
     for solution in solutions:
         firsts = [initial[name] for name in solution.states]
@@ -296,7 +376,7 @@ def run(
                 mask = running.reshape(T, B, *[1] * (first.dim() - 1))
                 a, b = torch.where(mask, a, 1), torch.where(mask, b, 0)
                 anew = None if anew is None else anew & mask
-            stack = linear_scan(a, b, first, anew)
+            stack = linear_scan(a, b, first, anew, kernel)
             parts = [stack] if len(firsts) == 1 else [part.to(dtype) for part in (stack.real, stack.imag)]
         else:
             parts = [factor.expand(T, *shape) for factor in factors]

@@ -20,7 +20,7 @@ from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
 from rnnzoo.engine.trace import effective, inputs, module, outputs, reason, recorded, sample
-from rnnzoo.engine.triton_cost import pays
+from rnnzoo.engine.triton_cost import verdict
 from rnnzoo.engine.triton_kernel import TritonKernel
 from rnnzoo.errors import UserError
 
@@ -74,6 +74,14 @@ def loops(device: str) -> tuple[str, ...]:
     return (*own.get(device, ()), "graphs")
 
 
+def how(cell: Cell, device: str) -> str:
+    """What runs a cell's loop on a device where there are several ways, as the end of a sentence."""
+    if "triton" not in loops(device):
+        return ""
+    why = verdict(plan(cell))
+    return ", by one kernel of Triton" if why is None else f", by graphs of kernels: {why}"
+
+
 @contextmanager
 def only(name: str) -> Iterator[None]:
     """Within, this loop takes all plans, to be tested or measured beside others."""
@@ -92,7 +100,7 @@ def _candidates(plan: Plan) -> tuple[str, ...]:
     """The loops that may run a plan, what is tried first first."""
     device = inputs(plan.recur)[0].meta["val"].device.type
     names = loops(device) if _only is None else (_only,)
-    if len(names) > 1 and "triton" in names and not pays(plan):
+    if len(names) > 1 and "triton" in names and verdict(plan) is not None:
         names = tuple(name for name in names if name != "triton")
     return tuple(name for name in names if name not in _distrusted.get(plan, ()))
 

@@ -19,7 +19,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from rnnzoo.cell import Cell
+from rnnzoo.cell import Cell, finest
 from rnnzoo.engine import elementary
 from rnnzoo.engine.forget import forgetting
 from rnnzoo.engine.gradients import OPENED
@@ -182,7 +182,7 @@ def _try(
         ]
         tensors, like = [*given, *weights.values()], states[0].dtype
         if readout:  # norms of small numbers, as readouts have them, lose too many digits to tell
-            tensors = [t.double() if t.is_floating_point() else t for t in tensors]
+            tensors = [t.to(finest(t)) if t.is_floating_point() else t for t in tensors]
         try:
             traced = module(graph)
             agreed = agree(step, lambda x, *o: traced(x, list(o[:count]), list(o[count:])), tensors, like)

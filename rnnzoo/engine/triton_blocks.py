@@ -15,6 +15,12 @@ LEAST = 16
 ROWS = (8, 64)
 """The least and the most rows of a program."""
 
+LANES = 128
+"""Numbers of a program that has no rows but those numbers: one a thread."""
+
+STAGES = 4
+"""Time steps that are under way at once where a program waits for memory only."""
+
 SPARE = 16 << 10
 """Bytes of a program's memory for what is not a matrix."""
 
@@ -26,7 +32,7 @@ class Blocks:
     `rows` of the batch are kept by one program, or by `parts` programs with their part of the features each. `deep`
     terms of a product are summed at once; up to `held` bytes of matrices stay with a program, others are read again at
     each time step. `precision` is that of products, in Triton's words, or "bf16". A program has `warps` times 32
-    threads.
+    threads. Where it reads nothing that others write, `stages` time steps are under way at once.
     """
 
     rows: int
@@ -35,6 +41,7 @@ class Blocks:
     held: int = 0
     precision: str = "ieee"
     warps: int = 4
+    stages: int = 1
 
 
 def power(number: int) -> int:
@@ -48,7 +55,7 @@ def divide(batch: int, widest: int, meets: bool, programs: int, memory: int, pre
     `meets` says whether a time step reads what other programs have written, `memory` how many bytes a program has.
     """
     if not meets:
-        return Blocks(1, -(-widest // 128), precision=precision)
+        return Blocks(1, -(-widest // LANES), precision=precision, stages=STAGES)
     rows, most = (LEAST if precision != "ieee" else ROWS[0]), ROWS[1]
     while rows < most and -(-batch // rows) * -(-widest // LEAST) > programs:
         rows *= 2

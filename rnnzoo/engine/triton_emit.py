@@ -21,7 +21,8 @@ from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import inputs, outputs
 from rnnzoo.engine.triton_blocks import Blocks
 from rnnzoo.engine.triton_forms import TritonLowering
-from rnnzoo.engine.triton_text import Function, key
+from rnnzoo.engine.triton_places import key
+from rnnzoo.engine.triton_text import Function
 
 TYPES = {torch.float32: "tl.float32", torch.float64: "tl.float64"}
 
@@ -30,7 +31,9 @@ FORWARDS, BACKWARDS = ("0", "(t + 1)", "(t + 1 < steps)"), ("(T - 1)", "(t - 1)"
 HEAD = """import triton
 import triton.language as tl
 
-from rnnzoo.engine.triton_functions import expm1, largest, log1p, meet, plus, sigmoid, smallest, tanh
+from rnnzoo.engine.triton_functions import (
+    expm1, fmod, largest, log1p, meet, nearest, plus, remainder, sigmoid, smallest, tanh, times, toward_zero,
+)
 
 S = tl.constexpr({})
 """
@@ -40,13 +43,15 @@ S = tl.constexpr({})
 class Source:
     """Triton's text, and how many numbers a row its scratch memory takes.
 
-    Of a time step forwards and one backwards: how often programs of a row `meet`, and the matrices of its `products`.
+    Of a time step forwards and one backwards: how often programs of a row `meet`, the matrices of its `products`, and
+    how often loops within it turn.
     """
 
     text: str
     scratch: int
     meets: tuple[int, int]
     products: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+    turns: tuple[int, int]
 
 
 def write(plan: Plan, blocks: Blocks) -> Source:
@@ -59,7 +64,15 @@ def write(plan: Plan, blocks: Blocks) -> Source:
     back = _backward(plan, blocks)
     text = HEAD.format(TYPES[dtype]) + "\n".join([recur[0], step[0], back[0], ""])
     scratch = max(function.width for _, function in (recur, step, back))
-    return Source(text, scratch, (step[1].meets, back[1].meets), (step[1].products, back[1].products))
+    ways = step[1], back[1]
+    meets, products, turns = ([getattr(way, name) for way in ways] for name in ("meets", "products", "turns"))
+    return Source(text, scratch, (meets[0], meets[1]), (products[0], products[1]), (turns[0], turns[1]))
+
+
+def _loop(index: str, blocks: Blocks) -> str:
+    """The loop over time, in which loads are begun so many steps ahead as `blocks` says, if nobody waits for them."""
+    times = "range(T)" if blocks.stages == 1 else f"tl.range(0, T, num_stages={blocks.stages})"
+    return f"for {index} in {times}:"
 
 
 def _place(node: fx.Node) -> Place:
@@ -92,7 +105,7 @@ def _forward(name: str, plan: Plan, graph: fx.Graph, blocks: Blocks) -> tuple[st
             made.store(place, value, made.body)
         after.append(f"old_{s} = {value}")
     made.body += after
-    return made.text(name, pointers, [f"wrap_{s}" for s in states], "for t in range(T):"), made
+    return made.text(name, pointers, [f"wrap_{s}" for s in states], _loop("t", blocks)), made
 
 
 def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
@@ -126,4 +139,4 @@ def _backward(plan: Plan, blocks: Blocks) -> tuple[str, Function]:
         made.store(Place.dense(f"d_{s}", place.shape), f"own_{s}", made.after, "0")
     for place in absent:
         made.store(place, made.zeros(place.shape), made.body)
-    return made.text("back", pointers, [f"far_{s}" for s in states], "for i in range(T):"), made
+    return made.text("back", pointers, [f"far_{s}" for s in states], _loop("i", blocks)), made

@@ -41,9 +41,44 @@ def log1p(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def toward_zero(x):  # type: ignore[no-untyped-def]
+    """The whole number that is next on the side of zero."""
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def nearest(x):  # type: ignore[no-untyped-def]
+    """The whole number that is next, of two the even one."""
+    down = tl.floor(x)
+    left = x - down
+    odd = down - 2 * tl.floor(down / 2)
+    return tl.where((left > 0.5) | ((left == 0.5) & (odd != 0)), down + 1, down)
+
+
+@triton.jit
+def fmod(x, y):  # type: ignore[no-untyped-def]
+    """What is left of x by y, with the sign of x, also where x / y was rounded up to a whole number."""
+    left = x % y
+    return tl.where((left != 0) & ((left < 0) != (x < 0)), left + tl.where((x < 0) == (y < 0), y, -y), left)
+
+
+@triton.jit
+def remainder(x, y):  # type: ignore[no-untyped-def]
+    """What is left of x by y, with the sign of y."""
+    left = fmod(x, y)
+    return tl.where((left != 0) & ((left < 0) != (y < 0)), left + y, left)
+
+
+@triton.jit
 def plus(x, y):  # type: ignore[no-untyped-def]
     """The sum."""
     return x + y
+
+
+@triton.jit
+def times(x, y):  # type: ignore[no-untyped-def]
+    """The product."""
+    return x * y
 
 
 @triton.jit

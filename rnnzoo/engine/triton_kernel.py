@@ -21,7 +21,7 @@ from rnnzoo.engine.library import module
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan
 from rnnzoo.engine.trace import inputs, outputs
-from rnnzoo.engine.triton_blocks import LEAST, Blocks, divide
+from rnnzoo.engine.triton_blocks import LEAST, STAGES, Blocks, divide
 from rnnzoo.engine.triton_emit import Source, write
 
 
@@ -121,7 +121,7 @@ class TritonKernel:
 
     def _divide(self, batch: int, device: torch.device) -> Blocks:
         if device.type != "cuda":  # Triton's interpreter
-            return Blocks(LEAST, 1)
+            return Blocks(LEAST, 1, stages=1 if self._meets else STAGES)
         fast = torch.backends.cuda.matmul.fp32_precision == "tf32" and self._dtype == torch.float32
         precision = "bf16" if self._half else "tf32" if fast else "ieee"
         return divide(batch, self._widest, self._meets, *_abilities(device), precision)

@@ -9,32 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
 from torch import fx
 
 from rnnzoo.engine.lower import Operation, Value
-from rnnzoo.engine.places import Place
+from rnnzoo.engine.places import COUNT, Place, expanded
 from rnnzoo.engine.triton_blocks import LEAST, Blocks, power
-from rnnzoo.engine.triton_forms import COMBINE, START, Text, TritonLowering, literal
+from rnnzoo.engine.triton_forms import COMBINE, START, WHOLE, Text, TritonLowering, literal
+from rnnzoo.engine.triton_places import Key, dense, in_memory, kept, key, outside, permuted, spread
 
 BYTES = {"bf16": 2, "tf32x3": 8}
 """Of a number of a matrix, where that hangs on the precision."""
-
-Key: TypeAlias = "tuple[str, int, tuple[int, ...], tuple[int, ...]]"
-"""Base, offset, shape and strides of a place: what is read just as it was written is still in registers."""
-
-
-def key(place: Place) -> Key:
-    """Where the numbers of a place lie, whatever dimensions of size 1 it has."""
-    sides = [(n, s) for n, s in zip(place.shape, place.strides) if n != 1]
-    return place.base, place.offset, tuple(n for n, _ in sides), tuple(s for _, s in sides)
-
-
-def dense(place: Place) -> bool:
-    """Whether its numbers lie one after the other."""
-    *_, shape, strides = key(place)
-    return all(s == math.prod(shape[k + 1 :]) for k, s in enumerate(strides))
 
 
 class Function:
@@ -68,6 +53,8 @@ class Function:
         self.meets = 0
         self.products: list[tuple[int, int]] = []
         """Rows and columns of the matrices that are multiplied with at a time step."""
+        self.turns = 0
+        """How often loops within a time step turn."""
         self._tensors, self._times, self._order = tensors, times, order
         self._registers: dict[Key, Text] = {}
         self._alone: dict[str, Text] = {}  # sums [rows, 1], which every program has
@@ -78,21 +65,22 @@ class Function:
         self._held = 0
         operations = list(lowered.operations.values())
         for operation in operations:
-            if operation.kind in START:  # reads memory only
-                operation.operands = [lowered.memory(operand) for operand in operation.operands]
+            for k in WHOLE.get(operation.kind, ()):
+                operation.operands[k] = lowered.memory(operation.operands[k])
         written = self._written = {p.base for o in operations for p in o.stores} | {p.base for p in carried}
-        self._slices: dict[str, dict[Key, Place]] = {o.stores[0].base: {} for o in operations if o.kind == "product"}
-        here = {key(p) for o in operations if o.kind.startswith("point") for p in o.stores}
-        here |= {key(p) for p in carried} | {key(kept(o)) for o in operations if o.kind in START}
-        self._single = {o.stores[0].base for o in operations if o.kind in START and math.prod(kept(o).shape) == 1}
+        products = [o.stores[0] for o in operations if o.kind == "product"]
+        self._slices: dict[str, dict[Key, Place]] = {p.base: {} for p in products if math.prod(p.shape) == abs(p.pitch)}
+        here = {key(p) for o in operations for p in kept(o) if o.kind != "product" or p.base not in self._slices}
+        here |= {key(p) for p in carried}
+        self._single = {o.stores[0].base for o in operations if o.kind in START and math.prod(kept(o)[0].shape) == 1}
         self.remote = {place.base for place in found if key(place) not in here}
         """What is read by other programs than those that have written it."""
         self._outer: list[Place] = []
         for operation in operations:
-            for place in operation.operands:
+            for k, place in enumerate(operation.operands):
                 if not isinstance(place, Place):
                     continue
-                far = operation.kind == "product" or operation.kind in START
+                far = k in WHOLE.get(operation.kind, ())
                 if place.base not in written:
                     self._outer += [] if far else [place]
                 elif far:
@@ -123,11 +111,16 @@ class Function:
     def load(self, place: Place, where: list[str], time: str | None = None) -> str:
         """A program's part of what lies in memory."""
         mask = f"{'in' if place.pitch else 'of'}{self._lanes(place.shape)}"
-        fresh = ', cache_modifier=".cg"' if place.base in self.remote else ""
-        return f"tl.load({self._address(place, where, time)}, mask={mask}, other=0.0{fresh})"
+        return f"tl.load({self._address(place, where, time)}, mask={mask}, other=0.0{self._fresh(place)})"
+
+    def _fresh(self, place: Place) -> str:
+        """How to read what other programs may have written."""
+        return ', cache_modifier=".cg"' if place.base in self.remote and self.blocks.parts > 1 else ""
 
     def ahead(self, place: Place) -> str:
-        """A program's part of what nobody writes, read one time step before it is needed."""
+        """A program's part of what nobody writes, read before it is needed."""
+        if self.blocks.stages > 1:  # by the compiler
+            return self._named(self.load(place, self.body), self.body, "m")
         label = f"ahead of {key(place)}"
         if label not in self._texts:
             name = self._texts[label] = f"m{len(self._texts)}"
@@ -171,8 +164,11 @@ class Function:
         for place in self._outer:
             self._read(place)
         for name, operation in sorted(self.lowered.operations.items(), key=lambda item: item[1].stage):
-            places = [p for p in operation.operands if isinstance(p, Place)]
-            waits = any(p.base in self._pending for p in places if self._far(operation, p))
+            waits = any(
+                p.base in self._pending and (k in WHOLE.get(operation.kind, ()) or not self._at_hand(p))
+                for k, p in enumerate(operation.operands)
+                if isinstance(p, Place)
+            )
             # what is overwritten must have been read by all
             if waits or (not self.meets and any(p.base in shown for p in operation.stores)):
                 self._meet()
@@ -180,12 +176,14 @@ class Function:
                 self._product(operation)
             elif operation.kind in START:
                 self._reduce(operation)
+            elif operation.kind in ("scatter", "cumulative"):
+                self._in_order(operation)
             else:
                 self._point(name, operation, holds)
 
-    def _far(self, operation: Operation, place: Place) -> bool:
-        """Whether an operation reads what other programs have written."""
-        return not operation.kind.startswith("point") or not (key(place) in self._registers or self._everywhere(place))
+    def _at_hand(self, place: Place) -> bool:
+        """Whether a program need not read it from memory."""
+        return key(place) in self._registers or self._everywhere(place)
 
     def _everywhere(self, place: Place) -> bool:
         return place.base in self._single and not any(key(place)[3])
@@ -197,10 +195,12 @@ class Function:
         self.body += ["tl.debug_barrier()"] if parts == 1 else [f"goal += {parts}", "meet(counter, goal)"]
 
     def _point(self, name: object, operation: Operation, holds: dict[Key, str]) -> None:
-        operands = [self._read(operand) for operand in operation.operands]
-        expression = operation.expression.format(*operands)
+        if operation.kind == "gather":
+            expression = self._gather(operation)
+        else:
+            expression = operation.expression.format(*map(self._read, operation.operands))
         if all(isinstance(operand, float) for operand in operation.operands):
-            expression = f"tl.full({self._tile(operation.shape)}, {expression}, S)"
+            expression = f"tl.broadcast_to(tl.full([1, 1], 1.0, S) * {expression}, {self._tile(operation.shape)})"
         elif all(self._thin(operand) for operand in operation.operands):
             expression = f"tl.broadcast_to({expression}, {self._tile(operation.shape)})"
         value = self._values[name] = Text(f"v{len(self._values)}", operation.kind == "point bool")
@@ -228,7 +228,11 @@ class Function:
             return self._values[operand]
         if not isinstance(operand, Place):
             return Text(literal(operand))
-        if key(operand) in self._registers:
+        if operand.base == COUNT:
+            count, sides = self._lanes(operand.shape), list(zip(operand.shape, operand.strides))
+            numbers = f"({operand.offset} + {spread(f'n{count}', sides)}).to(S)"
+            found = Text(self._named(numbers, self.before, "n_"))
+        elif key(operand) in self._registers:
             found = self._registers[key(operand)]
         elif self._everywhere(operand):
             found = self._alone[operand.base]
@@ -255,8 +259,8 @@ class Function:
         (to,) = operation.stores
         right, K, N = self.lowered.packs[operation.expression]
         self.products.append((K, N))
-        slices = dict(self._slices[to.base])
-        if to.base in self.remote:
+        slices = dict(self._slices.get(to.base, {}))
+        if to.base in self.remote or not slices:
             slices[key(to)] = to
         deep = min(self.blocks.deep, power(max(K, LEAST)))
         k = self._named(f"tl.arange(0, {deep})", self.before, "k")
@@ -265,17 +269,19 @@ class Function:
         if self.blocks.precision != "bf16":
             kind = f'input_precision="{self.blocks.precision}", {kind}'
         cast = ".to(tl.bfloat16)" if self.blocks.precision == "bf16" else ""
-        fresh = ', cache_modifier=".cg"' if left.base in self.remote and self.blocks.parts > 1 else ""
         sums: dict[Key, str] = {}
         for first in range(0, K, deep):
             a = f"tl.load({start} + ({left.offset + first} + {k})[None, :], mask=here & ({k} < {K - first})[None, :]"
-            a = self._named(f"{a}, other=0.0{fresh}){cast}", self.body, "a")
+            a = self._named(f"{a}, other=0.0{self._fresh(left)}){cast}", self.body, "a")
             for name, place in slices.items():
                 n = self._lanes(place.shape)
                 down, over = right.strides
                 w = f"tl.load({right.base} + {right.offset} + ({k} + {first})[:, None] * {down}"
-                w += f" + ({place.offset} + n{n}) * {over}, mask=({k} < {K - first})[:, None] & of{n}, other=0.0){cast}"
-                self._held += deep * self._block(place.shape) * BYTES.get(self.blocks.precision, self.lowered.itemsize)
+                w += f" + ({place.offset - to.offset} + n{n}) * {over}"
+                w += f", mask=({k} < {K - first})[:, None] & of{n}, other=0.0){cast}"
+                if w not in self._texts:
+                    size = BYTES.get(self.blocks.precision, self.lowered.itemsize)
+                    self._held += deep * self._block(place.shape) * size
                 w = self._named(w, self.before if self._held <= self.blocks.held else self.body, "w")
                 before = f"{sums[name]}, " if name in sums else ""
                 sums[name] = self._named(f"tl.dot({a}, {w}, {before}{kind})", self.body, "d")
@@ -286,25 +292,62 @@ class Function:
     def _reduce(self, operation: Operation) -> None:
         (source,) = operation.operands
         assert isinstance(source, Place)
-        to, count = kept(operation), math.prod(operation.shape[k] for k in operation.reduced)
+        (to,), count = kept(operation), math.prod(operation.shape[k] for k in operation.reduced)
         own = tuple(s for k, s in enumerate(source.strides) if k not in operation.reduced)
         along = [(operation.shape[k], source.strides[k]) for k in operation.reduced]
         start, combine = self._pointer(source, self.body, None), COMBINE[operation.kind]
         value = Text(f"r{len(self._texts)}_{to.base}")
         if to.base in self._single:
             r = self._named(f"tl.arange(0, {power(count)})[None, :]", self.before, "k")
-            tile = f"tl.load({start} + {source.offset} + {_spread(r, along)}, mask=here & ({r} < {count}), "
-            tile += f"other={START[operation.kind]})"
+            tile = f"tl.load({start} + {source.offset} + {spread(r, along)}, mask=here & ({r} < {count}), "
+            tile += f"other={START[operation.kind]}{self._fresh(source)})"
             self.body.append(f"{value!s} = tl.reduce({tile}, 1, {combine})[:, None]")
             self._alone[to.base] = value
         else:
             n = self._lanes(to.shape)
             self.body.append(f"{value!s} = tl.full({self._tile(to.shape)}, {START[operation.kind]}, S)")
             self.body.append(f"for r in range({count}):")
-            place = f"{start} + {source.offset} + {_spread(f'n{n}', list(zip(to.shape, own)))} + {_spread('r', along)}"
-            self.body.append(f"    {value!s} = {combine}({value!s}, tl.load({place}, mask=in{n}, other=0.0))")
+            place = f"{start} + {source.offset} + {spread(f'n{n}', list(zip(to.shape, own)))} + {spread('r', along)}"
+            load = f"tl.load({place}, mask=in{n}, other=0.0{self._fresh(source)})"
+            self.body.append(f"    {value!s} = {combine}({value!s}, {load})")
+            self.turns += count
         if to.base in self._single and to.base in self.remote:
             value = Text(f"{value!s} + {self.zeros(to.shape)}")
+        self._stored(to, value)
+
+    def _gather(self, operation: Operation) -> str:
+        """The numbers at positions along a dimension, NaN where there is none."""
+        source, index = operation.operands
+        assert isinstance(source, Place)
+        (d,), n = operation.reduced, f"n{self._lanes(operation.shape)}"
+        position = f"tl.full([1, 1], {index}, S)" if isinstance(index, float) else self._read(index)
+        inside = f"({position} >= 0) & ({position} < {source.shape[d]})"
+        at = f"{self._pointer(source, self.body, None)} + {source.offset} + {outside(d, n, operation.shape, source)}"
+        at += f" + {position}.to(tl.int32) * {source.strides[d]}"
+        mask = f"{'in' if source.pitch else 'of'}{n[1:]} & {inside}"
+        return f'tl.where({inside}, tl.load({at}, mask={mask}, other=0.0{self._fresh(source)}), float("nan"))'
+
+    def _in_order(self, operation: Operation) -> None:
+        """Numbers that are added at positions, or to all behind them: each program looks at all, for its own."""
+        (to,), n = kept(operation), self._lanes(operation.stores[0].shape)
+        value = Text(f"r{len(self._texts)}_{to.base}")
+        if operation.kind == "scatter":
+            (d,), start = operation.reduced, format(self._read(to))
+            sources = [expanded(p, operation.shape) for p in operation.operands[1:] if isinstance(p, Place)]
+        else:
+            order = in_memory(operation.stores[0])
+            d, start = order.index(len(order) - 1), f"tl.full({self._tile(to.shape)}, {START[operation.expression]}, S)"
+            sources = [permuted(p, order) for p in operation.operands if isinstance(p, Place)]
+        own = f"n{n} // {math.prod(to.shape[d + 1 :])} % {to.shape[d]}"
+        loads = []
+        for p in sources:
+            at = f"{self._pointer(p, self.body, None)} + {p.offset} + {outside(d, f'n{n}', to.shape, p)}"
+            loads.append(f"tl.load({at} + r * {p.strides[d]}, mask=in{n}, other=0.0{self._fresh(p)})")
+        chosen = f"{loads[0]} == {own}" if operation.kind == "scatter" else f"r <= {own}"
+        combined = f"{COMBINE[operation.expression or 'sum']}({value!s}, {loads[-1]})"
+        self.body += [f"{value!s} = {start}", f"for r in range({sources[0].shape[d]}):"]
+        self.body.append(f"    {value!s} = tl.where({chosen}, {combined}, {value!s})")
+        self.turns += sources[0].shape[d]
         self._stored(to, value)
 
     def _lanes(self, shape: tuple[int, ...]) -> int:
@@ -327,7 +370,7 @@ class Function:
 
     def _address(self, place: Place, where: list[str], time: str | None) -> str:
         n = f"n{self._lanes(place.shape)}"
-        columns = n if dense(place) else _spread(n, list(zip(place.shape, place.strides)))
+        columns = n if dense(place) else spread(n, list(zip(place.shape, place.strides)))
         return f"{self._pointer(place, where, time)} + ({place.offset} + {columns})"
 
     def _pointer(self, place: Place, where: list[str], time: str | None) -> str:
@@ -344,20 +387,3 @@ class Function:
                 self.width += 2 * pitch
             text = f"scratch + long * ({self._starts[place.base]} + (t & 1) * {pitch}) + row * {pitch}"
         return self._named(text, where, "p")
-
-
-def kept(operation: Operation) -> Place:
-    """What a reduction leaves, one number after the other."""
-    (target,) = operation.stores
-    shape = tuple(n for k, n in enumerate(operation.shape) if k not in operation.reduced)
-    return Place.dense(target.base, shape)
-
-
-def _spread(index: str, sides: list[tuple[int, int]]) -> str:
-    """Where the element of a running number lies, by the sizes and strides of its dimensions."""
-    terms, behind = [], 1
-    for size, stride in reversed(sides):
-        if stride:
-            terms.append(f"{index} // {behind} % {size} * {stride}")
-        behind *= size
-    return f"({' + '.join(terms) or f'{index} * 0'})"

@@ -62,7 +62,8 @@ def check(name: str, engine: ModuleType, prepared: Any, cell: Cell, x: Tensor) -
     about = (name, *subject, str(_product(x)), str(x.device))
     known = _verdicts.setdefault(made, {})
     if about not in known:
-        known[about] = _verdict(name, engine, made, about, cell, x)
+        steps = max(STEPS, engine.tried(prepared, cell, x) if hasattr(engine, "tried") else 0)
+        known[about] = _verdict(name, engine, made, about, cell, x, steps)
     if known[about] is None:
         try:
             engine.ready(prepared, cell, x)
@@ -75,7 +76,9 @@ def check(name: str, engine: ModuleType, prepared: Any, cell: Cell, x: Tensor) -
 _verdicts: MutableMapping[Plan, dict[Hashable, str | None]] = weakref.WeakKeyDictionary()
 
 
-def _verdict(name: str, engine: ModuleType, made: Plan, about: tuple[Any, ...], cell: Cell, x: Tensor) -> str | None:
+def _verdict(
+    name: str, engine: ModuleType, made: Plan, about: tuple[Any, ...], cell: Cell, x: Tensor, steps: int
+) -> str | None:
     """What was found before, or is found now: what is wrong, or None."""
     facts = {"engine": list(map(str, about)), "device": device(x), **versions(), "plan": _digest(made)}
     path = None
@@ -87,7 +90,7 @@ def _verdict(name: str, engine: ModuleType, made: Plan, about: tuple[Any, ...], 
         logger.debug("no verdict on %s: %s", made.name, error)
     start = time.perf_counter()
     try:
-        wrong, lasting = trial(engine, cell, x), True
+        wrong, lasting = trial(engine, cell, x, steps), True
     except Exception as error:
         wrong, lasting = reason(error).removesuffix(OTHERWISE), not isinstance(error, torch.OutOfMemoryError)
     seconds = time.perf_counter() - start
@@ -102,18 +105,18 @@ def _verdict(name: str, engine: ModuleType, made: Plan, about: tuple[Any, ...], 
     return wrong
 
 
-def trial(engine: ModuleType, cell: Cell, x: Tensor) -> str | None:
+def trial(engine: ModuleType, cell: Cell, x: Tensor, steps: int = STEPS) -> str | None:
     """What an engine computes otherwise than the plain loop over the beginning of x [T, B, I], or None.
 
     All rows are taken, as an engine may have been compiled for so many, in full and up to lengths from 1 on.
     """
     saving = recorded(cell, x)  # before `inference_mode` allows gradients again
     with torch.inference_mode(False), torch.set_grad_enabled(saving):
-        times = torch.arange(BEFORE + STEPS, device=x.device) % len(x)
+        times = torch.arange(BEFORE + steps, device=x.device) % len(x)
         x = x.detach()[times].clone().nan_to_num(0.0, 0.0, 0.0)
         with torch.no_grad():
             _, state = reference.run(cell, x[:BEFORE], cell.initial_state(x[0]))
-        lengths = 1 + torch.arange(x.shape[1], device=x.device) % STEPS
+        lengths = 1 + torch.arange(x.shape[1], device=x.device) % steps
         for ends in (None, lengths):
             # hooks of a checkpoint around all this would compute it again; these keep what is saved as it is
             with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from rnnzoo.cell import finest
 from rnnzoo.errors import UserError
 
 
@@ -42,7 +43,8 @@ class Ridge(torch.optim.Optimizer):
     def see(self, features: Tensor, answers: Tensor) -> None:
         """Add rows: features [N, F] without the constant, and answers [N, O]."""
         [group] = self.param_groups
-        rows = torch.cat([F.pad(features, (0, 1), value=1.0), answers], 1).double()
+        rows = torch.cat([F.pad(features, (0, 1), value=1.0), answers], 1)
+        rows = (rows if finest(rows) == torch.float64 else rows.cpu()).double()
         size = rows.shape[1]
         added = [torch.linalg.qr(F.pad(rows, (0, 0, 0, size)), "r").R]  # padded to have as many rows as columns
         if distributed.is_available() and distributed.is_initialized():
@@ -75,15 +77,15 @@ class Ridge(torch.optim.Optimizer):
         driver = "gelsy" if system.device.type == "cpu" else "gels"  # the former also without a penalty
         solution = torch.linalg.lstsq(system, wanted, driver=driver).solution  # [F, O]
         weight, bias = group["params"]
-        weight.lerp_(solution[:-1].T.to(weight.dtype), group["lr"])
-        bias.lerp_(solution[-1].to(bias.dtype), group["lr"])
+        weight.lerp_(solution[:-1].T.to(weight), group["lr"])
+        bias.lerp_(solution[-1].to(bias), group["lr"])
         return loss
 
     @torch.no_grad()
     def error(self) -> tuple[Tensor, int]:
         """The layer's mean square error over all rows seen, and how many numbers that is."""
         triangle, answers, rest, rows = self._seen()
-        weight, bias = (parameter.double() for parameter in self.param_groups[0]["params"])
+        weight, bias = (parameter.to(triangle.device).double() for parameter in self.param_groups[0]["params"])
         residual = triangle @ torch.cat([weight.T, bias[None]]) - answers
         count = rows.round() * len(bias)
         return (residual.square().sum() + rest.square().sum()) / count, int(count)
