@@ -93,7 +93,7 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
     terms: list[tuple[int, fx.Node]] = []
     if summing:
-        d_shared, terms = _sums(graph, d_shared)
+        d_shared, terms = _sums(tracer, graph, d_shared)
         available |= {n: str(n.target) for n in d_shared if n is not None and n.op == "placeholder" and n not in own}
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
     wanted = [n for n in d_shared if n is not None]
@@ -111,7 +111,9 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     )
 
 
-def _sums(graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
+def _sums(
+    tracer: Tracer, graph: fx.Graph, results: list[fx.Node]
+) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
     """Results that are sums over rows become placeholders; and what is summed up for which of them."""
 
     def terms(node: fx.Node) -> Iterator[fx.Node | None]:
@@ -121,17 +123,23 @@ def _sums(graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[
         if node.target is aten.add.Tensor and not node.kwargs:
             for operand in args_of(node):
                 yield from terms(operand) if isinstance(operand, fx.Node) else (None,)
-        elif node.target is aten.sum.dim_IntList and args_of(node)[1] == [0] and rows_first(args_of(node)[0]):
-            yield args_of(node)[0]
+        elif node.target is aten.sum.dim_IntList and not node.kwargs and rows_first(args_of(node)[0]):
+            first, *others = sorted(d % args_of(node)[0].meta["val"].dim() for d in args_of(node)[1])
+            part = args_of(node)[0]
+            if others and first == 0 and part.meta["val"].dim() > 2:  # other dimensions first, within a row
+                part = tracer.call(graph, aten.sum.dim_IntList, part, others)
+            yield part if first == 0 else None
         else:
             yield None
 
     found: list[tuple[int, fx.Node]] = []
     replaced: dict[fx.Node, fx.Node] = {}
     for node in results:
-        if node is None or node in replaced or node.meta["val"].dim() < 2:
+        if node is None or node in replaced:
             continue
         parts = list(terms(node))
+        if not any(part is not None and _large(part) for part in parts):
+            continue
         if all(part is not None and part.meta["val"].shape[1:] == node.meta["val"].shape for part in parts):
             with graph.inserting_before(next(iter(graph.nodes))):
                 total = graph.placeholder(f"total{len(replaced)}")
@@ -139,6 +147,12 @@ def _sums(graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[
             found += [(len(replaced), part) for part in parts if part is not None]
             replaced[node] = total
     return [n if n is None else replaced.get(n, n) for n in results], found
+
+
+def _large(part: fx.Node) -> bool:
+    """Whether what is summed up over rows has more than a vector for each, or is itself summed up from that."""
+    summed = args_of(part)[0] if part.target is aten.sum.dim_IntList else part
+    return max(part.meta["val"].dim(), summed.meta["val"].dim()) > 2
 
 
 def _joint(

@@ -90,12 +90,14 @@ INLINE float log_(float x) {
   float y = 2.f * s + s * z * (2.f / 3 + z * (2.f / 5 + z * (2.f / 7 + z * (2.f / 9 + z * 2.f / 11))));
   y = e * 0.693145752f + (y + e * 1.42860677e-6f);
   y = x == 0.f ? -INFINITY : y;
-  return x < 0.f ? NAN : x > 3.4028235e38f ? INFINITY : x != x ? x : y;
+  y = x > 3.4028235e38f || x != x ? x : y;
+  return x < 0.f ? NAN : y;
 }
 INLINE float log1p_(float x) {
   float u = 1.f + x, lost = u - 1.f - x;  // what rounding added
-  float y = std::copysign(log_(u) - lost / u, x);
-  return u > 3e38f || u <= 0.f ? log_(u) : y;
+  float y = log_(u);
+  lost = u > 3e38f || u <= 0.f ? 0.f : lost / u;
+  return std::copysign(y - lost, x);  // the difference loses a zero's sign
 }
 
 // x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero; good for |x| up to 1e5.

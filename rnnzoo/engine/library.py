@@ -41,8 +41,10 @@ FLAGS = (
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 
-STRAIGHT = "-fno-thread-jumps"
-"""Jumps of loops over vectors only make work: gcc follows each case of a condition to the end, clang does not."""
+STRAIGHT = "-fno-thread-jumps", "-fno-tree-pre"
+"""Jumps of loops over vectors only make work: gcc follows each case of a condition to the end, clang does not. What a
+function makes of its clamped ends gcc also computes beforehand, and of two such functions, one after the other, as in
+softplus, it can then no longer vectorise the loop."""
 
 Way: TypeAlias = "tuple[str, ...]"
 Builds: TypeAlias = "dict[Way, tuple[list[str], str]]"
@@ -50,7 +52,7 @@ Builds: TypeAlias = "dict[Way, tuple[list[str], str]]"
 
 THREADS, ALONE = "-fopenmp", "-fopenmp-simd"
 
-WAYS: tuple[Way, ...] = ((THREADS, STRAIGHT), (THREADS,), (ALONE, STRAIGHT), (ALONE,))
+WAYS: tuple[Way, ...] = ((THREADS, *STRAIGHT), (THREADS,), (ALONE, *STRAIGHT), (ALONE,))
 """What is asked for beside these, until a compiler knows all of it; without OpenMP there is one thread, and loops are
 vectorised nevertheless."""
 

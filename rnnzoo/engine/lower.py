@@ -345,6 +345,7 @@ class Lowering:
                     operation.stage = max(operation.stage, written.get(operand.base, -1) + 1)
             for place in operation.stores:
                 written[place.base] = max(written.get(place.base, 0), operation.stage)
+        self._sink()
         # values that cross from one loop into another go through memory
         for operation in list(self.operations.values()):
             for k, operand in enumerate(operation.operands):
@@ -353,6 +354,23 @@ class Lowering:
                     if (source.stage, source.shape) != (operation.stage, operation.shape):
                         boolean = operand.meta["val"].dtype == torch.bool
                         operation.operands[k] = replace(self._memory(operand), boolean=boolean)
+
+    def _sink(self) -> None:
+        """Compute what only a later loop of the same shape reads there, where that takes no more from memory."""
+        users: dict[Any, set[Any]] = {}
+        for key, operation in self.operations.items():
+            for operand in operation.operands:
+                if isinstance(operand, fx.Node):
+                    users.setdefault(operand, set()).add(key)
+        for key, operation in reversed(self.operations.items()):
+            readers = [self.operations[k] for k in users.get(key, ())]
+            stages = {(o.stage, o.shape) for o in readers}
+            left = {n for n in operation.operands if isinstance(n, fx.Node) and users[n] != {key}}
+            pointwise = operation.kind.startswith("point") and not operation.stores
+            if pointwise and len(stages) == 1 and len(left) <= 1:
+                ((stage, shape),) = stages
+                if shape == operation.shape:
+                    operation.stage = stage
 
     def clobbers(self, written: dict[str, int], read: dict[str, int]) -> bool:
         """Whether tensors `written` could overwrite tensors `read` before these are read.

@@ -16,6 +16,7 @@ from torch import Tensor
 from rnnzoo.cell import Cell
 from rnnzoo.engine.cpp import Kernel, empty, writable
 from rnnzoo.engine.emit import write
+from rnnzoo.engine.onednn import quick
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
 from rnnzoo.engine.steps import Steps
@@ -135,8 +136,8 @@ class Program:
         self.loop = loop(plan, half)
         derived = self.loop.derived
         self.prepare = module(plan.prepare)
-        self.project = module(plan.project)
-        self.defer = module(derived.defer)
+        self.project = quick(plan.project)
+        self.defer = quick(derived.defer)
         self.dtype = inputs(plan.recur)[0].meta["val"].dtype
         self.outer = sum(str(node.target).startswith("outer") for node in inputs(plan.project))
         self.saved = [_shape(node) for node in outputs(derived.step)[len(plan.states) :]]
