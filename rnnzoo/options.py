@@ -153,12 +153,8 @@ def modify(
     Raises `UserError` when the cell has nothing that the option could act on.
     """
     name = type(cell).__name__
-    for key, value in (("recurrent_dropout", recurrent_dropout), ("zoneout", zoneout)):
-        if type(value) not in (int, float) or not 0 <= value < 1:
-            raise UserError(f"{key} must be at least 0 and below 1, not {value!r}")
-    for key, value in (("layer_norm", layer_norm), ("learn_initial_state", learn_initial_state)):
-        if type(value) is not bool:
-            raise UserError(f"{key} must be true or false, not {value!r}")
+    check_shares(recurrent_dropout=recurrent_dropout, zoneout=zoneout)
+    check_flags(layer_norm=layer_norm, learn_initial_state=learn_initial_state)
     if learn_initial_state:
         if type(cell).initial_state is not Cell.initial_state:
             raise UserError(f"learn_initial_state: {name} chooses its initial state itself")
@@ -176,6 +172,20 @@ def modify(
     if made.normed:
         cell.register_parameter(GAIN, nn.Parameter(torch.ones(sum(products[k].after for k in made.normed))))
     cell.modifier = made
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise `UserError` for an option that is neither true nor false."""
+    for key, value in flags.items():
+        if type(value) is not bool:
+            raise UserError(f"{key} must be true or false, not {value!r}")
+
+
+def check_shares(**shares: Any) -> None:
+    """Raise `UserError` for an option that is no probability below 1."""
+    for key, value in shares.items():
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise UserError(f"{key} must be at least 0 and below 1, not {value!r}")
 
 
 def _products(cell: Cell) -> tuple[Product, ...]:

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
@@ -21,16 +20,17 @@ from rnnzoo import registry, torch_nn
 from rnnzoo.cell import Cell
 from rnnzoo.engine.stepping import Frozen
 from rnnzoo.errors import UserError
-from rnnzoo.options import Modifier, initialise, modify
+from rnnzoo.options import Modifier, check_flags, initialise, modify
 from rnnzoo.recording import noting
 from rnnzoo.resets import backwards, check_resets, resetting
-from rnnzoo.sequences import check_lengths, extend, reverse
+from rnnzoo.sequences import blank, check_lengths, extend, reverse
+from rnnzoo.stack import Stack, sizes
 from rnnzoo.states import State, join, split
 
 __all__ = ["Recurrent", "State", "Stepper"]
 
 
-class Recurrent(nn.Module):
+class Recurrent(Stack):
     """A recurrent layer used like `nn.LSTM`, for every cell alike.
 
     Args:
@@ -40,12 +40,14 @@ class Recurrent(nn.Module):
         num_layers: stacked layers, L; each takes the output of the one below.
         bidirectional: run each layer in both directions and concatenate the outputs.
         batch_first: input and output are [B, T, ...] instead of [T, B, ...]; states are not affected.
-        dropout: probability of dropping an output between layers, so it needs `num_layers` of 2 or more.
+        dropout: probability of dropping an output between layers, so it needs a block, or `num_layers` of 2 or more.
         layer_norm: normalise every product with a matrix in the cell's step.
         recurrent_dropout: probability of dropping what the products of the state see, one mask a sequence.
         zoneout: probability that a unit keeps its state of the step before.
         projection: features that each layer's output is linearly mapped to; 0 for no such map.
         residual: add each layer's input to its output, wherever the sizes are equal.
+        block: `glu` stands a `rnnzoo.stack.GatedBlock` around each layer (norm, GELU, GLU, `dropout` inside, residual),
+            after a linear map of the input to the features between them: `projection`, or D·H of the last layer.
         learn_initial_state: the states that a sequence starts from are parameters, zero at first.
         initializer: how weights start: `default` (as the cell declares), torch, orthogonal, xavier or identity.
         forget_bias: where the bias of the gate that keeps the old state starts.
@@ -82,6 +84,7 @@ class Recurrent(nn.Module):
         zoneout: float = 0.0,
         projection: int = 0,
         residual: bool = False,
+        block: str = "none",
         learn_initial_state: bool = False,
         initializer: str = "default",
         forget_bias: float | None = None,
@@ -90,48 +93,29 @@ class Recurrent(nn.Module):
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> None:
-        super().__init__()
-        if type(num_layers) is not int or num_layers < 1:
-            raise UserError(f"num_layers must be a positive integer, not {num_layers!r}")
-        for key, value in (("bidirectional", bidirectional), ("batch_first", batch_first), ("residual", residual)):
-            if type(value) is not bool:
-                raise UserError(f"{key} must be true or false, not {value!r}")
-        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-            raise UserError(f"dropout must be at least 0 and below 1, not {dropout!r}")
-        if dropout and num_layers == 1:
-            raise UserError("dropout acts between layers; use num_layers of 2 or more, or dropout=0")
-        for key, count, what in (
-            ("checkpoint_every", checkpoint_every, "time steps"),
-            ("projection", projection, "features"),
-        ):
-            if type(count) is not int or count < 0:
-                raise UserError(f"{key} must be a number of {what}, or 0, not {count!r}")
+        super().__init__(num_layers, dropout, projection, residual, block)
+        check_flags(bidirectional=bidirectional, batch_first=batch_first)
+        if type(checkpoint_every) is not int or checkpoint_every < 0:
+            raise UserError(f"checkpoint_every must be a number of time steps, or 0, not {checkpoint_every!r}")
         kind = registry.get(cell) if isinstance(cell, str) else cell
         if not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UserError(f"cell must be a registered name or a subclass of rnnzoo.Cell, not {cell!r}")
         hyperparameters = torch_nn.hyperparameters(kind, hyperparameters)
         directions = 2 if bidirectional else 1
         self.input_size = input_size
-        self.hidden_sizes = _sizes(hidden_size, num_layers)
+        self.hidden_sizes = sizes(hidden_size, num_layers)
         self.hidden_size = self.hidden_sizes[-1]
-        self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.batch_first = batch_first
-        self.dropout = dropout
-        self.residual = residual
         self.cells = nn.ModuleList()
-        self.projections = nn.ModuleList() if projection else None
-        features = [input_size]
+        features = [self._begin(input_size, directions * self.hidden_size)]
         for size in self.hidden_sizes:
             for _ in range(directions):
                 made = kind(features[-1], size, **hyperparameters)
                 initialise(made, initializer, forget_bias, chrono)
                 modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
                 self.cells.append(made)
-            features.append(directions * made.output_size)
-            if self.projections is not None:
-                self.projections.append(nn.Linear(features[-1], projection))
-                features[-1] = projection
+            features.append(self._surround(features[-1], directions * made.output_size))
         if residual and all(before != after for before, after in pairwise(features)):
             raise UserError(f"residual: no layer has as many outputs as inputs; the sizes are {features}")
         self.output_size = features[-1]
@@ -201,11 +185,12 @@ class Recurrent(nn.Module):
         self._check_features(x, (2,), "2 dimensions, batch first")
         states = split(self._cells(), state, x)
         finals = []
+        x = self._enter(x)
         for index, before in enumerate(states):
-            cell = self._cell(index)
-            after = cell(self._with_masks(cell, x[None])[0], *before)
+            cell, read = self._cell(index), self._read(x, index)
+            after = cell(self._with_masks(cell, read[None])[0], *before)
             finals.append(after)
-            x = self._finish(x, cell.readout(x, *after), index)
+            x = self._finish(x, cell.readout(read, *after), index)
         return x, join(finals)
 
     def stepper(self, state: State | None = None, known: Tensor | None = None) -> Stepper:
@@ -270,19 +255,21 @@ class Recurrent(nn.Module):
         directions = 2 if self.bidirectional else 1
         states = split(self._cells(), state, x[0])
         finals = []
+        x = self._enter(x if lengths is None else extend(x, lengths))
         for layer in range(self.num_layers):
-            if lengths is not None:
-                x = extend(x, lengths)
+            read = self._read(x, layer)
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                source = reverse(x, lengths) if direction else x
+                source = reverse(read, lengths) if direction else read
                 anew = backwards(resets, lengths) if direction and resets is not None else resets
                 output, final = self._over_time(self._cell(index), source, states[index], lengths, anew)
                 outputs.append(reverse(output, lengths) if direction else output)
                 finals.append(final)
             x = self._finish(x, torch.cat(outputs, -1) if self.bidirectional else outputs[0], layer)
-        return x, join(finals)
+            if lengths is not None and layer < self.num_layers - 1:
+                x = extend(x, lengths)
+        return x if lengths is None or self.is_plain else blank(x, lengths), join(finals)
 
     def _over_time(
         self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
@@ -336,14 +323,6 @@ class Recurrent(nn.Module):
         """x [T, B, I] with what the cell's modifier needs beside it in training."""
         return cell.modifier.with_masks(x) if isinstance(cell.modifier, Modifier) and self.training else x
 
-    def _finish(self, x: Tensor, output: Tensor, layer: int) -> Tensor:
-        """A layer's output from its input x and what its cells gave."""
-        if self.projections is not None:
-            output = self.projections[layer](output)
-        if layer < self.num_layers - 1:
-            output = F.dropout(output, self.dropout, self.training)
-        return output + x if self.residual and output.shape == x.shape else output
-
     def _cell(self, index: int) -> Cell:
         cell = self.cells[index]
         assert isinstance(cell, Cell)
@@ -353,10 +332,10 @@ class Recurrent(nn.Module):
         return [self._cell(index) for index in range(len(self.cells))]
 
     def _check_torch(self) -> None:
-        if self.projections is not None or self.residual:
+        if not self.is_plain:
             raise UserError(
-                "no torch weights for this layer: torch's layers have no projection of the output and no residual "
-                "connections"
+                "no torch weights for this layer: torch's layers have no projection of the output, no residual "
+                "connections and no block"
             )
 
 
@@ -364,37 +343,35 @@ class Stepper:
     """Steps a layer and keeps its state; see `Recurrent.stepper`."""
 
     def __init__(self, layer: Recurrent, state: State | None, known: Tensor | None) -> None:
-        self._layer, self._first, self._known = layer, state, known
+        self._layer, self._first = layer, state
+        with torch.no_grad():
+            self._known = None if known is None else layer._enter(known)
+            read = None if self._known is None else layer._read(self._known, 0)
         self._cells = [
-            Frozen(layer._cell(index), layer.engine, None if index else known) for index in range(len(layer.cells))
+            Frozen(layer._cell(index), layer.engine, None if index else read) for index in range(len(layer.cells))
         ]
-        self._needed = layer.residual or type(layer._cell(0)).readout is not Cell.readout  # the input itself
+        gives = type(layer._cell(0)).readout is not Cell.readout
+        self._needed = gives or not layer.is_plain  # the input itself
         self._states: list[tuple[Tensor, ...]] | None = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """The next time step: x [B, I], or the numbers [B] of known inputs, to the output [B, H]."""
-        given = x
-        if self._known is not None and (self._states is None or self._needed):
+        layer, given = self._layer, x
+        if self._known is None:
+            x = layer._enter(x)
+        elif self._states is None or self._needed:
             x = self._known[x]
         if self._states is None:
-            self._states = split(self._layer._cells(), self._first, x)
+            self._states = split(layer._cells(), self._first, x)
         for index, frozen in enumerate(self._cells):
-            self._states[index] = after = frozen(x if index else given, *self._states[index])
-            x = self._layer._finish(x, frozen.cell.readout(x, *after), index)
+            read = layer._read(x, index)
+            known = not index and self._known is not None
+            self._states[index] = after = frozen(given if known else read, *self._states[index])
+            x = layer._finish(x, frozen.cell.readout(read, *after), index)
         return x
 
     @property
     def state(self) -> State | None:
         """The state after the last step, as the layer takes and returns it."""
         return self._first if self._states is None else join(self._states)
-
-
-def _sizes(hidden_size: Any, layers: int) -> tuple[int, ...]:
-    """The hidden size of each layer."""
-    sizes = tuple(hidden_size) if isinstance(hidden_size, (list, tuple)) else (hidden_size,) * layers
-    if any(type(size) is not int or size < 1 for size in sizes):
-        raise UserError(f"hidden_size must be a positive integer, or a list of one a layer, not {hidden_size!r}")
-    if len(sizes) != layers:
-        raise UserError(f"hidden_size={hidden_size!r}: {len(sizes)} sizes for {layers} layers; say num_layers too")
-    return sizes

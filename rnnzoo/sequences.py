@@ -44,6 +44,11 @@ def extend(x: Tensor, lengths: Tensor) -> Tensor:
     return _pick(x, t.clamp(max=lengths - 1))
 
 
+def blank(x: Tensor, lengths: Tensor) -> Tensor:
+    """x [T, B, F] with zeros in place of its padding."""
+    return x.masked_fill(torch.arange(x.shape[0], device=x.device)[:, None, None] >= lengths[:, None], 0)
+
+
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverse x [T, B, ...] in time, each sequence within its own length."""
     if lengths is None:

@@ -40,6 +40,7 @@ META = torch.device("meta")
 OPTIONS: dict[str, dict[str, Any]] = {
     "dropped": {"recurrent_dropout": 0.2, "zoneout": 0.2, "num_layers": 2, "dropout": 0.2},
     "normed": {"layer_norm": True, "projection": 3, "learn_initial_state": True},
+    "deep": {"block": "glu", "num_layers": 2, "bidirectional": True, "dropout": 0.2},
     "in pieces": {"checkpoint_every": 2, "residual": True, "num_layers": 2, "projection": I},
 }
 

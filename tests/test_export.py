@@ -83,6 +83,7 @@ class Beside(nn.Module):
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Recurrent(name, I, H, engine="reference") for name in names)
+        self.layers.append(Recurrent("lru", I, H, num_layers=2, block="glu", engine="reference"))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([layer(x)[0] for layer in self.layers], -1)

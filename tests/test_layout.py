@@ -21,7 +21,8 @@ FOREIGN = {"lightning": {"pytorch_lightning", "lightning"}, "hydra": {"hydra", "
 
 RANK = {
     "errors": 0, "plain": 0, "files": 1, "progress": 1, "sequences": 1, "cell": 1, "surrogate": 1, "registry": 2,
-    "cells": 3, "options": 3, "resets": 3, "states": 3, "recording": 3, "engine": 4, "torch_nn": 5, "recurrent": 6,
+    "cells": 3, "options": 3, "resets": 3, "states": 3, "recording": 3, "stack": 4, "engine": 4, "torch_nn": 5,
+    "recurrent": 6,
 }  # fmt: skip
 """Within the core, each of these imports only those of lower rank, and itself; what is not named may import all."""
 

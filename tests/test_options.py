@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from rnnzoo import Bias, Cell, InputWeight, Recurrent, RecurrentWeight, UserError, gate, get, list_cells
 from rnnzoo.options import GAIN, INITIALIZERS, Modifier
@@ -233,6 +234,114 @@ def test_projection_and_residual(name):
     torch.testing.assert_close(torch.stack(ys), expected + x())
 
 
+# The block of deep stacks
+
+
+@cells
+def test_a_block_around_every_cell(name):
+    """The cells of a layer of their own, and around them what the papers write, in torch."""
+    deep = Recurrent(name, I, H, projection=3, block="glu", engine="reference").double()
+    cells = Recurrent(name, 3, H, engine="reference").double()
+    cells.load_state_dict({k: v for k, v in deep.state_dict().items() if k.startswith("cells.")})
+    encoder, [block] = deep.encoder, deep.blocks
+    u = F.linear(x(), encoder.weight, encoder.bias)
+    gelu = F.gelu(cells(F.layer_norm(u, (3,), block.norm.weight, block.norm.bias))[0])
+    value, gate = (gelu @ block.linear.weight.T + block.linear.bias).split(3, -1)
+    expected = u + value * torch.sigmoid(gate)
+    torch.testing.assert_close(deep(x())[0], expected)
+    assert deep.output_size == 3
+    state, ys = None, []
+    for x_t in x():
+        y, state = deep.step(x_t, state)
+        ys.append(y)
+    torch.testing.assert_close(torch.stack(ys), expected)
+
+
+class Deep(nn.Module):
+    """Two layers of GRU in both directions, each in its block, of torch's own modules."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.encoder = nn.Linear(I, 2 * H)
+        self.norms = nn.ModuleList(nn.LayerNorm(2 * H) for _ in range(2))
+        self.grus = nn.ModuleList(nn.GRU(2 * H, H, bidirectional=True) for _ in range(2))
+        self.linears = nn.ModuleList(nn.Linear(2 * H, 4 * H) for _ in range(2))
+        self.double()
+        self.encoder.load_state_dict(layer.encoder.state_dict())
+        for k, block in enumerate(layer.blocks):
+            plain = Recurrent("gru", 2 * H, H, bidirectional=True).double()
+            own = {f"cells.{n}.{key}": v for n in (0, 1) for key, v in layer.cells[2 * k + n].state_dict().items()}
+            plain.load_state_dict(own)
+            self.grus[k].load_state_dict(plain.torch_state_dict())
+            self.norms[k].load_state_dict(block.norm.state_dict())
+            self.linears[k].load_state_dict(block.linear.state_dict())
+
+    def forward(self, x):
+        x = self.encoder(x)
+        for norm, gru, linear in zip(self.norms, self.grus, self.linears):
+            x = x + F.glu(linear(F.gelu(gru(norm(x))[0])), -1)
+        return x
+
+
+@pytest.mark.parametrize("engine", ["reference", "native", "serial"])
+def test_blocks_around_two_directions(engine, shared_kernels):
+    """Ragged sequences, parts that start anew, and their gradients are those of each part alone; padding is NaN."""
+    torch.manual_seed(0)
+    layer = Recurrent("gru", I, H, 2, bidirectional=True, block="glu", engine=engine).double()
+    theirs = Deep(layer)
+    padded = x().masked_fill(torch.arange(T)[:, None, None] >= torch.tensor([5, 2, 4])[:, None], math.nan)
+    output, _ = layer(padded, lengths=[5, 2, 4])
+    for b, length in enumerate([5, 2, 4]):
+        torch.testing.assert_close(output[:length, b], theirs(x()[:length, b]))
+        assert not output[length:, b].any()
+    weights = torch.rand_like(output)
+    (output * weights).sum().backward()
+    sum((theirs(x()[:n, b]) * weights[:n, b]).sum() for b, n in enumerate([5, 2, 4])).backward()
+    for mine, other in ((layer.encoder, theirs.encoder), (layer.blocks[1].linear, theirs.linears[1])):
+        torch.testing.assert_close(mine.weight.grad, other.weight.grad)
+    torch.testing.assert_close(layer.blocks[0].norm.weight.grad, theirs.norms[0].weight.grad)
+    if engine == "reference":
+        resets = torch.zeros(T, B, dtype=torch.bool)
+        resets[2] = True
+        torch.testing.assert_close(layer(x(), resets=resets)[0], torch.cat([theirs(x()[:2]), theirs(x()[2:])]))
+
+
+def test_dropout_within_a_block():
+    """Of what the GELU gives and of what the GLU gives; the residual path is never dropped."""
+    layer = Recurrent("gru", I, 50, dropout=0.5, block="glu")
+    with torch.no_grad():
+        layer.blocks[0].linear.weight.zero_()  # so that the GLU gives b σ(b') whatever was dropped before
+    u = layer.encoder(torch.ones(40, 9, I))
+    value, gate = layer.blocks[0].linear.bias.split(50)
+    added = (layer(torch.ones(40, 9, I))[0] - u) / (value * gate.sigmoid())
+    assert 0.45 < (added.abs() < 1e-2).float().mean() < 0.55
+    torch.testing.assert_close(
+        added[added.abs() > 1e-2], torch.full_like(added[added.abs() > 1e-2], 2), rtol=0.1, atol=0
+    )
+    with torch.no_grad():
+        layer.blocks[0].linear.weight.normal_()
+        layer.blocks[0].dropout.p, expected = 0.0, layer.eval()(torch.ones(40, 9, I))[0]
+    torch.testing.assert_close(layer.train()(torch.ones(40, 9, I))[0], expected)
+
+
+def test_layers_of_different_sizes_meet_in_their_blocks():
+    layer = Recurrent("lru", I, [8, 6], 2, block="glu")
+    assert [cell.input_size for cell in layer.cells] == [6, 6] and layer.output_size == 6
+    found = {key: list(value.shape) for key, value in layer.state_dict().items() if not key.startswith("cells.")}
+    around = {"norm.weight": [6], "norm.bias": [6], "linear.bias": [12]}
+    assert found == {
+        "encoder.weight": [6, I], "encoder.bias": [6],
+        "blocks.0.linear.weight": [12, 8], "blocks.1.linear.weight": [12, 6],
+        **{f"blocks.{k}.{key}": shape for k in (0, 1) for key, shape in around.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"projection": I}, {"projection": I, "residual": True}, {"block": "glu"}], ids=str)
+def test_outputs_past_a_sequences_length_are_zero(options):
+    output, _ = Recurrent("gru", I, H, 2, **options)(torch.randn(T, B, I), lengths=[5, 2, 4])
+    assert [int(o.any(-1).sum()) for o in output.unbind(1)] == [5, 2, 4]
+
+
 def test_residual_needs_a_layer_whose_sizes_agree():
     with pytest.raises(UserError, match=r"residual: no layer has as many outputs as inputs; the sizes are \[4, 6\]"):
         Recurrent("gru", I, H, residual=True)
@@ -294,6 +403,9 @@ def test_forget_bias_and_chrono(name):
         ({"layer_norm": 1}, ["layer_norm", "true or false", "1"]),
         ({"learn_initial_state": "no"}, ["learn_initial_state", "'no'"]),
         ({"residual": 1}, ["residual", "1"]),
+        ({"block": "gul"}, ["block='gul'", "did you mean glu"]),
+        ({"block": "glu", "residual": True}, ["block=glu", "leave residual out"]),
+        ({"dropout": 0.1}, ["dropout acts between layers", "num_layers"]),
         ({"projection": -1}, ["projection", "features", "-1"]),
         ({"projection": 2.0}, ["projection", "2.0"]),
         ({"initializer": "ortogonal"}, ["ortogonal", "did you mean orthogonal"]),
@@ -327,6 +439,6 @@ def test_a_cell_that_chooses_its_initial_state_keeps_it():
 
 
 def test_torch_weights_do_not_fit_what_torch_has_not():
-    for options in ({"layer_norm": True}, {"projection": 2}, {"residual": True}):
+    for options in ({"layer_norm": True}, {"projection": 2}, {"residual": True}, {"block": "glu"}):
         with pytest.raises(UserError, match="torch"):
             Recurrent("gru", H, H, **options).torch_state_dict()

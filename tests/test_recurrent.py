@@ -545,8 +545,9 @@ def test_a_compiled_stepper_takes_what_a_layer_takes():
             stepper(torch.tensor([wrong]))
 
 
-def test_a_residual_stepper_takes_numbers():
-    layer = make(residual=True, num_layers=2, projection=I).eval()
+@pytest.mark.parametrize("options", [{"residual": True, "projection": I}, {"block": "glu"}], ids=str)
+def test_a_stepper_of_several_layers_takes_numbers(options):
+    layer = make(num_layers=2, **options).eval()
     inputs, codes = torch.randn(4, I), torch.randint(4, (6, 2))
     stepper = layer.stepper(known=inputs)
     torch.testing.assert_close(torch.stack([stepper(step) for step in codes]), layer(inputs[codes])[0])

@@ -100,6 +100,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_layers": 3, "bidirectional": True},
     {"num_layers": 2, "projection": 4, "bidirectional": True},
     {"layer_norm": True, "learn_initial_state": True, "num_layers": 2, "residual": True},
+    {"block": "glu", "num_layers": 2, "bidirectional": True},
     {"initializer": "orthogonal", "forget_bias": 2.0, "recurrent_dropout": 0.1, "zoneout": 0.1},
 ]
 
