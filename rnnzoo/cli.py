@@ -195,6 +195,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
     probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
     probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
+    probing.add_argument(
+        "--html", nargs="?", type=Path, metavar="FILE", help="of the page; default: probe.html beside the other files"
+    )
 
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
@@ -298,7 +301,7 @@ def _claims(options: argparse.Namespace) -> None:
 def _probe(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.probe_run import probe_runs
 
-    probe_runs(options.runs, options.out)
+    probe_runs(options.runs, options.out, options.html)
 
 
 def _eval(options: argparse.Namespace) -> int:
