@@ -152,6 +152,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     building = add("gallery", "a site of all cells, for a browser, without network or server", _gallery)
     building.add_argument("out", type=Path, help="folder to write it to")
     building.add_argument("--results", type=Path, metavar="FILE", help="Markdown whose tables have a column 'cell'")
+    building.add_argument("--language", default="en", help="of index and essays: en or ja; default: en")
 
     checking = add("check", "the conformance suite on a cell of yours or of the zoo", _check)
     checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
@@ -265,7 +266,7 @@ def _gallery(options: argparse.Namespace) -> None:
     from rnnzoo import registry
     from rnnzoo.explain import gallery
 
-    left_out = gallery.build(options.out, options.results)
+    left_out = gallery.build(options.out, options.results, options.language)
     for name, reason in left_out.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
     print(f"written: {len(registry.list_cells()) - len(left_out)} cells to {options.out / 'index.html'}")
