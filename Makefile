@@ -27,8 +27,11 @@ docs: $(VENV)/docs docs/gallery/index.html
 	$(RUN) -m mkdocs build --strict
 	@echo "written: site/index.html"
 
-docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py rnnzoo/explain/*.py rnnzoo/explain/templates/*) | $(VENV)/docs
+EXPLAIN = $(wildcard $(addprefix rnnzoo/explain/,*.py essays/*.py league.csv templates/*.* templates/*/*))
+
+docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py) $(EXPLAIN) | $(VENV)/docs
 	$(RUN) -m rnnzoo gallery docs/gallery
+	$(RUN) -m rnnzoo gallery docs/gallery/ja --language ja
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || \

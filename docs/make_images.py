@@ -50,7 +50,7 @@ def gallery(png: Path) -> None:
         rnnzoo("gallery", str(site))
     with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 1200, "height": 740})
+        page = opened.new_page(viewport={"width": 1200, "height": 880})
         page.goto((site / "index.html").as_uri())
         page.screenshot(path=png)
         opened.close()

@@ -152,6 +152,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     building = add("gallery", "a site of all cells, for a browser, without network or server", _gallery)
     building.add_argument("out", type=Path, help="folder to write it to")
     building.add_argument("--results", type=Path, metavar="FILE", help="Markdown whose tables have a column 'cell'")
+    building.add_argument("--language", default="en", help="of index and essays: en or ja; default: en")
 
     checking = add("check", "the conformance suite on a cell of yours or of the zoo", _check)
     checking.add_argument("targets", nargs="*", metavar="TARGET", help="a registered name, or FILE.py:Class")
@@ -197,6 +198,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
     probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
     probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
+    probing.add_argument(
+        "--html", nargs="?", type=Path, metavar="FILE", help="of the page; default: probe.html beside the other files"
+    )
 
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
@@ -264,7 +268,7 @@ def _gallery(options: argparse.Namespace) -> None:
     from rnnzoo import registry
     from rnnzoo.explain import gallery
 
-    left_out = gallery.build(options.out, options.results)
+    left_out = gallery.build(options.out, options.results, options.language)
     for name, reason in left_out.items():
         print(printable(f"left out {name}: {reason}"), file=sys.stderr)
     print(printable(f"written: {len(registry.list_cells()) - len(left_out)} cells to {options.out / 'index.html'}"))
@@ -300,7 +304,7 @@ def _claims(options: argparse.Namespace) -> None:
 def _probe(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.probe_run import probe_runs
 
-    probe_runs(options.runs, options.out)
+    probe_runs(options.runs, options.out, options.html)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -170,6 +170,15 @@ class Addition(SequenceModule):
         self.train(training)
         return torch.stack(answer)
 
+    def variables(self, batch: Tensor) -> dict[str, Tensor]:
+        """The sum, and for the decoder at each step the carry into the digit that it is to write; 0 past the last."""
+        width = self.hparams["digits"] + 1
+        pairs = [[int(number) for number in text.split("+")] for text in decode(batch[:, : -width - 1].T)]
+        a, b = torch.tensor(pairs).T  # [B]
+        length = (batch[:, -width:] != ALPHABET.index(" ")).sum(1)
+        unit = 10 ** (length - 1 - torch.arange(width)[:, None]).clamp(min=0)  # of each digit [W, B]
+        return {"sum": (a + b).float(), "carry": (a % unit + b % unit >= unit).float()}
+
     def score(self, batch: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
         """Of rows [B, Q + 1 + W] the mean cross-entropy in nats, and the likeliest and the true characters [B, W]."""
         # Given the true characters before, the likeliest are all right just if those are that `answer` writes: up to

@@ -182,6 +182,8 @@ class CharLM(CarriedState, LanguageModel):
     """
 
     told = ("alphabet",)
+    column: Tensor
+    """Positions in the line where the last window of `variables` ended, [B]."""
 
     def __init__(
         self,
@@ -229,6 +231,22 @@ class CharLM(CarriedState, LanguageModel):
                 with_states(self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2)))
             )
         return super().training_step(batch, batch_idx)
+
+    def variables(self, batch: Tensor) -> dict[str, Tensor]:
+        """The position in the line, which goes on from window to window as the state does, and what comes next."""
+        codes, alphabet = batch.T, self.hparams["alphabet"]
+        kinds = {"next is a letter": str.isalpha, "next is a blank": " ".__eq__, "next ends the line": "\n".__eq__}
+        found = {
+            name: torch.tensor([float(holds(character)) for character in alphabet])[codes[1:]]
+            for name, holds in kinds.items()
+        }
+        column = torch.zeros(len(batch)) if self.carried is None else self.column
+        columns = []
+        for code in codes[:-1]:
+            column = torch.where(code == alphabet.find("\n"), 0.0, column + 1)
+            columns.append(column)
+        self.column = column
+        return {"position in the line": torch.stack(columns), **found}
 
     def score(self, batch: Tensor) -> tuple[Tensor, int]:
         """Mean cross-entropy in nats over windows [B, T + 1], which go on from those before."""

@@ -88,6 +88,10 @@ class Frequency(SequenceModule):
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output[-1])).squeeze(-1)
 
+    def variables(self, batch: Batch) -> dict[str, Tensor]:
+        """Which kind of wave it is."""
+        return {"kind": batch.y}
+
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also logits and targets [B]."""
         logits = self(batch.x.transpose(0, 1))

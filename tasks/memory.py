@@ -185,6 +185,10 @@ class Adding(SequenceModule):
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output[-1])).squeeze(-1)
 
+    def variables(self, batch: Batch) -> dict[str, Tensor]:
+        """The sum of the marked values so far."""
+        return {"sum so far": batch.x.prod(-1).cumsum(1).T}
+
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also predictions and targets [B]."""
         prediction = self(batch.x.transpose(0, 1))
@@ -199,3 +203,7 @@ class First(Adding):
     """
 
     features = 1
+
+    def variables(self, batch: Batch) -> dict[str, Tensor]:
+        """What is to be remembered."""
+        return {"first value": batch.y}

@@ -125,6 +125,11 @@ class Sine(SequenceModule):
         output, _ = self.layer(x.to(self.head.weight.dtype))
         return self.single(self.head(output))
 
+    def variables(self, batch: Tensor) -> dict[str, Tensor]:
+        """The next value, and the cosine of the phase, without which the value does not tell whether a wave rises."""
+        wave, step = batch.squeeze(-1).T, self.hparams["step"]
+        return {"next value": wave[1:], "cosine of the phase": (wave[1:] - wave[:-1] * math.cos(step)) / math.sin(step)}
+
     def score(self, batch: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
         """Of windows [B, T + 1, 1] also predictions and targets of all steps but the warm-up's, [(T - warmup)·B]."""
         wave = batch.transpose(0, 1)

@@ -51,6 +51,15 @@ class Symbols(SequenceModule):
         output, _ = self.layer(self.embed(symbols))
         return self.single(self.head(output))
 
+    def variables(self, batch: Batch) -> dict[str, Tensor]:
+        """The state of which the answer tells, if it is asked for at every step: 0 or 1, or each against all others."""
+        states = batch.y.T
+        if (states == IGNORED).any():
+            return {}
+        if self.hparams["answered"] == 2:
+            return {"state": states.float()}
+        return {f"state {k}": (states == k).float() for k in range(self.hparams["answered"])}
+
     def score(self, batch: Batch) -> tuple[Tensor, ...]:
         """In evaluation also logits [N, answered] and answers [N] of the N places where something is asked for."""
         logits, answers = self(batch.x.T).flatten(0, 1), batch.y.T.flatten()

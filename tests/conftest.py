@@ -23,16 +23,18 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 
 
-SHARING = ("test_diagram.py", "test_gallery.py", "test_essay.py", "test_install.py", "test_verbs.py")
-"""Files whose tests share what took long to make."""
+SHARING = {
+    "test_gallery.py": "pages", "test_essay.py": "pages", "test_essays.py": "pages", "test_install.py": "install",
+    "test_verbs.py": "verbs", "test_diagram.py": "diagrams",
+}  # fmt: skip
+"""What files share whose tests use what took long to make."""
 
 
 class ByFunction(LoadScopeScheduling):
-    """One process runs all cases of a test, or all tests of a file that share something: nothing is made twice."""
+    """One process runs all cases of a test, or all tests of files that share something: nothing is made twice."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if file.endswith(SHARING) else nodeid.partition("[")[0]
+        return SHARING.get(Path(nodeid.partition("::")[0]).name) or nodeid.partition("[")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFunction:

@@ -20,6 +20,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 PAGES = ("lstm", "mlstm", "ltc")
 """A classic, one with a matrix memory, and the one with the most equations."""
 
+ESSAYS = [essay.file.removesuffix(".html") for essay in gallery.essays()]
+TRANSLATED = ["index", *ESSAYS]
+"""Pages that there are in every language."""
+
 OWN = '''\
 from torch import Tensor, sigmoid
 
@@ -74,6 +78,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     load(str(folder / "own.py"))
     left_out = gallery.build(folder / "out", folder / "results.md")
     assert list(left_out) == ["branching"] and "branches on data" in left_out["branching"]
+    whole = dict(registry._entries)
+    for name in {*whole} - {*PAGES, "gru", "rnn"}:  # the cells' pages are the same
+        del registry._entries[name]
+    gallery.build(folder / "out" / "ja", language="ja")
+    registry._entries.update(whole)
     yield folder / "out"
     for kept, before in ((registry._entries, entries), (registry._loaded, loaded)):
         kept.clear()
@@ -196,7 +205,9 @@ def test_a_cells_page(name: str, visit: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["index", "essay", *PAGES, "own_cell", "phased_lstm"])
+@pytest.mark.parametrize(
+    "name", [*TRANSLATED, *PAGES, "own_cell", "phased_lstm", *(f"ja/{name}" for name in TRANSLATED), "ja/lstm"]
+)
 def test_narrow_screens_and_both_colours(name: str, dark: bool, visit: Callable[..., Any]) -> None:
     page = visit(name, width=400, dark=dark)
     if name in PAGES:
@@ -211,6 +222,33 @@ def test_narrow_screens_and_both_colours(name: str, dark: bool, visit: Callable[
         "all => all.map(e => e.alt || e.getAttribute('aria-label') || e.querySelector('title')?.textContent || '')"
     )
     assert all(images)
+
+
+def test_the_japanese_edition(visit: Callable[..., Any]) -> None:
+    page = visit("ja/index")
+    assert page.locator("html").get_attribute("lang") == "ja"
+    assert page.locator("#count").inner_text() == "5 種のセル"
+    page.get_by_label("検索").fill("hochreiter")
+    assert page.locator("#count").inner_text() == "0 種のセル" and visible(page) == []
+    page.get_by_role("button", name="すべて表示").click()
+    page.wait_for_function("document.getElementById('count').textContent.startsWith('5')")
+    page.get_by_label("種類").select_option(label="逐次")
+    assert "lstm" in visible(page)
+    page.get_by_role("link", name="勾配はなぜ消失するのか、測ってみる").click()
+    assert page.locator("h1").inner_text() == "勾配はなぜ消失するのか、測ってみる"
+    page.get_by_role("link", name="時定数としてのゲート →").click()
+    assert page.locator("h1").inner_text() == "時定数としてのゲート"
+    assert visit("ja/lstm").locator("main [lang=en] h1").inner_text() == "lstm"
+
+
+def test_essays_follow_one_another(visit: Callable[..., Any]) -> None:
+    page = visit("index")
+    page.locator("#essays a").first.click()
+    seen = [page.locator("h1").inner_text()]
+    while page.locator("a[rel=next]").count():
+        page.locator("a[rel=next]").click()
+        seen.append(page.locator("h1").inner_text())
+    assert len(set(seen)) == len(seen) == len(ESSAYS)
 
 
 def test_own_cells_and_results(visit: Callable[..., Any]) -> None:

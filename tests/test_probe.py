@@ -144,6 +144,48 @@ def test_gradients_of_a_loss_by_time() -> None:
     assert len(below) == 5 and layer.engine == "auto"
 
 
+def test_states_of_layers_at_work() -> None:
+    """Of two layers that one run runs, the second from the first's final state."""
+    first, second = (Recurrent(Linear, 3, 3, 2, engine="auto").double() for _ in range(2))
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    found = probe.states_of({"a": first, "b": second}, lambda: second(x, first(x)[1]))
+    below, above = found["a"]
+    torch.testing.assert_close(below, dynamics.trajectory(first._cell(0), x)[1:])
+    torch.testing.assert_close(above, dynamics.trajectory(first._cell(1), below)[1:])
+    expected = dynamics.trajectory(second._cell(0), x, (below[-1],))[1:]
+    torch.testing.assert_close(found["b"][0], expected)
+    assert first.engine == "auto" and first._steps == 0
+
+
+def test_all_measures_at_once() -> None:
+    x = torch.randn(300, 3, 3, dtype=torch.float64)
+    found = probe.examine(Linear(3, 3), x, points=4)
+    assert found.along is not None and found.visited.shape == (301, 3, 3)
+    assert found.along.steps.tolist() == [0, 99, 199, 299]
+    assert found.along.exponents.tolist() == pytest.approx([math.log(0.95), math.log(0.5), math.log(0.2)], abs=0.02)
+    assert found.numbers["exponent"] == float(found.along.exponents[0])
+    assert found.numbers["near_the_unit_circle"] == pytest.approx(1 / 3) and found.numbers["dead_units"] == 0
+    assert found.numbers["memory_length"] == pytest.approx(math.log(0.01) / math.log(0.95), rel=0.1)
+    assert found.along.time_constants.tolist() == pytest.approx([-1 / math.log(d) for d in (0.95, 0.5, 0.2)])
+    small = probe.examine(Linear(3, 3), x, largest=2)
+    assert small.along is None and small.numbers.keys() == {"participation_ratio", "dead_units", "mean_norm"}
+
+
+class Creep(Cell):
+    """h grows by 0.02 + h² / 10: nowhere is it still, and it is slowest at 0."""
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return h + 0.02 + h**2 / 10 + 0 * x
+
+
+def test_a_slow_point_is_no_fixed_point() -> None:
+    starts, x = torch.tensor([[-0.5], [0.4]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    assert len(dynamics.fixed_points(Creep(1, 1), starts, x, steps=500).points) == 0
+    found = dynamics.fixed_points(Creep(1, 1), starts, x, slow=0.1, steps=500)
+    assert found.fixed == [False] and float(found.points) == pytest.approx(0, abs=0.02)
+    assert float(found.speeds) == pytest.approx(0.02, rel=0.02)
+
+
 def test_gates() -> None:
     layer = Recurrent("lstm", 3, 4).double()
     cell = layer._cell(0)
@@ -182,6 +224,11 @@ def test_decodability() -> None:
     assert (probe.decodability(states, torch.randn(200, generator=generator, dtype=torch.float64)) < 0.1).all()
     moving = torch.cumsum(states[..., 3], 0)
     assert float(probe.decodability(states, moving)[0]) > 0.999
+    several = torch.stack([target.expand(5, 200), moving, torch.ones(5, 200, dtype=torch.float64)], -1)
+    together = probe.decodability(states, several)
+    torch.testing.assert_close(together[:, 0], found)
+    torch.testing.assert_close(together[:, 1], probe.decodability(states, moving))
+    assert together[:, 2].isnan().all()  # what is the same in all sequences cannot be told
 
 
 @pytest.mark.parametrize("name", list_cells())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
 """Margins of the axes; above them there is a line for the names of several curves."""
 
 LEGEND, LETTER = 20, 7
-"""Height of a line of the legend, and about the width of a letter."""
+"""Height of a line of the legend, and about the width of a letter; Chinese and Japanese ones are twice as wide."""
 
 
 def lines(
@@ -80,11 +81,16 @@ def lines(
     return "".join(parts) + "</svg>"
 
 
+def escape(words: str) -> str:
+    """Words for SVG, plain ones even if they are marked as HTML, which escapes what is put into it once more."""
+    return html.escape(str(words))
+
+
 def _legend(names: Mapping[str, object]) -> Iterator[tuple[int, int]]:
     """Where each of several names stands above the axes, from left to right and line by line; nothing for one."""
     x, y = LEFT + 5, TOP + 2
     for name in names if len(names) > 1 else ():
-        width = LETTER * len(name) + 28
+        width = LETTER * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name) + 28
         if x > LEFT + 5 and x + width > WIDTH - RIGHT:
             x, y = LEFT + 5, y + LEGEND
         yield x, y

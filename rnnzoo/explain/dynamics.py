@@ -20,6 +20,9 @@ from rnnzoo.errors import UserError
 NEAR = 0.1
 """An eigenvalue whose modulus is within this of 1 counts as near the unit circle."""
 
+FIXED = 1e-3
+"""A point counts as fixed up to this speed."""
+
 
 def pack(states: Sequence[Tensor]) -> Tensor:
     """States [N, ...] as one vector each, [N, S]."""
@@ -103,9 +106,9 @@ def lyapunov(cell: Cell, x: Tensor, count: int = 8, burn_in: int = 0) -> Tensor:
     size = visited.shape[-1]
     count = min(count, size)
     # drawn, for axes may be directions that the step keeps among themselves
-    drawn = torch.randn(size, count, dtype=visited.dtype, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(size, count, dtype=visited.dtype, generator=torch.Generator().manual_seed(0)).to(x.device)
     q = torch.linalg.qr(drawn).Q.expand(x.shape[1], -1, -1)
-    total = torch.zeros(count, dtype=visited.dtype)
+    total = torch.zeros(count, dtype=visited.dtype, device=x.device)
     for t, (s, x_t) in enumerate(zip(visited, x)):
         q, r = torch.linalg.qr(jacobians(cell, s, x_t) @ q)
         if t >= burn_in:
@@ -118,7 +121,7 @@ class FixedPoints:
     """Points at which a constant input leaves the state as it is, or nearly so.
 
     Args:
-        points: [N, S], the slowest last.
+        points: [N, S], the slowest first.
         speeds: [N], ‖F(s, x) - s‖.
         eigenvalues: [N, S] of the Jacobian there, complex, largest modulus first.
     """
@@ -128,13 +131,18 @@ class FixedPoints:
     eigenvalues: Tensor
 
     @property
+    def fixed(self) -> list[bool]:
+        """For each point whether it is one, or only slow."""
+        return (self.speeds < FIXED).tolist()
+
+    @property
     def unstable(self) -> list[int]:
         """For each point the dimension of the space in which it repels: 0 for an attractor."""
         return (self.eigenvalues.abs() > 1).sum(1).tolist()
 
 
 def fixed_points(
-    cell: Cell, starts: Tensor, x: Tensor, tolerance: float = 1e-3, apart: float = 1e-2, steps: int = 2000
+    cell: Cell, starts: Tensor, x: Tensor, slow: float = FIXED, apart: float = 1e-2, steps: int = 2000
 ) -> FixedPoints:
     """Minimise ½‖F(s, x) - s‖² from the states `starts` [N, S] under the constant input x [I].
 
@@ -144,7 +152,7 @@ def fixed_points(
         cell: whose step is F.
         starts: states that were visited; each leads to one point.
         x: the input.
-        tolerance: the speed up to which a point is kept.
+        slow: the speed up to which a point is kept; beyond `FIXED`, so that slow points are found too.
         apart: two points nearer to each other than this, relative to their size, are one.
         steps: of Adam at most.
     """
@@ -154,7 +162,7 @@ def fixed_points(
     for step in range(steps):
         with torch.enable_grad():
             loss = (advance(cell, s, inputs) - s).square().sum(1) / 2
-        if float(loss.detach().max()) < tolerance**2 / 200:
+        if float(loss.detach().max()) < FIXED**2 / 200:
             break
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
         optimizer.zero_grad()
@@ -163,7 +171,7 @@ def fixed_points(
     found = _newton(cell, s.detach(), inputs)
     with torch.no_grad():
         speeds = (advance(cell, found, inputs) - found).norm(dim=1)
-    order = [n for n in speeds.argsort().tolist() if float(speeds[n]) < tolerance]
+    order = [n for n in speeds.argsort().tolist() if float(speeds[n]) < slow]
     kept: list[int] = []
     for n in order:
         scale = 1 + float(found[n].norm())
@@ -178,7 +186,7 @@ def fixed_points(
 
 def _newton(cell: Cell, s: Tensor, x: Tensor, rounds: int = 5) -> Tensor:
     """s [N, S] nearer to where F(s, x) = s, wherever Newton's steps bring it nearer."""
-    eye = torch.eye(s.shape[1], dtype=s.dtype)
+    eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
     for _ in range(rounds):
         with torch.no_grad():
             rest = advance(cell, s, x) - s

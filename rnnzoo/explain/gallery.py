@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError
-from rnnzoo.explain import essay
 from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
+from rnnzoo.explain.essays import gates, league, scan, start, units, vanishing
+from rnnzoo.explain.essays.page import Essay, texts
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
 from rnnzoo.explain.rounds import lines
@@ -48,15 +49,24 @@ class Relative:
     its: list[str]
 
 
-def build(out: Path, results: Path | None = None) -> dict[str, str]:
+def essays() -> list[Essay]:
+    """The essays in the order in which they are to be read; that on the league once there has been one."""
+    found = [start.ESSAY, vanishing.ESSAY, gates.ESSAY, scan.ESSAY, units.ESSAY]
+    return [*found, league.ESSAY] if league.RESULTS.is_file() else found
+
+
+def build(out: Path, results: Path | None = None, language: str = "en") -> dict[str, str]:
     """Write the site of all registered cells to the folder `out`.
 
     Returns the cells that had to be left out, because their equations cannot be read, with the reason.
 
     `results` is a Markdown file; the rows of its tables whose first column is headed "cell" stand on the cells' pages.
+    Index and essays are in `language`, the cells' pages, as their docstrings, in English.
 
-    Raises `UserError` when `out` holds something else than a gallery, or cannot be written.
+    Raises `UserError` when `out` holds something else than a gallery, or cannot be written, and for a language that
+    there are no texts in.
     """
+    texts(language)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder for the gallery")
     if out.is_dir() and any(out.iterdir()) and not (out / "gallery.js").is_file():
@@ -74,7 +84,7 @@ def build(out: Path, results: Path | None = None) -> dict[str, str]:
     try:
         # beside its place until it is whole, so that a failure leaves nothing half-written
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".gallery-") as made:
-            _write(Path(made), cards, anatomies, tables)
+            _write(Path(made), cards, anatomies, tables, language)
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(made, out)
     except OSError as error:
@@ -82,32 +92,41 @@ def build(out: Path, results: Path | None = None) -> dict[str, str]:
     return left_out
 
 
-def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], tables: dict[str, list[Table]]) -> None:
+def _write(
+    folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], tables: dict[str, list[Table]], language: str
+) -> None:
     pages = templates()
+
+    def write(name: str, template: str, **values: Any) -> None:
+        page = pages.get_template(template).render({"language": language, "say": texts(language, values), **values})
+        (folder / name).write_text(page, encoding="utf-8")
+
     (folder / "diagrams").mkdir()
     (folder / "style.css").write_text(stylesheet(), encoding="utf-8")
     script, _, _ = pages.loader.get_source(pages, "gallery.js")  # type: ignore[union-attr]
     (folder / "gallery.js").write_text(script, encoding="utf-8")
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
-        page = pages.get_template("cell.html").render(
-            card=card, results=tables.get(card.name, []), relatives=list(_relatives(card.name, anatomies))
-        )
-        (folder / f"{card.name}.html").write_text(page, encoding="utf-8")
+        found = tables.get(card.name, []), list(_relatives(card.name, anatomies))
+        write(f"{card.name}.html", "cell.html", card=card, results=found[0], relatives=found[1])
     years = [card.year for card in cards if card.year is not None]
-    cards = sorted(cards, key=_acquaintance)
-    index = pages.get_template("index.html").render(
-        cards=cards,
+    written = essays()
+    write(
+        "index.html",
+        "index.html",
+        cards=sorted(cards, key=_acquaintance),
+        count=len(cards),
         families=sorted({card.entry.family for card in cards}),
         kinds=sorted({card.cost.kind for card in cards}),
         gates=sorted({len(card.gates) for card in cards}),
         years=(min(years, default=1990), max(years, default=2030)),
         sizes=SIZES,
+        essays=written,
     )
-    (folder / "index.html").write_text(index, encoding="utf-8")
-    (folder / "essay.html").write_text(
-        pages.get_template("essay_page.html").render(body=essay.body()), encoding="utf-8"
-    )
+    around = [None, *written, None]
+    for k, essay in enumerate(steps(written, "writing", lambda essay: essay.name)):
+        body = essay.body(language)
+        write(essay.file, "essays/page.html", essay=essay, body=body, before=around[k], after=around[k + 2])
 
 
 def _acquaintance(card: Card) -> tuple[int, int, str]:

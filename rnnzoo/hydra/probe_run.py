@@ -5,19 +5,13 @@ Shapes: T time steps, B sequences, I input size, S numbers of all states togethe
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from rnnzoo import Recurrent
@@ -26,66 +20,134 @@ from rnnzoo.errors import UserError
 from rnnzoo.explain import dynamics, probe
 from rnnzoo.explain.equations import gates
 from rnnzoo.files import writing
+from rnnzoo.hydra import probe_report
+from rnnzoo.hydra.probe_report import Rows
 from rnnzoo.hydra.trained import Trained, data_of, load
+from rnnzoo.lightning.carried_state import CarriedState
 from rnnzoo.lightning.figures import save
 from rnnzoo.plain import csv_cell, printable
 from rnnzoo.progress import steps
 
-STEPS, SEQUENCES, FOLLOWED = 64, 8, 2
-"""At most so many time steps of so many sequences are looked at; Jacobians along as many as FOLLOWED says."""
+STEPS, SEQUENCES = 64, 8
+"""At most so many time steps of so many sequences are looked at."""
 
-LARGEST = 1024
-"""Numbers of all states together beyond which Jacobians, of their square, are left out."""
+READ, READ_STEPS = 1024, 32
+"""A task's variable is read off the states of so many sequences, at so many time steps."""
 
-Rows = list[dict[str, Any]]
+SLOW = 0.1
+"""Points count as slow up to this share of the mean speed along the trajectories."""
 
-TABLES = ("summary", "gradients", "reach", "eigenvalues", "gates", "units", "trajectories", "fixed_points")
+TABLES = (
+    "summary", "gradients", "reach", "eigenvalues", "singular_values", "exponents", "gates", "units", "trajectories",
+    "fixed_points", "decodability",
+)  # fmt: skip
 """What is written, each to a CSV file."""
 
 
-def probe_runs(runs: Sequence[Path], out: Path | None) -> None:
+def probe_runs(runs: Sequence[Path], out: Path | None, page: Path | None = None) -> None:
     """Measure each run and write what was found to its folder `probe`, or below `out`, beside one page for all.
 
-    Raises `UserError` for what is no run, and for a model without a recurrent layer that reads in one direction.
+    The page is written to `page` where that is given.
+
+    Raises `UserError` for what is no run, for two that would be written to one folder, and for a model without a
+    recurrent layer that reads in one direction.
     """
     pages = []
-    for run in runs:
-        trained = load(run)
-        folder = trained.folder / "probe" if out is None else out / trained.folder.resolve().name
+    models = [load(run) for run in runs]
+    folders = [m.folder / "probe" if out is None else out / m.folder.resolve().name for m in models]
+    twice = [folder for k, folder in enumerate(folders) if folder in folders[:k]]
+    if twice:
+        raise UserError(f"{twice[0]}: two of the runs would be written there; probe them one by one")
+    for run, folder, trained in zip(runs, folders, models):
         title = f"{trained.settings['task']['name']} · {trained.settings['model']['cell']}"
         print(printable(f"probing {run}: {title}"), flush=True)
         tables = measure(trained)
         for name, rows in tables.items():
             _write(folder / f"{name}.csv", rows)
-        save(folder / "probe.png", partial(draw, tables, title))
-        _print(tables["summary"], f"{title}, {run}")
+        save(folder / "probe.png", partial(probe_report.draw, tables, title))
+        probe_report.show(tables["summary"], f"{title}, {run}")
         pages.append((f"{title}, {run}", tables, folder))
-    page = (pages[0][2] if out is None else out) / "probe.html"
+    page = page or (pages[0][2] if out is None else out) / "probe.html"
     with writing(page) as file:
-        file.write_text(_page(pages), encoding="utf-8")
+        file.write_text(probe_report.page(pages), encoding="utf-8")
     print(printable(f"written: {page}"))
 
 
 def measure(trained: Trained) -> dict[str, Rows]:
     """Everything that is measured, table by table."""
-    module, layers, inputs, batch = _at_work(trained)
+    data = data_of(trained)
+    module, layers, inputs, batch = _at_work(trained, data)
     tables: dict[str, Rows] = {name: [] for name in TABLES}
+    read = _decodable(module, layers, data)
     for name in steps(layers, "layer"):
         layer = layers[name]
-        norms = probe.gradients(layer, lambda: module.score(batch)[0])
+        norms = probe.gradients(layer, lambda: _from_the_start(module).score(batch)[0])
         use = probe.gate_use(layer, inputs[name]) if _has_gates(layer) else [{}] * len(layer.cells)
         for index, (cell, x) in enumerate(zip(layer._cells(), probe.inputs_of(layer, inputs[name]))):
             where = {"layer": f"{name}.{index + 1}"}
             tables["gradients"] += [{**where, "step": t + 1, "norm": float(n)} for t, n in enumerate(norms[index])]
             tables["gates"] += [{**where, "gate": gate, **vars(found)} for gate, found in use[index].items()]
             tables["summary"].append(where | _of_cell(cell, x, where, tables))
+            for variable, curve in read[name][index].items():
+                tables["decodability"] += [
+                    {**where, "variable": variable, "step": t, "r2": value} for t, value in curve.items()
+                ]
     return tables
 
 
-def _at_work(trained: Trained) -> tuple[Any, dict[str, Recurrent], dict[str, Tensor], Any]:
+def _from_the_start(module: Any) -> Any:
+    """The module, with no state carried along from other batches."""
+    if isinstance(module, CarriedState):
+        module.carry(None)
+    return module
+
+
+def _decodable(module: Any, layers: dict[str, Recurrent], data: Any) -> dict[str, list[dict[str, dict[int, float]]]]:
+    """Of each layer's cells, of each of the task's variables, R² by time step; see `SequenceModule.variables`."""
+    states: dict[str, list[list[Tensor]]] = {name: [[] for _ in layer.cells] for name, layer in layers.items()}
+    targets: dict[str, list[Tensor]] = {}
+    lengths: dict[str, int] = {}
+    count = 0
+    _from_the_start(module)
+    for batch in data.val_dataloader():
+        named = module.variables(batch)
+        if not named or count >= READ:
+            break
+        found = probe.states_of(layers, partial(module.score, batch))
+        if lengths != (lengths := {name: len(cells[0]) for name, cells in found.items()}) and count:
+            break  # the last window of a text is shorter than the others
+        count += len(next(iter(found.values()))[0][0])
+        for name, cells in found.items():
+            for kept, cell in zip(states[name], cells):
+                kept.append(cell)
+        for variable, target in named.items():
+            targets.setdefault(variable, []).append(target)
+    joined = {variable: torch.cat(parts, -1) for variable, parts in targets.items()}
+    return {
+        name: [_read(torch.cat(cell, 1), joined) if cell else {} for cell in cells] for name, cells in states.items()
+    }
+
+
+def _read(states: Tensor, targets: dict[str, Tensor]) -> dict[str, dict[int, float]]:
+    """R² of each variable whose time, if it has one, is the states' [T, B, S], at some time steps, counted from 1."""
+    T, B, _ = states.shape
+    fitting = {name: target for name, target in targets.items() if target.dim() == 1 or len(target) == T}
+    folds = min(5, B)
+    if not fitting or folds < 2:
+        return {}
+    some = torch.linspace(0, T - 1, min(T, READ_STEPS)).long()
+    wanted = torch.stack([target.expand(T, B)[some] for target in fitting.values()], -1)
+    found = probe.decodability(states[some].double(), wanted, folds)  # [T, K]
+    return {
+        name: {int(t) + 1: float(value) for t, value in zip(some, curve) if value.isfinite()}
+        for name, curve in zip(fitting, found.T)
+    }
+
+
+def _at_work(trained: Trained, data: Any) -> tuple[Any, dict[str, Recurrent], dict[str, Tensor], Any]:
     """The module, its layers that read forwards, what they read of the first validation batch, and that batch."""
     module = trained.module
-    batch = next(iter(data_of(trained).val_dataloader()))
+    batch = next(iter(data.val_dataloader()))
     found: dict[str, Tensor] = {}
     layers = {name: part for name, part in module.named_modules() if isinstance(part, Recurrent)}
 
@@ -99,7 +161,7 @@ def _at_work(trained: Trained) -> tuple[Any, dict[str, Recurrent], dict[str, Ten
 
     handles = [layer.register_forward_pre_hook(keep(name), with_kwargs=True) for name, layer in layers.items()]
     with torch.no_grad():
-        module.score(batch)
+        _from_the_start(module).score(batch)
     for handle in handles:
         handle.remove()
     forward = {name: layer for name, layer in layers.items() if name in found and not layer.bidirectional}
@@ -119,89 +181,54 @@ def _has_gates(layer: Recurrent) -> bool:
 
 def _of_cell(cell: Cell, x: Tensor, where: dict[str, str], tables: dict[str, Rows]) -> dict[str, Any]:
     """A cell's line of the summary; what is listed by lag, eigenvalue and unit goes to the tables."""
-    visited = dynamics.trajectory(cell, x)
-    size = visited.shape[-1]
-    spread = {
-        "participation ratio": probe.participation_ratio(visited[1:]),
-        "dead units": len(probe.dead(visited[1:])),
-        "mean norm": float(visited[1:].norm(dim=-1).mean()),
-    }
-    if size > LARGEST:
-        print(printable(f"{where['layer']}: Jacobians of {size:,} × {size:,} numbers are left out"))
-        return {"states": size, **spread}
-    x, points = x[:, :FOLLOWED], visited[:, :FOLLOWED]
-    norms = probe.reach(cell, x, len(x))
-    tables["reach"] += [{**where, "lag": k + 1, "norm": float(n)} for k, n in enumerate(norms)]
-    some = torch.linspace(0, len(x) - 1, min(len(x), 8)).long()
-    found = dynamics.spectrum(dynamics.jacobians(cell, points[some, 0], x[some, 0]))
-    tables["eigenvalues"] += [
-        {**where, "step": int(t) + 1, "real": float(v.real), "imaginary": float(v.imag)}
-        for t, values in zip(some, found.eigenvalues)
-        for v in values
+    found = probe.examine(cell, x)
+    visited = found.visited
+    numbers = {name.replace("_", " "): value for name, value in found.numbers.items()}
+    numbers = {"largest exponent" if name == "exponent" else name: value for name, value in numbers.items()}
+    summary = {"states": visited.shape[-1], **numbers}
+    if found.along is None:
+        size = f"{visited.shape[-1]:,}"
+        print(printable(f"{where['layer']}: Jacobians of {size} × {size} numbers are left out"))
+        return summary
+    tables["reach"] += [{**where, "lag": k, "norm": float(n)} for k, n in enumerate(found.along.reach, 1)]
+    tables["exponents"] += [{**where, "rank": k, "exponent": float(e)} for k, e in enumerate(found.along.exponents, 1)]
+    spectrum = found.along.spectrum
+    for t, eigenvalues, singular_values in zip(found.along.steps, spectrum.eigenvalues, spectrum.singular_values):
+        at = {**where, "step": int(t) + 1}
+        tables["eigenvalues"] += [{**at, "real": float(v.real), "imaginary": float(v.imag)} for v in eigenvalues]
+        tables["singular_values"] += [{**at, "rank": k, "value": float(v)} for k, v in enumerate(singular_values, 1)]
+    silent = set(probe.dead(visited[1:]))
+    tables["units"] += [
+        {**where, "unit": n, "time constant": float(constant), "dead": n in silent}
+        for n, constant in enumerate(found.along.time_constants)
     ]
-    constants = probe.time_constants(cell, x)
-    tables["units"] += [{**where, "unit": n, "time constant": float(c)} for n, c in enumerate(constants)]
-    still = dynamics.fixed_points(cell, visited[-1], x.mean((0, 1)), steps=500)
+    slow = SLOW * float((visited[1:] - visited[:-1]).norm(dim=-1).mean())
+    still = dynamics.fixed_points(cell, visited[-1], x.mean((0, 1)), max(dynamics.FIXED, slow), steps=500)
     centre, axes = visited.flatten(0, 1).mean(0), probe.principal_axes(visited, 2)
     for sequence, path in enumerate(((visited - centre) @ axes).unbind(1)):
         tables["trajectories"] += [
             {**where, "sequence": sequence, "step": t, "first": float(a), "second": float(b)}
             for t, (a, b) in enumerate(path)
         ]
-    for (a, b), speed, unstable in zip((still.points - centre) @ axes, still.speeds, still.unstable):
-        place = {"first": float(a), "second": float(b)}
-        tables["fixed_points"].append({**where, **place, "speed": float(speed), "unstable directions": unstable})
-    return {
-        "states": size,
-        "memory length": probe.memory_length(norms),
-        "largest exponent": float(dynamics.lyapunov(cell, x, 1)[0]),
-        "near the unit circle": found.near,
-        **spread,
-        "fixed points": len(still.points),
-        "of these unstable": sum(n > 0 for n in still.unstable),
-    }
-
-
-def draw(tables: dict[str, Rows], title: str) -> Figure:
-    """Gradients, reach, eigenvalues, time constants, paths with fixed points, gates; a colour for each layer."""
-    figure = Figure(figsize=(14, 8), layout="constrained")
-    figure.suptitle(title)
-    (gradient, reach, paths), (plane, units, gates) = figure.subplots(2, 3)
-    turn = torch.linspace(0, 2 * torch.pi, 200)
-    plane.plot(turn.cos(), turn.sin(), color="0.6", linewidth=0.8)
-    for number, layer in enumerate(row["layer"] for row in tables["summary"]):
-        of_layer = {name: [row for row in rows if row["layer"] == layer] for name, rows in tables.items()}
-        color = f"C{number}"
-
-        def column(name: str, key: str, of_layer: dict[str, Rows] = of_layer) -> list[Any]:
-            return [row[key] for row in of_layer[name]]
-
-        gradient.plot(column("gradients", "step"), column("gradients", "norm"), color=color, label=layer)
-        reach.plot(column("reach", "lag"), column("reach", "norm"), color=color)
-        plane.plot(column("eigenvalues", "real"), column("eigenvalues", "imaginary"), ".", color=color)
-        units.plot(sorted(column("units", "time constant")), color=color)
-        for sequence in dict.fromkeys(column("trajectories", "sequence")):
-            path = [row for row in of_layer["trajectories"] if row["sequence"] == sequence]
-            paths.plot([r["first"] for r in path], [r["second"] for r in path], color=color, linewidth=0.7, alpha=0.5)
-        for row in of_layer["fixed_points"]:
-            face = "none" if row["unstable directions"] else color
-            paths.plot(row["first"], row["second"], "o", color=color, markerfacecolor=face, markersize=8)
-        names = [f"{gate} ({layer})" for gate in column("gates", "gate")]
-        gates.barh(names, column("gates", "mean"), color=color)
-        gates.plot(column("gates", "closed"), names, "|", color="0.3", markersize=12)
-    for axes, along, kind in (
-        (gradient, "time step t", "‖ ∂ loss / ∂ state(t) ‖"),
-        (reach, "lag k in time steps", "‖ ∂ state(T) / ∂ state(T − k) ‖"),
-        (units, "units, by their time constant", "time constants in steps"),
+    for (a, b), speed, fixed, unstable in zip(
+        (still.points - centre) @ axes, still.speeds, still.fixed, still.unstable
     ):
-        axes.set(yscale="log", xlabel=along, title=kind)
-    plane.set_aspect("equal", "datalim")
-    plane.set_title("eigenvalues of the step's Jacobian")
-    paths.set(xlabel="first principal component", ylabel="second", title="paths; fixed points ● attract, ○ repel")
-    gates.set(xlim=(0, 1), title="gates: mean (bar), share closed (|)")
-    gates.invert_yaxis()
-    gradient.legend(frameon=False)
-    return figure
+        tables["fixed_points"].append(
+            {
+                **where,
+                "first": a,
+                "second": b,
+                "speed": speed,
+                "kind": "fixed" if fixed else "slow",
+                "unstable directions": unstable,
+            }
+        )
+    return {
+        **summary,
+        "fixed points": sum(still.fixed),
+        "of these unstable": sum(fixed and n > 0 for fixed, n in zip(still.fixed, still.unstable)),
+        "slow points": len(still.points) - sum(still.fixed),
+    }
 
 
 def _write(path: Path, rows: Rows) -> None:
@@ -210,47 +237,3 @@ def _write(path: Path, rows: Rows) -> None:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([csv_cell(row.get(key, "")) for key in columns] for row in rows)
-
-
-def _print(rows: Rows, title: str) -> None:
-    table = Table("", *(row["layer"] for row in rows), title=escape(printable(title)), title_justify="left")
-    for key in list(dict.fromkeys(key for row in rows for key in row))[1:]:
-        table.add_row(key, *(_shown(row.get(key)) for row in rows))
-    Console().print(table)
-
-
-def _shown(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
-table { border-collapse: collapse; display: block; overflow-x: auto } td, th { padding: .2em .8em; text-align: left }
-tr + tr td { border-top: 1px solid #8884 } img { max-width: 100%; background: #fff; border-radius: .4rem }
-"""
-
-
-def _page(pages: list[tuple[str, dict[str, Rows], Path]]) -> str:
-    """One page for all runs: a table with a column for each layer of each, and their pictures."""
-    columns = [(title, row) for title, tables, _ in pages for row in tables["summary"]]
-    keys = list(dict.fromkeys(key for _, row in columns for key in row))
-    lines = []
-    for key in keys:
-        values = "".join(f"<td>{html.escape(_shown(row.get(key)))}</td>" for _, row in columns)
-        lines.append(f"<tr><th>{html.escape(key)}</th>{values}</tr>")
-    pictures = []
-    for title, _, folder in pages:
-        picture = folder / "probe.png"
-        pictures.append(f"<h2>{html.escape(printable(title))}</h2>")
-        if picture.is_file():
-            data = base64.b64encode(picture.read_bytes()).decode()
-            pictures.append(
-                f'<img alt="gradients, reach, eigenvalues, time constants" src="data:image/png;base64,{data}">'
-            )
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Dynamics</title>\n<style>{STYLE}</style>\n<h1>Dynamics</h1>\n"
-        f"<table>{''.join(lines)}</table>\n" + "\n".join(pictures) + "\n</html>\n"
-    )

@@ -140,6 +140,13 @@ class SequenceModule(pl.LightningModule):
         `lengths` [B] need not be said."""
         return {}
 
+    def variables(self, batch: Any) -> dict[str, Tensor]:
+        """Numbers of a batch that its answers hang on, by name, for `rnnzoo probe` to read off the states.
+
+        [B] each, or [T, B] with one for each time step of a layer. Batches come in the order of the data's.
+        """
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """What it knows of its data: what its numbers stand for, and how they were scaled."""
         return {name: self.hparams[name] for name in self.told}

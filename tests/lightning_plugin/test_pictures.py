@@ -336,6 +336,27 @@ def test_dynamics_are_measured_while_it_learns(train: Callable[..., Path]) -> No
     assert sorted(picture.history[0]["layer_1"]["real"]) == pytest.approx([0.8] * 20 + [1.0] * 20, abs=1e-3)
 
 
+class LastStep(torch.nn.Module):
+    """The sum of a layer's last output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Recurrent(Turning, 3, 5)
+
+    def score(self, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return self.layer(batch.transpose(0, 1))[0][-1].sum(), len(batch)
+
+
+def test_the_gradient_of_the_loss_is_followed_back() -> None:
+    """An orthogonal matrix keeps the norm of ones, √5, and each step halves it; of the batch only a few rows count."""
+    module, batch = LastStep(), torch.randn(20, 7, 3)
+    picture = Dynamics()
+    seen = observe(module.layer, batch[:8].transpose(0, 1))
+    picture.measure(Seen(module, None, 0, {"layer_1": seen[0]}, batch))
+    assert picture.history[0]["layer_1"]["gradients"] == pytest.approx([5**0.5 * 0.5**k for k in range(6, 0, -1)])
+    assert module.layer.engine == "auto" and all(p.grad is None for p in module.parameters())
+
+
 def test_nothing_is_imported_when_off(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "rnnzoo.lightning.pictures.callback",

@@ -23,7 +23,8 @@ function update() {
   const order = (a, b) => (sort === "name" ? 0 : Number(a.dataset[sort]) - Number(b.dataset[sort]))
     || (a.dataset.name < b.dataset.name ? -1 : 1);
   list.append(...cards.sort(order));
-  document.getElementById("count").textContent = `${count} cell${count === 1 ? "" : "s"}`;
+  const told = document.getElementById("count");
+  told.textContent = count === 1 ? told.dataset.one : told.dataset.many.replace("N", count);
 }
 
 form.addEventListener("input", update);

@@ -39,6 +39,12 @@ class Observed(NamedTuple):
     inputs: Tensor
 
 
+def cells_of(name: str, layer: Recurrent) -> list[str]:
+    """What the cells of a layer of that name are called, in their order."""
+    places = (divmod(index, 1 + layer.bidirectional) for index in range(len(layer.cells)))
+    return [f"{name}_{level + 1}{'_backward' * backward}" for level, backward in places]
+
+
 def observe(layer: Recurrent, x: Tensor, names: Sequence[str] = ()) -> list[Observed]:
     """Run the layer, as it is when not training, over x [T, B, I] step by step; what each of its cells did.
 

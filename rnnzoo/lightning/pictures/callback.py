@@ -23,7 +23,7 @@ from torch import Tensor
 from rnnzoo import Recurrent
 from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
-from rnnzoo.lightning.pictures.activity import STEPS, observe
+from rnnzoo.lightning.pictures.activity import STEPS, cells_of, observe
 from rnnzoo.lightning.pictures.gates import GateActivations, sigmoid_gates
 from rnnzoo.lightning.pictures.lag import GradientFlow
 from rnnzoo.lightning.pictures.picture import Picture, Seen
@@ -51,6 +51,7 @@ class Pictures(pl.Callback):
         self.layers: dict[str, Recurrent] = {}
         self.inputs: dict[str, Tensor] = {}
         self.handles: list[Any] = []
+        self.batch: Any = None
         self.again = 0.0
         self.undrawn = False
 
@@ -72,6 +73,7 @@ class Pictures(pl.Callback):
         every = max(1, -(-(trainer.max_epochs or 0) // MEASURED))
         due = trainer.current_epoch % every == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         if due and batch_idx == 0:
+            self.batch = batch
             self.handles = [
                 layer.register_forward_pre_hook(self._keep(name), with_kwargs=True)
                 for name, layer in self.layers.items()
@@ -98,12 +100,11 @@ class Pictures(pl.Callback):
         cells = {}
         for name, x in self.inputs.items():
             layer = self.layers[name]
-            for index, observed in enumerate(observe(layer, x, self.gates[name])):
-                level, backward = divmod(index, 1 + layer.bidirectional)
-                cells[f"{name}_{level + 1}{'_backward' * backward}"] = observed
-        self.inputs = {}
+            for where, observed in zip(cells_of(name, layer), observe(layer, x, self.gates[name])):
+                cells[where] = observed
         data = trainer.datamodule  # type: ignore[attr-defined]
-        seen = Seen(pl_module, data, trainer.current_epoch, cells)
+        seen = Seen(pl_module, data, trainer.current_epoch, cells, self.batch)
+        self.inputs, self.batch = {}, None
         metrics: dict[str, float] = {}
         for picture in self.pictures:
             metrics |= {f"pictures/{picture.name}/{name}": value for name, value in picture.measure(seen).items()}

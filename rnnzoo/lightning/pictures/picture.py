@@ -11,12 +11,21 @@ from rnnzoo.lightning.pictures.activity import Observed
 
 
 class Seen(NamedTuple):
-    """What pictures are made from: module, data, number of the epoch, and what each cell of the layers did, by name."""
+    """What pictures are made from.
+
+    Args:
+        module: in evaluation mode.
+        data: its data module.
+        epoch: number of the epoch.
+        cells: what each cell of the layers did, by name.
+        batch: the first of validation, which they did it on.
+    """
 
     module: Any
     data: Any
     epoch: int
     cells: dict[str, Observed]
+    batch: Any = None
 
 
 class Picture:
