@@ -22,6 +22,7 @@ from rnnzoo import UserError
 from rnnzoo.lightning.data import SequenceData
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
+from rnnzoo.play.views import Series
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -31,6 +32,10 @@ ARTICLE_PROBES = (
     ("sin 5π/6", (5,), math.sin(2 * math.pi / 6) / 2, 0.4383),
 )
 """Both single inputs are 0.5, from which the wave may rise to sin 2π/6 or fall to 0: the best answer is the mean."""
+
+
+SHOWN = (("step", math.pi / 6), ("prefix", 12), ("horizon", 100))
+"""What `rnnzoo play` begins with, where a module was not told."""
 
 
 class Waves(SequenceData):
@@ -116,6 +121,16 @@ class Sine(SequenceModule):
             raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
         if probes and step is not None and not math.isclose(step, math.pi / 6):
             raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
+
+    def view(self, data: Any) -> Series:
+        step, prefix, horizon = (self.hparams[name] or default for name, default in SHOWN)
+        wave = [[math.sin(1 + step * t)] for t in range(prefix + horizon)]
+
+        def onwards(module: Sine, rows: Tensor) -> Tensor:
+            x = rows[:, None].float()
+            return module(x)[-1] if module.layer.bidirectional else module.continue_wave(x, horizon)[:, 0]
+
+        return Series(["x"], wave[:prefix], onwards, wave[prefix:], ["x"])
 
     def pictures(self) -> list[Picture]:
         return [Prediction()]

@@ -17,6 +17,7 @@ from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
 from rnnzoo.explain.rounds import lines
 from rnnzoo.files import refuse_missing_parent
+from rnnzoo.play import save, untrained
 from rnnzoo.progress import steps
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
@@ -27,7 +28,10 @@ ANATOMY_SIZES = (5, 7)
 
 
 FIRST = ("rnn", "lstm", "gru")
-"""The cells that the index begins with."""
+"""The cells that the index begins with, and whose pages move."""
+
+PLAYED = (8, 24)
+"""Units and time steps of the session that is replayed there."""
 
 
 class Table(NamedTuple):
@@ -90,8 +94,15 @@ def _write(folder: Path, cards: list[Card], anatomies: dict[str, Anatomy], table
     (folder / "gallery.js").write_text(script, encoding="utf-8")
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
+        playing = f"{card.name}_play.html" if card.name in FIRST else ""
+        if playing:
+            machine = untrained.machine(card.name, *PLAYED)
+            (folder / playing).write_text(save.page([machine], {}), encoding="utf-8")
         page = pages.get_template("cell.html").render(
-            card=card, results=tables.get(card.name, []), relatives=list(_relatives(card.name, anatomies))
+            card=card,
+            results=tables.get(card.name, []),
+            relatives=list(_relatives(card.name, anatomies)),
+            playing=playing,
         )
         (folder / f"{card.name}.html").write_text(page, encoding="utf-8")
     years = [card.year for card in cards if card.year is not None]
