@@ -214,7 +214,7 @@ class CharLM(CarriedState, LanguageModel):
 
         def ahead(module: CharLM, text: str, start: int, choice: str, state: Any) -> tuple[Tensor, State]:
             codes = [[alphabet.index(character)] for character in text[start:]]
-            return module(torch.tensor(codes), state)  # type: ignore[no-any-return]
+            return module(torch.tensor(codes), state)
 
         prime = self.hparams["sample_prime"] or "".join(c for c in "The " if c in alphabet) or alphabet[0]
         return Text(alphabet, alphabet, ahead, draw, prime, tracked=lambda module: tracked(module, data()))

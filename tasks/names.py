@@ -240,7 +240,7 @@ class NameLM(LanguageModel):
 
         def ahead(module: NameLM, text: str, start: int, label: str, state: Any) -> tuple[Tensor, State]:
             labels, codes = module._numbers(label, text)
-            return module(labels, codes[1 + start if state is not None else 0 :], state)  # type: ignore[no-any-return]
+            return module(labels, codes[1 + start if state is not None else 0 :], state)
 
         symbols = ["■", *alphabet]
         return Text(alphabet, symbols, ahead, draw, "", self.hparams["labels"], begins="□")

@@ -70,7 +70,7 @@ class Words(View):
             features = module.embed(codes[:, None]).detach().requires_grad_()  # [T, 1, E]
             logit = module.of_features(features, torch.tensor([len(codes)]))
             (gradient,) = torch.autograd.grad(logit.sum(), features)
-        return (gradient * features).sum(-1)[:, 0].tolist()  # type: ignore[no-any-return]
+        return (gradient * features).sum(-1)[:, 0].tolist()
 
     @torch.no_grad()
     def _without(self, module: Any, codes: Tensor) -> list[float]:
@@ -78,8 +78,8 @@ class Words(View):
         T = len(codes)
         logit = module(codes[:, None], torch.tensor([T]))
         if T == 1:
-            return logit.tolist()  # type: ignore[no-any-return]
+            return logit.tolist()
         rest = codes.expand(T, T)[~torch.eye(T, dtype=torch.bool)].view(T, T - 1)  # each without one word
         parts = rest.split(AT_ONCE)
         without = torch.cat([module(part.T, torch.full((len(part),), T - 1)) for part in parts])
-        return (logit - without).tolist()  # type: ignore[no-any-return]
+        return (logit - without).tolist()

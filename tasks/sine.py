@@ -34,10 +34,6 @@ ARTICLE_PROBES = (
 """Both single inputs are 0.5, from which the wave may rise to sin 2π/6 or fall to 0: the best answer is the mean."""
 
 
-SHOWN = (("step", math.pi / 6), ("prefix", 12), ("horizon", 100))
-"""What `rnnzoo play` begins with, where a module was not told."""
-
-
 class Waves(SequenceData):
     """x_t = sin(θ + (t-1)Δθ) with θ uniform in [0, π]: windows [M, window + 1, 1] in float32.
 
@@ -123,7 +119,8 @@ class Sine(SequenceModule):
             raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
 
     def view(self, data: Any) -> Series:
-        step, prefix, horizon = (self.hparams[name] or default for name, default in SHOWN)
+        step = self.hparams["step"] or math.pi / 6
+        prefix, horizon = self.hparams["prefix"], self.hparams["horizon"]
         wave = [[math.sin(1 + step * t)] for t in range(prefix + horizon)]
 
         def onwards(module: Sine, rows: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from rnnzoo.tasks.memory import Copies, Copy
 from rnnzoo.tasks.sine import Sine
 
 TEXT = 'say "hello there" and (then) go on\n' * 20
+REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 400")
+"""What Chromium itself says of an input that was refused, as some here are meant to be."""
+
 WORDS = ["<padding>", "<unknown>", "a", "good", "bad", "film", "is", "this"]
 
 
@@ -60,10 +63,10 @@ def visit(browser: Any, ports: dict[str, int]) -> Iterator[Callable[..., Any]]:
     """`visit("text", width=400, dark=True)` opens a page; at the end nothing may have been said on the console."""
     contexts, said = [], []
 
-    def visit(name: str | Path, width: int = 1000, dark: bool = False) -> Any:
+    def visit(name: str | Path, width: int = 1000, dark: bool = False, policed: bool = False) -> Any:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light",
-            offline=isinstance(name, Path),
+            offline=isinstance(name, Path), bypass_csp=not policed,  # for what waits evaluates text
         )  # fmt: skip
         contexts.append(context)
         page = context.new_page()
@@ -71,13 +74,13 @@ def visit(browser: Any, ports: dict[str, int]) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(name.as_uri() if isinstance(name, Path) else f"http://127.0.0.1:{ports[name]}/")
         page.locator(".map").first.wait_for()
-        page.wait_for_function("document.querySelector('.drawing g path')")
+        page.locator(".drawing rect.paper + g path").first.wait_for(state="attached")
         return page
 
     yield visit
     for context in contexts:
         context.close()
-    assert said == []
+    assert [line for line in said if not REFUSED.match(line)] == []
 
 
 def step(page: Any) -> int:
@@ -116,9 +119,7 @@ def test_time_can_be_dragged_played_and_stepped(visit: Callable[..., Any]) -> No
     before = colours(page, 0)
     page.get_by_role("button", name="One step forward").click()
     assert step(page) == 2
-    page.wait_for_function(
-        "value => document.querySelector('.drawing g path').getAttribute('stroke-opacity') !== value", arg=before[0]
-    )
+    page.wait_for_function("step => document.querySelector('.marker').style.left.startsWith(step)", arg="6.")
     page.locator("body").press("End")
     assert step(page) == 24
     page.locator("body").press("ArrowLeft")
@@ -165,12 +166,20 @@ def test_a_state_is_edited_at_one_step(visit: Callable[..., Any]) -> None:
     for _ in range(4):
         page.locator("body").press("ArrowRight")
     page.get_by_label("Show").select_option("c")
-    page.get_by_label("Unit").select_option("3")
+    page.get_by_role("combobox", name="Unit", exact=True).select_option("3")
     page.get_by_label("at", exact=True).fill("-5")
     page.get_by_label("when").select_option("now")
     page.get_by_role("button", name="Hold", exact=True).click()
     page.get_by_text("c, unit 3, held at −5.00 at step 5 only").wait_for()
     page.wait_for_function("document.querySelector('.numbers .note').textContent.includes('unit 3: −5.00')")
+
+
+def test_the_page_keeps_to_its_own_policy(visit: Callable[..., Any]) -> None:
+    """Nothing that it loads, runs or styles is refused by the policy that it comes with."""
+    page = visit("text", policed=True)
+    page.locator("body").press("End")
+    page.get_by_role("button", name="Go on").click()
+    page.locator(".text span").nth(8).wait_for()
 
 
 def test_an_input_is_drawn(visit: Callable[..., Any]) -> None:
@@ -184,7 +193,7 @@ def test_an_input_is_drawn(visit: Callable[..., Any]) -> None:
     page.wait_for_function(
         "before => document.querySelector('.plot .given').getAttribute('points') !== before", arg=before
     )
-    page.get_by_label("Input").select_option("impulse")
+    page.get_by_label("Draw, or take").select_option("impulse")
     page.wait_for_function("document.querySelector('.transport output').textContent.includes('of 24')")
 
 
@@ -242,7 +251,7 @@ def test_two_models_keep_step(visit: Callable[..., Any]) -> None:
     page.wait_for_function("document.querySelectorAll('.text span').length === 5")
     assert page.locator(".likely").count() == 2 and page.locator(".panel").count() == 2
     markers = page.locator(".marker")
-    page.locator("body").press("Home")
+    page.get_by_role("button", name="To the beginning").click()
     places = markers.evaluate_all("all => all.map(each => each.style.left)")
     assert places == ["10%", "10%"]
     assert page.locator(".panel h2").all_inner_texts() == ["char_lm · lstm", "char_lm · gru"]
@@ -258,7 +267,7 @@ def test_a_wave_is_drawn_and_a_file_dropped(visit: Callable[..., Any], tmp_path:
     path.write_text("date,value\n" + "\n".join(f"2026-01-{1 + k:02},{(-1) ** k * 0.5}" for k in range(30)))
     page.locator("input[type=file]").set_input_files(path)
     page.wait_for_function("document.querySelectorAll('.plot .truth').length === 1")
-    assert page.get_by_label("Rows").input_value() == "10"  # 20 of the 30 are kept back
+    assert page.get_by_label("Rows", exact=True).input_value() == "10"  # 20 of the 30 are kept back
     path.write_text("value\n1\nx\n")
     page.locator("input[type=file]").set_input_files(path)
     page.get_by_text("wave.csv: row 2 holds what is no number").wait_for()
@@ -270,14 +279,12 @@ def test_a_review_is_typed(visit: Callable[..., Any]) -> None:
     page.wait_for_function("document.querySelectorAll('.words span').length === 5")
     assert "P(positive)" in page.locator(".meter").inner_text()
     for way in ("running", "gradient", "without"):
-        before = page.locator(".words span").first.get_attribute("style")
+        before = page.locator(".words").inner_html()
         page.get_by_label("Words coloured by").select_option(way)
-        page.wait_for_function(
-            "before => document.querySelector('.words span').getAttribute('style') !== before", arg=before
-        )
+        page.wait_for_function("before => document.querySelector('.words').innerHTML !== before", arg=before)
     page.get_by_label("Layer").select_option("1")
-    page.locator("body").press("ArrowRight")
-    assert step(page) == 2
+    page.get_by_role("button", name="One step back").click()
+    assert step(page) == 4
 
 
 def test_examples_and_their_answers(visit: Callable[..., Any]) -> None:

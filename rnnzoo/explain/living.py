@@ -69,7 +69,7 @@ class Living:
                 continue
             self._define(equation, values)
             for target in equation.targets:
-                name = target.name if target.role == "state" else self.reading.variables.get(target)
+                name = target.name if target.role == "state" else self.reading.variables.get(target, "")
                 if name in named and not target.version:
                     values[target] = self._array(target, named[name])
         return [_told(value, values) for value in self._values]

@@ -75,7 +75,7 @@ class Machine:
         if known is None:
             (labels, found), cells = record(self.module, lambda module: self.view.run(module, given), holds)
             total = max(cell.start + len(cell.x) for cell in cells)
-            labels = [*labels, *map(str, range(len(labels) + 1, total + 1))]
+            labels = [*labels, *map(str, range(len(labels) + 1, total + 1))][:total]
             return Session(given, holds, labels, found, cells)
         (labels, found), cells = record(
             self.module, lambda module: self.view.run(module, given, known), holds, len(known.labels)

@@ -173,6 +173,7 @@ def test_a_review_and_the_pull_of_its_words(pooling: str) -> None:
     request = {"text": "A good, good film; not bad"}
     codes = torch.tensor([5, 2, 2, 4, 1, 3])
 
+    @torch.no_grad()
     def logit(codes: Tensor) -> Tensor:
         return module(codes[:, None], torch.tensor([len(codes)]))[0]
 
@@ -308,7 +309,7 @@ def test_a_task_of_ones_own_shows_its_states() -> None:
 def test_a_run_is_opened_as_safely_as_by_sample(
     train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(*TEXT, "model.cell=gru")
+    run = train(*TEXT, "model=gru")
     capsys.readouterr()
     assert cli.main(["play", str(run), "--save", str(tmp_path / "run.html"), "--text", "hello"]) == 0
     page = (tmp_path / "run.html").read_text(encoding="utf-8")

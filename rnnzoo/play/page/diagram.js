@@ -30,6 +30,8 @@ export class Diagram {
     this.element.setAttribute("aria-label", "Diagram of one step, with the values on its lines");
     this.element.innerHTML = about.svg;
     this.svg = this.element.querySelector("svg");
+    const wide = Number(this.svg.getAttribute("width"));
+    this.svg.style.cssText = `width: min(100%, ${1.4 * wide}px); min-width: ${wide}px; height: auto`;
     this.lines = [...this.svg.querySelectorAll("path[data-wire]")];
     this.bands = document.createElementNS(SVG, "g");
     this.svg.querySelector("rect.paper").after(this.bands);
@@ -66,11 +68,13 @@ export class Diagram {
     if (!values) return { wire, pieces: [] };
     const length = line.getTotalLength();
     const count = Math.max(1, Math.min(values.length, MOST, Math.floor(length / PIECE)));
-    const at = Array.from({ length: count + 1 }, (_, k) => line.getPointAtLength((k * length) / count));
-    const pieces = at.slice(1).map((end, k) => {
-      const middle = line.getPointAtLength(((k + 0.5) * length) / count);
-      const d = `M${at[k].x.toFixed(1)},${at[k].y.toFixed(1)}L${middle.x.toFixed(1)},${middle.y.toFixed(1)}`;
-      return drawn(this.bands, { d: `${d}L${end.x.toFixed(1)},${end.y.toFixed(1)}` });
+    const corners = Math.max(1, Math.ceil(length / count / PIECE));
+    const pieces = Array.from({ length: count }, (_, k) => {
+      const points = Array.from({ length: corners + 1 }, (_, c) => {
+        const { x, y } = line.getPointAtLength(((k + c / corners) * length) / count);
+        return `${x.toFixed(1)},${y.toFixed(1)}`;
+      });
+      return drawn(this.bands, { d: `M${points.join("L")}` });
     });
     return { wire, pieces };
   }

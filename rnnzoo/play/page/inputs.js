@@ -255,7 +255,7 @@ class Series {
       column.addEventListener("change", () => { this.column = Number(column.value); this.paint(); });
       parts.push(labelled("Column", column));
     }
-    const shapes = { "": "draw with the mouse, or choose", example: "the example", sine: "sine", impulse: "impulse", step: "step", noise: "noise", flat: "flat" };
+    const shapes = { "": "as drawn", example: "the example", sine: "sine", impulse: "impulse", step: "step", noise: "noise", flat: "flat" };
     const shape = options(box("select"), Object.entries(shapes), "");
     shape.addEventListener("change", () => this.take(shape.value));
     const rows = box("input", { type: "number", min: view.fewest, max: view.most, value: this.given.rows.length });
@@ -266,9 +266,12 @@ class Series {
       this.put(Array.from({ length: count }, (_, k) => given.rows[k] ?? [...last]), []);
     });
     const file = box("input", { type: "file", accept: ".csv,.txt,text/csv" });
-    file.addEventListener("change", () => file.files[0] && this.drop(file.files[0]));
+    file.addEventListener("change", () => {
+      if (file.files[0]) this.drop(file.files[0]);
+      file.value = ""; // so that the same file, changed, can be chosen again
+    });
     this.back = box("input", { type: "checkbox", checked: true });
-    parts.push(labelled("Input", shape), labelled("Rows", rows), labelled("or drop a CSV file below", file));
+    parts.push(labelled("Draw, or take", shape), labelled("Rows", rows), labelled("or drop a CSV file below", file));
     if (view.goes_on) {
       const back = labelled("", this.back, { className: "check" });
       back.append("keep a file's last rows back, as truth");

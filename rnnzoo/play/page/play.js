@@ -77,8 +77,8 @@ class Page {
     document.title = `${title} – rnnzoo play`;
     main.replaceChildren(
       box("h1", { textContent: about.runs.length > 1 ? "Two models, one input" : title }), this.status, this.input.element,
-      box("div", { className: "transport", role: "group" }, button("⏮", "To the beginning", () => 0), button("◀", "One step back", () => this.time - 1),
-        this.player, button("▶", "One step forward", () => this.time + 1), button("⏭", "To the end", () => this.labels.length - 1), this.slider, this.where),
+      box("div", { className: "transport", role: "group" }, button("⇤", "To the beginning", () => 0), button("◀", "One step back", () => this.time - 1),
+        this.player, button("▶", "One step forward", () => this.time + 1), button("⇥", "To the end", () => this.labels.length - 1), this.slider, this.where),
       box("div", { className: about.runs.length > 1 ? "panels two" : "panels" }, ...this.panels.map((panel) => panel.element)),
     );
     if (about.runs.length === 1) this.panels[0].element.querySelector("h2").remove();
