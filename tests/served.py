@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import Any
 import uvicorn
 
 from rnnzoo.play.machine import Machine
-from rnnzoo.play.server import app
+from rnnzoo.play.server import app, listen
 
 
 @contextmanager
 def serving(*machines: Machine) -> Iterator[int]:
     """Serves the machines' page on loopback; yields the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app(list(machines)), log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

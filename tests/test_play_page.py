@@ -236,7 +236,7 @@ def test_text_is_coloured_by_a_unit_that_tracks_something(visit: Callable[..., A
     page.wait_for_function(
         "unit => [...document.querySelectorAll('select')].some(each => each.value === unit)", arg=unit
     )
-    assert "unit " + unit in page.locator(".panel > .note").first.inner_text()
+    assert "Unit " + unit in page.locator(".panel > .note").first.inner_text()
     page.get_by_label("at", exact=True).fill("1")
     page.get_by_role("button", name="Hold", exact=True).click()
     page.get_by_text(f"h, unit {unit}, held at 1.00").wait_for()

@@ -129,8 +129,8 @@ class _Local:
             return name.lower() in self.named
 
 
-def serve(machines: list[Machine], host: str, port: int) -> None:
-    """Serve the page until Ctrl-C. Raises `UserError` for a host or port that cannot be had."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; on any free port for 0. Raises `UserError` for a host or port that cannot be had."""
     if not 0 <= port < 1 << 16:
         raise UserError(f"--port {port}: must be below {1 << 16}")
     try:
@@ -139,7 +139,14 @@ def serve(machines: list[Machine], host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: {reason}; choose others") from None
-    with listening:
+    # or the kernel would keep an answer's end back for 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+def serve(machines: list[Machine], host: str, port: int) -> None:
+    """Serve the page until Ctrl-C. Raises `UserError` for a host or port that cannot be had."""
+    with listen(host, port) as listening:
         found, port = listening.getsockname()[:2]
         address = ipaddress.ip_address(found)
         outside = not address.is_loopback

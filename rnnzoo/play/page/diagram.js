@@ -47,7 +47,7 @@ export class Diagram {
 
   // One value's lines stand out.
   light(wire) {
-    for (const line of this.lines) line.classList.toggle("lit", Number(line.dataset.wire) === wire);
+    for (const line of this.hits.children) line.classList.toggle("lit", Number(line.dataset.wire) === wire);
   }
 
   show(wires) {

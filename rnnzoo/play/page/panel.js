@@ -229,8 +229,8 @@ export class Panel {
     });
     context.putImageData(image, 0, 0);
     this.map.style.height = `${Math.max(24, Math.min(160, rows.length * 8))}px`;
-    const what = this.unit === null ? `${count} units of ${this.name}` : `unit ${this.unit} of ${this.name}`;
-    this.mapNote.textContent = `${what}, one row each, over ${steps} steps; below zero blue, above orange, full from 1 on.`;
+    const what = this.unit === null ? `${count} units of ${this.name}, one row each,` : `Unit ${this.unit} of ${this.name}`;
+    this.mapNote.textContent = `${what} over ${steps} steps; below zero blue, above orange, full from 1 on.`;
     this.map.setAttribute("aria-label", this.mapNote.textContent);
     this.mark();
     this.told(this);

@@ -45,6 +45,8 @@ function replay(session) {
   };
 }
 
+const SAVED = "A recorded session: of each value the first 32 numbers, and 64 units through time. rnnzoo play shows it alive.";
+
 class Page {
   constructor(source, about) {
     Object.assign(this, { source, live: source.live, runs: about.runs, labels: [], time: 0 });
@@ -81,6 +83,7 @@ class Page {
         this.player, button("▶", "One step forward", () => this.time + 1), button("⇥", "To the end", () => this.labels.length - 1), this.slider, this.where),
       box("div", { className: about.runs.length > 1 ? "panels two" : "panels" }, ...this.panels.map((panel) => panel.element)),
     );
+    if (!this.live) main.append(box("p", { className: "note", textContent: SAVED }));
     if (about.runs.length === 1) this.panels[0].element.querySelector("h2").remove();
     document.addEventListener("keydown", (event) => this.key(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
