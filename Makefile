@@ -27,7 +27,7 @@ docs: $(VENV)/docs docs/gallery/index.html
 	$(RUN) -m mkdocs build --strict
 	@echo "written: site/index.html"
 
-docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py rnnzoo/explain/*.py rnnzoo/explain/templates/*) | $(VENV)/docs
+docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py rnnzoo/explain/*.py rnnzoo/explain/templates/* rnnzoo/play/*.py rnnzoo/play/page/*) | $(VENV)/docs
 	$(RUN) -m rnnzoo gallery docs/gallery
 
 $(VENV)/bin/python:
@@ -36,7 +36,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/train: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[train,gallery]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[train,gallery,play]"
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python

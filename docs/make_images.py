@@ -68,24 +68,27 @@ def gallery(png: Path) -> None:
 def play(png: Path) -> None:
     """A text that an LSTM goes on with, and its diagram in the midst of it."""
     with tempfile.TemporaryDirectory() as folder:
-        rnnzoo("train", "model=lstm", "task=char_lm", "model.hidden_size=64", "seed=1", f"hydra.run.dir={folder}/run")
-        command = [sys.executable, "-m", "rnnzoo", "play", f"{folder}/run", "--port", "8766"]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            address = server.stdout.readline().split()[1]
-            with visiting(address, 1100, 1120) as page:
-                page.get_by_label("Text", exact=True).fill("The following ")
-                page.get_by_label("Characters").fill("100")
-                page.get_by_role("button", name="Go on").click()
-                page.wait_for_function("document.querySelectorAll('.text span').length === 114")
-                page.get_by_role("button", name="What do units track?").click()
-                page.locator(".tracks button").first.click()
-                page.wait_for_timeout(500)
-                page.locator(".text span").nth(60).click()
-                page.locator(".name", has_text=re.compile("^f$")).click()
-                page.wait_for_timeout(500)
-                page.screenshot(path=png)
-            server.terminate()
+        small = ("model.hidden_size=64", "trainer.max_epochs=4", "seed=1", f"hydra.run.dir={folder}/run")
+        rnnzoo("train", "model=lstm", "task=char_lm", *small)
+        command = [sys.executable, "-m", "rnnzoo", "play", "run", "--port", "8766"]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                address = server.stdout.readline().split()[1]
+                with visiting(address, 1100, 1120) as page:
+                    page.get_by_label("Text", exact=True).fill("The following ")
+                    page.get_by_label("Characters").fill("100")
+                    page.get_by_role("button", name="Go on").click()
+                    page.locator(".text span").nth(113).wait_for()
+                    page.get_by_role("button", name="What do units track?").click()
+                    page.locator(".tracks button").first.click()
+                    page.wait_for_timeout(500)
+                    page.locator(".text span").nth(60).click()
+                    page.locator(".name", has_text=re.compile("^f$")).click()
+                    page.wait_for_timeout(500)
+                    page.screenshot(path=png)
+            finally:
+                server.terminate()
 
 
 def measured() -> dict[str, dict[str, list[float]]]:

@@ -64,7 +64,8 @@ def html(session: str | None, imports: str = "") -> str:
 def _went_on(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
     """A text and what the model goes on with, drawn always alike."""
     for _ in steps(range(DRAWN), "writing"):
-        answer = machine.answer({**given, "have": 0, "draw": {"seed": 1, "temperature": 0.8}})
+        known = max(0, len(given["text"]) - 1)
+        answer = machine.answer({**given, "have": known, "draw": {"seed": 1, "temperature": 0.8}})
         symbol = machine.view.about()["symbols"][answer["drawn"]]
         if len(given["text"]) >= LONGEST or symbol not in machine.view.about()["alphabet"]:
             break
