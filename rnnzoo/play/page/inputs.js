@@ -56,7 +56,7 @@ class Text {
     this.text = box("textarea", { rows: 2, maxLength: view.longest, value: view.given.text, spellcheck: false });
     this.typed = steadily(async () => {
       this.running = false;
-      await this.read({ ...this.given, text: this.text.value }, true);
+      await this.read({ ...this.given, text: this.text.value });
     });
     this.text.addEventListener("input", this.typed);
     this.choice = options(box("select"), view.choices.map((name) => [name, name]), view.given.choice);
@@ -92,13 +92,9 @@ class Text {
     return this.done && given.choice === choice && given.text.startsWith(text) ? this.done : 0;
   }
 
-  async read(given, toEnd = true, further = {}) {
-    const have = this.known(given);
-    if (have && given.text === this.given.text && !Object.keys(further).length) return null;
-    const answers = await this.page.read(given, { have, further, toEnd });
-    if (!answers) return null;
-    this.given = given;
-    if (this.text && this.text.value !== given.text && document.activeElement !== this.text) this.text.value = given.text;
+  async read(given, further = {}) {
+    const answers = await this.page.read(given, { known: () => this.known(given), further, toEnd: true });
+    if (answers && document.activeElement !== this.text) this.text.value = given.text;
     return answers;
   }
 
@@ -112,12 +108,13 @@ class Text {
     this.running = true;
     this.run.textContent = "Stop";
     this.text.blur();
+    await this.page.turn; // what was typed is read first
     let { text } = this.given;
     for (let left = Number(this.count.value); this.running && left >= 0; left -= 1) {
       const begun = performance.now();
-      const answers = await this.read({ ...this.given, text }, true, { draw: this.draw });
+      const answers = await this.read({ ...this.given, text }, { draw: this.draw });
       const drawn = this.view.symbols[answers?.[0].drawn];
-      if (!answers || !left || drawn === undefined || drawn.length !== 1 || drawn === "■" || text.length >= this.view.longest) break;
+      if (!answers || !left || !this.running || drawn === undefined || drawn.length !== 1 || drawn === "■" || text.length >= this.view.longest) break;
       text = this.given.text + drawn;
       await later(Math.max(0, 40 - (performance.now() - begun)));
     }
@@ -187,8 +184,7 @@ class Words {
   writing() {
     this.text = box("textarea", { rows: 3, maxLength: this.view.longest, value: this.given.text });
     const typed = steadily(async () => {
-      const given = { text: this.text.value };
-      if (await this.page.read(given, { toEnd: true })) this.given = given;
+      await this.page.read({ text: this.text.value }, { toEnd: true });
     });
     this.text.addEventListener("input", typed);
     return labelled("Review", this.text);
@@ -230,7 +226,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 class Series {
   constructor(view, page) {
-    Object.assign(this, { view, page });
+    Object.assign(this, { view, page, draws: true });
     this.given = view.given;
     this.truth = view.truth ?? [];
     this.column = 0;
@@ -299,7 +295,7 @@ class Series {
       this.truth = [];
       this.ask();
     };
-    this.ask = steadily(async () => { await this.page.read(this.given, {}); });
+    this.ask = steadily(async () => { await this.page.read(this.given); });
     this.plot.addEventListener("pointerdown", (event) => {
       this.plot.setPointerCapture(event.pointerId);
       [this.low, this.high] = this.range(); // stays while a person draws
@@ -341,12 +337,9 @@ class Series {
   async put(rows, truth) {
     const before = this.truth;
     this.truth = truth;
-    if (await this.page.read({ rows }, {})) {
-      this.given = { rows };
-      if (this.rows) this.rows.value = rows.length;
-    } else {
-      this.truth = before;
-    }
+    if (await this.page.read({ rows })) this.given = { rows };
+    else this.truth = before;
+    if (this.rows) this.rows.value = this.given.rows.length;
     this.paint();
   }
 
@@ -460,18 +453,14 @@ class Lines {
     const parts = [];
     if (page.live && "number" in view.given) {
       this.number = box("input", { type: "number", min: 0, value: 0 });
-      this.number.addEventListener("input", () => this.read({ number: Math.round(Number(this.number.value)) || 0 }));
+      this.number.addEventListener("input", () => page.read({ number: Math.round(Number(this.number.value)) || 0 }));
       parts.push(labelled("Example", this.number), this.note);
     } else if (page.live) {
       const text = box("input", { type: "text", maxLength: view.longest, value: view.given.text });
-      text.addEventListener("input", () => this.read({ text: text.value }));
+      text.addEventListener("input", () => page.read({ text: text.value }));
       parts.push(labelled("Question", text));
     }
     this.element = box("div", {}, box("div", { className: "controls" }, ...parts), this.letters.element, this.table);
-  }
-
-  async read(given) {
-    if (await this.page.read(given, {})) this.given = given;
   }
 
   reply(answers) {

@@ -3,10 +3,10 @@ import { box, fullness, labelled, options, palette, short, unpack } from "play/b
 import { Bars, Diagram, Names } from "play/diagram";
 
 export class Panel {
-  // source: answers; go(step): to another time; changed(): the input must be read again; told(): colours of the steps
-  // have changed.
-  constructor(run, about, source, { go, changed, told }) {
-    Object.assign(this, { run, about, source, go, changed, told });
+  // source: answers; go(step): to another time; inTurn(work): after what is under way; changed(): the input must be
+  // read again; told(): colours of the steps have changed.
+  constructor(run, about, source, { go, inTurn, changed, told }) {
+    Object.assign(this, { run, about, source, go, inTurn, changed, told });
     this.cell = 0;
     this.name = about.cells[0].states[0];
     this.unit = null;
@@ -160,11 +160,12 @@ export class Panel {
     return answer;
   }
 
-  async refresh() {
-    await this.read(this.given);
-    this.paint();
-    await this.look();
-    this.told(this);
+  refresh() {
+    return this.inTurn(async () => {
+      await this.read(this.given);
+      this.paint();
+      await this.look();
+    });
   }
 
   // The step of this cell at the page's time.

@@ -64,7 +64,7 @@ class Page {
     this.slider.addEventListener("input", () => this.go(Number(this.slider.value)));
     this.player.addEventListener("click", () => this.toggle());
     this.panels = about.runs.map((run, k) => new Panel(k, run, source, {
-      go: (time) => this.go(time), changed: (panel) => this.changed(panel), told: (panel) => panel.run === 0 && this.recolour(),
+      go: (time) => this.go(time), inTurn: (work) => this.inTurn(work), changed: (panel) => this.changed(panel), told: (panel) => panel.run === 0 && this.recolour(),
     }));
     const [{ kind, view }] = about.runs;
     this.input = new INPUTS[kind](view, this);
@@ -111,11 +111,19 @@ class Page {
     }
   }
 
-  // All models read an input, of which they have read `have` steps; the answers, or null.
-  read(given, { have = 0, further = {}, toEnd = false } = {}) {
-    return this.busy(async () => {
+  // One thing after the other: an answer that is added to what is known must not overtake another.
+  inTurn(work) {
+    this.turn = (this.turn ?? Promise.resolve()).then(() => this.busy(work));
+    return this.turn;
+  }
+
+  // All models read an input, of which they know as many steps as `known()` says in its turn; the answers, or null.
+  read(given, { known = () => 0, further = {}, toEnd = false } = {}) {
+    return this.inTurn(async () => {
+      const have = known();
       const answers = await Promise.all(this.panels.map((panel) => panel.read(given, have, further)));
       this.labels = [...this.labels.slice(0, have), ...answers[0].labels];
+      if (!this.input.draws) this.input.given = given; // what is drawn may be further already
       this.input.reply(answers, have);
       this.slider.max = this.labels.length - 1;
       for (const panel of this.panels) panel.paint();
@@ -183,4 +191,4 @@ class Page {
 
 const source = saved ? replay(JSON.parse(saved.textContent)) : live;
 const page = new Page(source, await source.about());
-await page.read(page.input.given, {});
+await page.read(page.input.given);
