@@ -75,7 +75,7 @@ def play(png: Path) -> None:
             try:
                 assert server.stdout is not None
                 address = server.stdout.readline().split()[1]
-                with visiting(address, 1100, 1120) as page:
+                with visiting(address, 1100, 1240) as page:
                     page.get_by_label("Text", exact=True).fill("The following ")
                     page.get_by_label("Characters").fill("100")
                     page.get_by_role("button", name="Go on").click()

@@ -60,12 +60,12 @@ def ports() -> Iterator[dict[str, int]]:
 
 @pytest.fixture
 def visit(browser: Any, ports: dict[str, int]) -> Iterator[Callable[..., Any]]:
-    """`visit("text", width=400, dark=True)` opens a page; at the end nothing may have been said on the console."""
+    """`visit("text", width=400)` opens a page; at the end nothing may have been said on the console."""
     contexts, said = [], []
 
-    def visit(name: str | Path, width: int = 1000, dark: bool = False, policed: bool = False) -> Any:
+    def visit(name: str | Path, width: int = 1000, policed: bool = False) -> Any:
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light",
+            viewport={"width": width, "height": 900},
             offline=isinstance(name, Path), bypass_csp=not policed,  # for what waits evaluates text
         )  # fmt: skip
         contexts.append(context)
@@ -74,7 +74,7 @@ def visit(browser: Any, ports: dict[str, int]) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(name.as_uri() if isinstance(name, Path) else f"http://127.0.0.1:{ports[name]}/")
         page.locator(".map").first.wait_for()
-        page.locator(".drawing rect.paper + g path").first.wait_for(state="attached")
+        page.locator(".drawing .bands path").first.wait_for(state="attached")
         return page
 
     yield visit
@@ -87,17 +87,20 @@ def step(page: Any) -> int:
     return int(re.findall(r"step (\d+) of", page.locator(".transport output").inner_text())[0])
 
 
-def colours(page: Any, wire: int) -> list[str]:
-    """What is on a line: signs and fullness of its first strip."""
-    found: list[str] = page.evaluate(
+def colours(page: Any, wire: int) -> list[float]:
+    """How full the colours of the first strip on a value's lines are, negative where they are those below zero."""
+    found: list[float] = page.evaluate(
         """wire => {
-            const lines = [...document.querySelectorAll('.drawing path[data-wire]:not(.hit)')];
-            const bands = [...document.querySelectorAll('.drawing rect.paper + g path')];
-            const line = lines.find(each => Number(each.dataset.wire) === wire);
-            const start = line.getPointAtLength(0);
-            const from = band => band.getPointAtLength(0);
-            const near = bands.filter(band => Math.hypot(from(band).x - start.x, from(band).y - start.y) < 1);
-            return near.map(band => band.getAttribute('class') + band.getAttribute('stroke-opacity'));
+            const line = document.querySelector(`.drawing svg > path[data-wire="${wire}"]`);
+            const near = (a, b) => Math.hypot(a.x - b.x, a.y - b.y) < 0.2;
+            let at = line.getPointAtLength(0);
+            const strip = [];
+            for (const band of document.querySelectorAll('.drawing .bands path')) {
+                if (!near(band.getPointAtLength(0), at)) continue;
+                strip.push(band.getAttribute('stroke-opacity') * (band.matches('.negative') ? -1 : 1));
+                at = band.getPointAtLength(band.getTotalLength());
+            }
+            return strip;
         }""",
         wire,
     )
@@ -116,7 +119,6 @@ def name_button(page: Any, name: str) -> Any:
 def test_time_can_be_dragged_played_and_stepped(visit: Callable[..., Any]) -> None:
     page = visit("cell")
     assert step(page) == 1
-    before = colours(page, 0)
     page.get_by_role("button", name="One step forward").click()
     assert step(page) == 2
     page.wait_for_function("step => document.querySelector('.marker').style.left.startsWith(step)", arg="6.")
@@ -137,12 +139,28 @@ def test_time_can_be_dragged_played_and_stepped(visit: Callable[..., Any]) -> No
     page.get_by_role("button", name="Pause").click()
 
 
+def test_lines_have_the_colours_of_their_values(visit: Callable[..., Any]) -> None:
+    """Those of the forget gate and of the new memory at the tenth step, a piece for each of the first units."""
+    machine = untrained.machine("lstm", 8, 24)
+    about = machine.about()
+    with torch.no_grad():
+        [true] = machine.module.layer.record(torch.tensor(about["view"]["given"]["rows"])[:, None])
+    page = visit("cell")
+    page.get_by_role("slider", name="Time step").fill("9")
+    page.wait_for_function("document.querySelector('.numbers .note').textContent.includes('h: 8 numbers, −')")
+    for name in ("f", "c"):
+        values = true[name][9, 0]
+        expected = values.sign() * values.abs().clamp(max=1) ** 0.6
+        shown = colours(page, about["cells"][0]["variables"].index(name))
+        assert shown[:6] == pytest.approx(expected[:6].tolist(), abs=0.011), name
+
+
 def test_gates_are_named_and_opened_into_bars(visit: Callable[..., Any]) -> None:
     page = visit("cell")
     name_button(page, "f").hover()
     page.wait_for_function("document.querySelector('.numbers .note').textContent.startsWith('f: 8 numbers')")
     assert page.locator(".drawing path.lit").count() >= 1
-    page.locator(".drawing path.hit").nth(3).hover(force=True)
+    page.locator(".drawing .hits path").nth(3).hover(force=True)
     page.wait_for_function("!document.querySelector('.numbers .note').textContent.startsWith('f: ')")
     assert "mean" in numbers(page)
 
@@ -309,16 +327,20 @@ def test_the_keyboard_is_enough(visit: Callable[..., Any]) -> None:
     page.wait_for_function("document.querySelector('.numbers .note').textContent.startsWith('o: ')")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["cell", "text", "two", "sine", "words", "copy"])
-def test_narrow_screens_and_both_colours(name: str, dark: bool, visit: Callable[..., Any]) -> None:
-    page = visit(name, width=400, dark=dark)
+def test_narrow_screens_and_both_colours(name: str, visit: Callable[..., Any]) -> None:
+    page = visit(name, width=400)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    paper, ink = (
-        page.evaluate(f"getComputedStyle(document.body).{key}.match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b)")
-        for key in ("backgroundColor", "color")
-    )
-    assert (int(paper) < 200 < 500 < int(ink)) if dark else (int(ink) < 200 < 500 < int(paper))
+    maps: list[str] = []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        paper, ink = (
+            page.evaluate(f"getComputedStyle(document.body).{key}.match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b)")
+            for key in ("backgroundColor", "color")
+        )
+        assert int(paper) < 200 < 500 < int(ink) if scheme == "dark" else int(ink) < 200 < 500 < int(paper)
+        maps.append(page.evaluate("document.querySelector('.map').toDataURL()"))
+    assert maps[0] != maps[1]  # the map follows while the page is open
 
 
 def test_a_saved_session_is_replayed(visit: Callable[..., Any], tmp_path: Path) -> None:

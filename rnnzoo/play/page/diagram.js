@@ -33,12 +33,15 @@ export class Diagram {
     const wide = Number(this.svg.getAttribute("width"));
     this.svg.style.cssText = `width: min(100%, ${1.4 * wide}px); min-width: ${wide}px; height: auto`;
     this.lines = [...this.svg.querySelectorAll("path[data-wire]")];
-    this.bands = document.createElementNS(SVG, "g");
-    this.svg.querySelector("rect.paper").after(this.bands);
-    this.hits = this.svg.appendChild(document.createElementNS(SVG, "g"));
+    [this.hits, this.bands] = ["hits", "bands"].map((name) => {
+      const group = document.createElementNS(SVG, "g");
+      group.setAttribute("class", name);
+      return group;
+    });
+    this.svg.querySelector("rect.paper").after(this.hits, this.bands);
     for (const line of this.lines) {
       const { wire } = line.dataset;
-      const hit = drawn(this.hits, { class: "hit", d: line.getAttribute("d"), "data-wire": wire });
+      const hit = drawn(this.hits, { d: line.getAttribute("d"), "data-wire": wire });
       hit.addEventListener("pointerenter", () => pick(Number(wire)));
       hit.addEventListener("click", () => pick(Number(wire)));
     }
