@@ -28,8 +28,9 @@ docs: $(VENV)/docs docs/gallery/index.html
 	@echo "written: site/index.html"
 
 EXPLAIN = $(wildcard $(addprefix rnnzoo/explain/,*.py essays/*.py league.csv templates/*.* templates/*/*))
+PLAY = $(wildcard rnnzoo/play/*.py rnnzoo/play/page/*)
 
-docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py) $(EXPLAIN) | $(VENV)/docs
+docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py) $(EXPLAIN) $(PLAY) | $(VENV)/docs
 	$(RUN) -m rnnzoo gallery docs/gallery
 	$(RUN) -m rnnzoo gallery docs/gallery/ja --language ja
 
@@ -39,7 +40,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/train: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[train,gallery]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[train,gallery,play]"
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python

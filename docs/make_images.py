@@ -1,6 +1,6 @@
 """The pictures of the README, made anew: `python docs/make_images.py`, or some of them: `... make_images.py speed`.
 
-`gallery` needs Chromium; `closed_loop` trains for less than a minute; `speed` draws the table of RESULTS.md.
+`gallery` and `play` need Chromium; `closed_loop` and `play` train for a minute; `speed` draws the table of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -40,20 +42,53 @@ def closed_loop(png: Path) -> None:
         shutil.copy(f"{folder}/run/plots/closed_loop.png", png)
 
 
-def gallery(png: Path) -> None:
-    """The gallery's first page in a browser."""
+@contextmanager
+def visiting(address: str, width: int, height: int) -> Iterator[Any]:
+    """A page in a browser."""
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": width, "height": height})
+        page.goto(address)
+        yield page
+        opened.close()
+
+
+def gallery(png: Path) -> None:
+    """The gallery's first page in a browser."""
     site = ROOT / "docs" / "gallery"
     if not (site / "index.html").is_file():
         rnnzoo("gallery", str(site))
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 1200, "height": 880})
-        page.goto((site / "index.html").as_uri())
+    with visiting((site / "index.html").as_uri(), 1200, 880) as page:
         page.screenshot(path=png)
-        opened.close()
+
+
+def play(png: Path) -> None:
+    """A text that an LSTM goes on with, and its diagram in the midst of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = ("model.hidden_size=64", "trainer.max_epochs=4", "seed=1", f"hydra.run.dir={folder}/run")
+        rnnzoo("train", "model=lstm", "task=char_lm", *small)
+        command = [sys.executable, "-m", "rnnzoo", "play", "run", "--port", "8766"]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                address = server.stdout.readline().split()[1]
+                with visiting(address, 1100, 1240) as page:
+                    page.get_by_label("Text", exact=True).fill("The following ")
+                    page.get_by_label("Characters").fill("100")
+                    page.get_by_role("button", name="Go on").click()
+                    page.locator(".text span").nth(113).wait_for()
+                    page.get_by_role("button", name="What do units track?").click()
+                    page.locator(".tracks button").first.click()
+                    page.wait_for_timeout(500)
+                    page.locator(".text span").nth(60).click()
+                    page.locator(".name", has_text=re.compile("^f$")).click()
+                    page.wait_for_timeout(500)
+                    page.screenshot(path=png)
+            finally:
+                server.terminate()
 
 
 def measured() -> dict[str, dict[str, list[float]]]:
@@ -98,7 +133,7 @@ def speed(png: Path) -> None:
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
-    "diagram": diagram, "closed_loop": closed_loop, "gallery": gallery, "speed": speed,
+    "diagram": diagram, "closed_loop": closed_loop, "gallery": gallery, "play": play, "speed": speed,
 }  # fmt: skip
 
 

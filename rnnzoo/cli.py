@@ -36,6 +36,7 @@ EXTRAS = {
     "gallery": ("matplotlib", "resvg_py"),  # also what `rnnzoo show --svg` and `--png` need
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "bench": ("matplotlib", "torchrecurrent"),
+    "play": ("matplotlib", "starlette", "uvicorn"),
 }
 """What `pip install 'rnnzoo[EXTRA]'` brings beside what cells, layer and engines need."""
 
@@ -202,6 +203,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         "--html", nargs="?", type=Path, metavar="FILE", help="of the page; default: probe.html beside the other files"
     )
 
+    playing = add("play", "a page on which a run's model, or an untrained cell, moves under your hands", _play)
+    playing.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="a run's folder, or a cell; two stand side by side"
+    )
+    playing.add_argument("--save", type=Path, metavar="FILE.html", help="write a recorded session as one file instead")
+    playing.add_argument("--text", help="what the model reads in that session, where it reads text")
+    playing.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, so that only this machine can see it")
+    playing.add_argument("--port", type=int, default=8765, help="default: 8765")
+
     testing = add("eval", "the test metrics of a run again, beside the recorded ones", _eval)
     exporting = add("export", "a trained model as one file that runs without this project", _export)
     for command in (testing, exporting):
@@ -305,6 +315,12 @@ def _probe(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.probe_run import probe_runs
 
     probe_runs(options.runs, options.out, options.html)
+
+
+def _play(options: argparse.Namespace) -> None:
+    from rnnzoo.commands.playing import play
+
+    play(options.targets, options.save, options.text, options.host, options.port)
 
 
 def _eval(options: argparse.Namespace) -> int:

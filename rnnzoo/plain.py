@@ -7,6 +7,9 @@ import unicodedata
 
 HIDDEN = "***"
 
+VISIBLE = {"\n": "↵", " ": "·", "\t": "→"}
+"""What stands for characters that cannot be seen, where each has a place of its own."""
+
 
 def printable(text: object) -> str:
     """A text whose control characters are spelt out, so that no terminal obeys them; line ends and tabs stay."""

@@ -21,7 +21,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch
 
 from rnnzoo import UserError
 from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.examples import Lines
 from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.play.views import Asked
 
 from .one_hot import OneHot
 
@@ -155,6 +157,17 @@ class Addition(SequenceModule):
                 raise UserError(f"question {question!r}: must be two numbers of at most {digits} digits, as in 12+3")
         codes = encode([question.ljust(2 * digits + 1) for question in questions]).to(self.device)
         return decode(self._write(codes.T))
+
+    def view(self, data: Any) -> Asked:
+        digits = self.hparams["digits"]
+
+        def answer(module: Addition, question: str) -> tuple[list[str], Lines]:
+            [found] = module.answer([question])
+            read, written = question.ljust(2 * digits + 1), found.ljust(digits + 1)
+            labels = [*(read[::-1] if self.hparams["reverse"] else read), *f"={written}"[: digits + 1]]
+            return labels, [("answer", found), ("truth", str(sum(map(int, question.split("+")))))]
+
+        return Asked(f"{10 ** (digits - 1) * 4}+{10 ** (digits - 1) * 3}", answer, 2 * digits + 1)
 
     def _write(self, questions: Tensor) -> Tensor:
         """The likeliest answers' characters [W, B] to questions [Q, B], each fed back in."""

@@ -28,9 +28,10 @@ from rnnzoo.lightning.carried_state import CarriedState, with_states
 from rnnzoo.lightning.data import Batches, SequenceData, parts_of, share
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture
-from rnnzoo.lightning.pictures.unit_page import UnitPage
+from rnnzoo.lightning.pictures.unit_page import UnitPage, tracked
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import printable
+from rnnzoo.play.views import Text
 from rnnzoo.recurrent import State
 
 from .download import download
@@ -209,6 +210,16 @@ class CharLM(CarriedState, LanguageModel):
         self.layer = self.recurrent(embedding or size, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, size)
         self.add_metrics()
+
+    def view(self, data: Any) -> Text:
+        alphabet = self.hparams["alphabet"]
+
+        def ahead(module: CharLM, text: str, start: int, choice: str, state: Any) -> tuple[Tensor, State]:
+            codes = [[alphabet.index(character)] for character in text[start:]]
+            return module(torch.tensor(codes), state)
+
+        prime = self.hparams["sample_prime"] or "".join(c for c in "The " if c in alphabet) or alphabet[0]
+        return Text(alphabet, alphabet, ahead, draw, prime, tracked=lambda module: tracked(module, data()))
 
     def pictures(self) -> list[Picture]:
         return [UnitPage()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from rnnzoo.lightning.figures import count_along
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import csv_cell, printable
+from rnnzoo.play import views
 
 from .calendars import calendar_of, following
 from .numerals import Decimal
@@ -150,6 +152,18 @@ class Forecast(SequenceModule):
         change = (rows - batch.x[-1:, :, self.at]).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
         known = ~change.isnan().any(1)
         return read[known], change[known].to(read.dtype)
+
+    def view(self, data: Callable[[], Any]) -> views.Series:
+        """Begins with the last window whose future is known, or if the data are not there, with a wave."""
+        columns, targets, window = (self.hparams[key] for key in ("columns", "targets", "window"))
+        center, scale = (torch.tensor(self.hparams[key], dtype=torch.float64) for key in ("center", "scale"))
+        wave = torch.sin(torch.arange(window + self.hparams["horizon"], dtype=torch.float64) * 2 * torch.pi / 24)
+        rows = center + scale * wave[:, None]
+        with suppress(UserError):
+            known = data().series.values[-len(rows) :]
+            rows = known if len(known) == len(rows) and bool(known.isfinite().all()) else rows
+        ahead = rows[window:, self.at].tolist()
+        return views.Series(columns, rows[:window].tolist(), Forecast.following_rows, ahead, targets, window, window)
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss over the known targets; also forecasts and truth [H, B, K]."""

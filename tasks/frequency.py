@@ -9,6 +9,7 @@ Shapes: T samples of a wave, B waves. Batches have their rows first, the layers 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy
 
+from rnnzoo.lightning.examples import examples, one_number
 from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.play.views import Examples
 
 from .drawn import Batch, Drawn
 
@@ -91,6 +94,9 @@ class Frequency(SequenceModule):
     def variables(self, batch: Batch) -> dict[str, Tensor]:
         """Which kind of wave it is."""
         return {"kind": batch.y}
+
+    def view(self, data: Callable[[], Any]) -> Examples:
+        return examples(data, one_number)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also logits and targets [B]."""

@@ -29,6 +29,7 @@ from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import printable
 
 from .bag_of_words import bag_of_words
+from .review_view import Words
 from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
 from .text_files import decode, read_text
 
@@ -159,6 +160,9 @@ class Sentiment(SequenceModule):
     def facts(self) -> dict[str, Any]:
         return {"vocabulary": self.hparams["words"], "maxlen": self.hparams["maxlen"]}
 
+    def view(self, data: Any) -> Words:
+        return Words(self.hparams["words"], self.hparams["maxlen"])
+
     def pictures(self) -> list[Picture]:
         return [RunningScore()]
 
@@ -170,7 +174,11 @@ class Sentiment(SequenceModule):
         if self.training:
             unknown = torch.rand(words.shape, device=words.device) < self.hparams["word_dropout"]
             words = words.masked_fill(unknown, UNKNOWN)
-        features = F.dropout(self.embed(words), self.hparams["embedding_dropout"], self.training)  # [T, B, E]
+        return self.of_features(self.embed(words), lengths)
+
+    def of_features(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The same from words that are embedded already [T, B, E]."""
+        features = F.dropout(features, self.hparams["embedding_dropout"], self.training)
         output, _ = self.layer(features, lengths=lengths)  # [T, B, D·H]
         return self.single(self.head(self.drop(self._pool(output, lengths))).squeeze(-1))
 

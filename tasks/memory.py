@@ -6,6 +6,7 @@ Shapes: T as in the papers, B batch. Batches have their rows first, the layers t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
+from rnnzoo.lightning.examples import examples, one_number
 from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.play.views import Examples
 
 from .drawn import IGNORED, Batch, Drawn
 from .one_hot import OneHot
-from .symbols import FORWARD_ONLY
+from .symbols import FORWARD_ONLY, told
 
 SYMBOLS, KINDS = 10, 8
 """Of the copy problem: how many symbols are to be remembered, and how many different ones there are."""
@@ -154,6 +157,9 @@ class Copy(SequenceModule):
         output, _ = self.layer(self.embed(codes))
         return self.single(self.head(output))
 
+    def view(self, data: Callable[[], Any]) -> Examples:
+        return examples(data, told)
+
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also logits and truth of the ten symbols to be recalled, [10·B, 9] and [10·B]."""
         logits, target = self(batch.x.T), batch.y.T
@@ -188,6 +194,9 @@ class Adding(SequenceModule):
     def variables(self, batch: Batch) -> dict[str, Tensor]:
         """The sum of the marked values so far."""
         return {"sum so far": batch.x.prod(-1).cumsum(1).T}
+
+    def view(self, data: Callable[[], Any]) -> Examples:
+        return examples(data, one_number)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also predictions and targets [B]."""

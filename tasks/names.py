@@ -24,6 +24,7 @@ from rnnzoo.errors import nearest
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, parts_of
 from rnnzoo.lightning.verbs import verb
+from rnnzoo.play.views import Text
 from rnnzoo.recurrent import State
 
 from .char_lm import FORWARD_ONLY, LanguageModel, draw
@@ -233,6 +234,16 @@ class NameLM(LanguageModel):
             "labels": torch.arange(batch) % len(self.hparams["labels"]),
             "codes": torch.randint(1 + len(self.hparams["alphabet"]), (steps, batch)),
         }
+
+    def view(self, data: Any) -> Text:
+        alphabet = self.hparams["alphabet"]
+
+        def ahead(module: NameLM, text: str, start: int, label: str, state: Any) -> tuple[Tensor, State]:
+            labels, codes = module._numbers(label, text)
+            return module(labels, codes[1 + start if state is not None else 0 :], state)
+
+        symbols = ["■", *alphabet]
+        return Text(alphabet, symbols, ahead, draw, "", self.hparams["labels"], begins="□")
 
     def forward(self, labels: Tensor, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Classes [B], characters [T, B] and the state so far to the next ones' logits [T, B, A + 1] and the state."""

@@ -22,6 +22,7 @@ from rnnzoo import UserError
 from rnnzoo.lightning.data import SequenceData
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
+from rnnzoo.play.views import Series
 
 ARTICLE_PROBES = (
     # first step number t of the input x_t = sin(t·π/6), its length, the right answer, the article's answer
@@ -116,6 +117,17 @@ class Sine(SequenceModule):
             raise UserError(f"task.warmup={warmup} leaves no step of task.window={window} to score")
         if probes and step is not None and not math.isclose(step, math.pi / 6):
             raise UserError("task.probes=true asks the article's questions, which need task.step=pi/6")
+
+    def view(self, data: Any) -> Series:
+        step = self.hparams["step"] or math.pi / 6
+        prefix, horizon = self.hparams["prefix"], self.hparams["horizon"]
+        wave = [[math.sin(1 + step * t)] for t in range(prefix + horizon)]
+
+        def onwards(module: Sine, rows: Tensor) -> Tensor:
+            x = rows[:, None].float()
+            return module(x)[-1] if module.layer.bidirectional else module.continue_wave(x, horizon)[:, 0]
+
+        return Series(["x"], wave[:prefix], onwards, wave[prefix:], ["x"])
 
     def pictures(self) -> list[Picture]:
         return [Prediction()]

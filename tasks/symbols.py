@@ -5,6 +5,7 @@ Shapes: T time steps, B batch; the layers have time first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from rnnzoo.lightning.examples import Lines, examples
 from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.play.views import Examples
 
 from .drawn import IGNORED, Batch
 from .one_hot import OneHot
 
 FORWARD_ONLY = "read from both ends, nothing needs to be kept in mind; leave it out"
+
+
+def told(module: Any, batch: Batch) -> tuple[list[str], Lines]:
+    """Of one example the symbols read, the likeliest answers, and the true ones where something is asked for."""
+    answers, truth = module(batch.x.T)[:, 0].argmax(-1).tolist(), batch.y[0].tolist()
+    asked = [answer != IGNORED for answer in truth]
+    lines = {
+        name: [str(n) if a else "" for n, a in zip(row, asked)] for name, row in (("answer", answers), ("truth", truth))
+    }
+    right = sum(mine == its for mine, its, a in zip(answers, truth, asked) if a)
+    score: Lines = [("right", f"{right} of {sum(asked)}")]
+    return list(map(str, batch.x[0].tolist())), [*lines.items(), *score]
 
 
 class Symbols(SequenceModule):
@@ -59,6 +74,9 @@ class Symbols(SequenceModule):
         if self.hparams["answered"] == 2:
             return {"state": states.float()}
         return {f"state {k}": (states == k).float() for k in range(self.hparams["answered"])}
+
+    def view(self, data: Callable[[], Any]) -> Examples:
+        return examples(data, told)
 
     def score(self, batch: Batch) -> tuple[Tensor, ...]:
         """In evaluation also logits [N, answered] and answers [N] of the N places where something is asked for."""

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes with two threads each fight over cores
 
 import gc
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,12 @@ from rnnzoo import list_cells, registry
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 SHARING = {
     "test_gallery.py": "pages", "test_essay.py": "pages", "test_essays.py": "pages", "test_install.py": "install",
-    "test_verbs.py": "verbs", "test_diagram.py": "diagrams",
+    "test_verbs.py": "verbs", "test_diagram.py": "diagrams", "test_play.py": "play", "test_play_page.py": "play",
 }  # fmt: skip
 """What files share whose tests use what took long to make."""
 
@@ -156,3 +158,15 @@ def reviews(tmp_path: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("it is a " * (1 + number % 4) + (word if number % 5 else "film") + " and long" * number)
     return tmp_path / "aclImdb"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed, which these tests look at the pages with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

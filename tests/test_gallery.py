@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from rnnzoo.explain.card import Card, html, in_notebook, latex, text
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.rounds import lines
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGES = ("lstm", "mlstm", "ltc")
 """A classic, one with a matrix memory, and the one with the most equations."""
 
@@ -87,18 +85,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for kept, before in ((registry._entries, entries), (registry._loaded, loaded)):
         kept.clear()
         kept.update(before)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed, which these tests look at the pages with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -146,5 +146,7 @@ def test_a_task_of_ones_own_gets_all_commands(rnnzoo: Callable[..., str], tmp_pa
     mine = ("--cells", "my_tasks.py")
     assert "equal to the recorded ones" in rnnzoo(*mine, "eval", "run")
     assert "written: run/signs_gru.pt2" in rnnzoo(*mine, "export", "run", "--pt2")
+    assert "--cells" in rnnzoo("play", "run", "--save", "run.html", code=1)
+    assert "written: run.html" in rnnzoo(*mine, "play", "run", "--save", "run.html")
     assert float(rnnzoo(*mine, "ask", "run", "0.7")) == float(rnnzoo(*mine, "ask", "run", "0.7", "--loud").strip()[:-1])
     assert "all of them" in rnnzoo(*mine, "ask", "--help")

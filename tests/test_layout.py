@@ -116,6 +116,12 @@ def test_frameworks_are_met_in_their_own_part_only(module: str) -> None:
         assert used <= {"hydra", "omegaconf"} or module == "rnnzoo.lightning.framework", "take pl from framework"
 
 
+def test_the_web_framework_is_met_by_the_server_alone() -> None:
+    """So that sessions can be recorded and saved without the extra that serves them."""
+    users = {module for module in FILES if {i.split(".")[0] for i in imports(FILES[module])} & {"starlette", "uvicorn"}}
+    assert users == {"rnnzoo.play.server"}
+
+
 @pytest.mark.parametrize("module", [m for m in FILES if first(m) in RANK])
 def test_imports_inside_the_core_flow_one_way(module: str) -> None:
     for imported in IMPORTS[module]:

@@ -111,9 +111,7 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     )
 
 
-def _sums(
-    tracer: Tracer, graph: fx.Graph, results: list[fx.Node]
-) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
+def _sums(tracer: Tracer, graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
     """Results that are sums over rows become placeholders; and what is summed up for which of them."""
 
     def terms(node: fx.Node) -> Iterator[fx.Node | None]:

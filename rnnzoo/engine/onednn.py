@@ -67,7 +67,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> Any:
         a, b = ctx.saved_tensors
         needs_a, needs_b, needs_bias = ctx.needs_input_grad
-        return product(d, b.T) if needs_a else None, product(a.T, d) if needs_b else None, d.sum(0) if needs_bias else None
+        return (
+            product(d, b.T) if needs_a else None,
+            product(a.T, d) if needs_b else None,
+            d.sum(0) if needs_bias else None,
+        )
 
 
 def _linear(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from rnnzoo.explain.diagram_graph import Graph, Vertex, graph
 from rnnzoo.explain.diagram_layout import APART, PITCH, Layout, Net, extent, layout, offsets
 from rnnzoo.explain.diagram_text import SIZE, SMALL, fonts, runs, width_of
 from rnnzoo.explain.equations import read
+from rnnzoo.explain.expression import Expression
 
 RADIUS, CORNER, MARGIN = 9, 7, 14
 """Of + and ×, of a line that turns, and around the picture."""
@@ -50,12 +51,16 @@ def svg(cell: Cell) -> str:
     `--diagram-paper`, `--diagram-matrix` and `--diagram-function`. `UserError` where a cell cannot be read as
     equations.
     """
+    return Drawing(cell).svg()
+
+
+def _style() -> str:
     style = STYLE
     for name in LIGHT:
         style = style.replace(name.upper(), f"var(--diagram-{name},var(--{name}))")
     schemes = [";".join(f"--{name}:{colour}" for name, colour in scheme.items()) for scheme in (LIGHT, DARK)]
     light, dark = (f".rnnzoo-diagram{{{scheme}}}" for scheme in schemes)
-    return _Drawing(cell).svg(f"{light}@media(prefers-color-scheme:dark){{{dark}}}{style}")
+    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{style}"
 
 
 def png(cell: Cell, path: Path | str, width: int = 1600, dark: bool = False) -> None:
@@ -67,17 +72,23 @@ def png(cell: Cell, path: Path | str, width: int = 1600, dark: bool = False) -> 
         style = style.replace(name.upper(), colour)
     files = [str(fonts() / name) for name in ("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBol.ttf")]
     image = resvg_py.svg_to_bytes(
-        svg_string=_Drawing(cell).svg(style), width=width, skip_system_fonts=True, font_files=files
+        svg_string=Drawing(cell).svg(style), width=width, skip_system_fonts=True, font_files=files
     )
     Path(path).write_bytes(image)
 
 
-class _Drawing:
-    """Lines, circles, boxes and texts, gathered in the order in which they lie on one another."""
+class Drawing:
+    """Lines, circles, boxes and texts, gathered in the order in which they lie on one another.
 
-    def __init__(self, cell: Cell) -> None:
+    If it `tells`, each line has the number of its value among `wires` as `data-wire`.
+    """
+
+    def __init__(self, cell: Cell, tells: bool = False) -> None:
+        self.tells, self.wires = tells, dict[Expression, int]()
         self.title = f"One step of {type(cell).__name__}"
         self.graph: Graph = graph(read(cell))
+        single = (equation for equation in self.graph.equations if len(equation.targets) == 1)
+        self.named = {e.value: Expression("symbol", (), e.targets[0]) for e in single if e.value.op != "symbol"}
         self.layout: Layout = layout(self.graph)
         self.lines: list[str] = []
         self.nodes: list[str] = []
@@ -142,14 +153,15 @@ class _Drawing:
         y = self.layout.heights[vertex]
         column = vertex.layer
         if vertex.kind == "way":
-            self._path(f"M{x:.1f},{y} H{self.rights[column]:.1f}", self._colour_after(vertex))
+            self._path(f"M{x:.1f},{y} H{self.rights[column]:.1f}", self._colour_after(vertex), vertex.carried)
             return
         if vertex.kind == "given":
             self._text(self.rights[column] - 8, y + 5, vertex.text, anchor="end")
-            self._path(f"M{self.rights[column] - 4:.1f},{y} H{self.rights[column]:.1f}", self._colour_after(vertex))
+            start = f"M{self.rights[column] - 4:.1f},{y}"
+            self._path(f"{start} H{self.rights[column]:.1f}", self._colour_after(vertex), vertex.carried)
             return
         if vertex.kind == "new":
-            self._path(f"M{x:.1f},{y} h8", self._colour_into(vertex.inputs[0], vertex))
+            self._path(f"M{x:.1f},{y} h8", self._colour_into(vertex.inputs[0], vertex), vertex.carried)
             self._arrow(x + 14, y, 1, 0)
             self._text(x + 20, y + 5, vertex.text)
             return
@@ -159,8 +171,9 @@ class _Drawing:
             width = self._step_width(vertex, k)
             middle = x + width / 2
             if step.role in ("name", "sum"):
-                self._path(f"M{x:.1f},{y} H{middle:.1f}", self._role(vertex, k - 1))
-                self._path(f"M{middle:.1f},{y} h{width / 2:.1f}", self._role(vertex, k + 1))
+                before = vertex.steps[k - 1].value if k else vertex.value or vertex.inputs[0].carried
+                self._path(f"M{x:.1f},{y} H{middle:.1f}", self._role(vertex, k - 1), before)
+                self._path(f"M{middle:.1f},{y} h{width / 2:.1f}", self._role(vertex, k + 1), step.value)
             if step.role == "name":
                 self._dot(middle, y)
                 self._text(middle, y - LIFT, step.text, anchor="middle")
@@ -169,11 +182,11 @@ class _Drawing:
             else:
                 if k and vertex.steps[k - 1].role not in ("name", "sum"):
                     self._dot(x, y)
-                self._path(f"M{x:.1f},{y} h{width:.1f}", f"{step.role} step")
+                self._path(f"M{x:.1f},{y} h{width:.1f}", f"{step.role} step", step.value)
                 self._text(middle, y - LIFT, step.text, step.role, anchor="middle")
             x += width
         if x < self.rights[column]:
-            self._path(f"M{x:.1f},{y} H{self.rights[column]:.1f}", self._colour_after(vertex))
+            self._path(f"M{x:.1f},{y} H{self.rights[column]:.1f}", self._colour_after(vertex), vertex.carried)
 
     def _role(self, vertex: Vertex, k: int) -> str:
         """What is done on the k-th piece of the line that leaves a vertex; where it only has a name, nothing."""
@@ -188,9 +201,8 @@ class _Drawing:
             for source, offset, minus in zip(vertex.inputs, self._arriving(vertex), vertex.minus):
                 bend = (centre - x) / 2
                 colour = self._colour_into(source, vertex)
-                self._path(
-                    f"M{x:.1f},{y + offset} c{bend:.1f},0 {bend / 2:.1f},{-offset} {centre - x:.1f},{-offset}", colour
-                )
+                curve = f"c{bend:.1f},0 {bend / 2:.1f},{-offset} {centre - x:.1f},{-offset}"
+                self._path(f"M{x:.1f},{y + offset} {curve}", colour, source.carried)
                 if minus:
                     self._text(x + 5, y + offset - 4, "−", size=SMALL, anchor="middle")
             self._circle(vertex.kind, centre, y, vertex.addend)
@@ -237,19 +249,19 @@ class _Drawing:
 
     def _net(self, net: Net, channel: int) -> None:
         start, x, stop = self.rights[channel], self._track(channel, net), self._following(channel)
-        trunk = self._colour_after(net.source)
+        trunk, value = self._colour_after(net.source), net.source.carried
         if net.is_straight:
             for y, target, _ in net.ends:
-                self._path(f"M{start:.1f},{y} H{stop:.1f}", self._colour_into(net.source, target))
+                self._path(f"M{start:.1f},{y} H{stop:.1f}", self._colour_into(net.source, target), value)
             return
         y = net.start
-        self._path(f"M{start:.1f},{y} H{x - CORNER:.1f}", trunk)
+        self._path(f"M{start:.1f},{y} H{x - CORNER:.1f}", trunk, value)
         for direction in (1, -1):
             at = float(y)
             for end, target, _ in sorted(net.ends, key=lambda end: direction * end[0]):
                 colour = self._colour_into(net.source, target)
                 if end == y and direction == 1:
-                    self._path(f"M{x - CORNER:.1f},{y} H{stop:.1f}", colour)
+                    self._path(f"M{x - CORNER:.1f},{y} H{stop:.1f}", colour, value)
                 if (end - y) * direction <= 0:
                     continue
                 r = direction * min(CORNER, abs(end - y) / 2)
@@ -259,12 +271,12 @@ class _Drawing:
                     else f"M{x:.1f},{at:.1f}"
                 )
                 if target is None:
-                    self._path(f"{turned} V{self.top - 10}", trunk)
+                    self._path(f"{turned} V{self.top - 10}", trunk, value)
                     self._arrow(x, self.top - 16, 0, -1)
                     self._text(x, self.top - 22, self.graph.output_text, anchor="middle")
                     continue
-                self._path(f"{turned} V{end - r:.1f}", trunk)
-                self._path(f"M{x:.1f},{end - r:.1f} q0,{r:.1f} {abs(r):.1f},{r:.1f} H{stop:.1f}", colour)
+                self._path(f"{turned} V{end - r:.1f}", trunk, value)
+                self._path(f"M{x:.1f},{end - r:.1f} q0,{r:.1f} {abs(r):.1f},{r:.1f} H{stop:.1f}", colour, value)
                 at = end - r
 
     def _arriving(self, vertex: Vertex) -> list[int]:
@@ -289,13 +301,14 @@ class _Drawing:
             x = self._track(k, net)
             at = float(self.foot)
             if number:
-                self._path(f"{rail} H{x - CORNER:.1f} q{CORNER},0 {CORNER},{-CORNER}", "plain")
+                self._path(f"{rail} H{x - CORNER:.1f} q{CORNER},0 {CORNER},{-CORNER}", "plain", net.source.carried)
                 rail = f"M{x - CORNER:.1f},{self.rail}"
                 at = self.rail - CORNER
             for y, target, _ in sorted(net.ends, key=lambda end: -end[0]):
-                colour = self._colour_into(net.source, target)
-                self._path(f"M{x:.1f},{at:.1f} V{y + CORNER}", colour if single else "plain")
-                self._path(f"M{x:.1f},{y + CORNER} q0,{-CORNER} {CORNER},{-CORNER} H{self._following(k):.1f}", colour)
+                colour, value = self._colour_into(net.source, target), net.source.carried
+                turn = f"q0,{-CORNER} {CORNER},{-CORNER} H{self._following(k):.1f}"
+                self._path(f"M{x:.1f},{at:.1f} V{y + CORNER}", colour if single else "plain", value)
+                self._path(f"M{x:.1f},{y + CORNER} {turn}", colour, value)
                 at = y + CORNER
         if risers and self.graph.x is not None:
             self._text(entry, self.foot + 16, self.graph.x.text, anchor="middle")
@@ -322,8 +335,10 @@ class _Drawing:
         if addend:
             self._text(x + 2, y + RADIUS + 13, addend, size=SMALL)
 
-    def _path(self, d: str, role: str) -> None:
-        self.lines.append(f'<path class="{role}" d="{d}"/>')
+    def _path(self, d: str, role: str, value: Expression) -> None:
+        number = self.wires.setdefault(self.named.get(value, value), len(self.wires))
+        told = f' data-wire="{number}"' if self.tells else ""
+        self.lines.append(f'<path class="{role}"{told} d="{d}"/>')
 
     def _dot(self, x: float, y: float) -> None:
         self.nodes.append(f'<circle class="dot" cx="{x:.1f}" cy="{y}" r="2.6"/>')
@@ -346,7 +361,8 @@ class _Drawing:
             spans.append(f'<tspan x="{x + run.x:.1f}" y="{y + run.drop:.1f}"{style}>{escape(run.letters)}</tspan>')
         self.texts.append(f'<text class="{role}" font-size="{size}" xml:space="preserve">{"".join(spans)}</text>')
 
-    def svg(self, style: str) -> str:
+    def svg(self, style: str = "") -> str:
+        style = style or _style()
         top = self.top - 22 - SIZE - 6
         width, height = round(self.width), round(self.bottom - top)
         parts = [

@@ -20,10 +20,11 @@ matrix, multiplied by a weight element by element, a function is applied, a weig
 
 @dataclass
 class Step:
-    """One piece of a line with its label."""
+    """One piece of a line with its label, and the value that is on the line after it."""
 
     role: Role
     text: str
+    value: Expression
 
 
 @dataclass(eq=False)
@@ -38,6 +39,7 @@ class Vertex:
         text: in a box or beside a given or new state.
         addend: what a sum adds that needs no line, as a bias.
         ports: what the inputs of a box are, where its text does not say so.
+        value: where the inputs meet, before the pieces.
     """
 
     kind: str
@@ -48,18 +50,27 @@ class Vertex:
     ports: tuple[str, ...] = ()
     steps: list[Step] = field(default_factory=list)
     layer: int = 0
+    value: Expression | None = None
+
+    @property
+    def carried(self) -> Expression:
+        """The value on the line that leaves."""
+        if self.steps:
+            return self.steps[-1].value
+        return self.inputs[0].carried if self.value is None else self.value
 
 
 @dataclass
 class Graph:
     """`vertices` come after their inputs; the value of `output` leaves on top under the name `output_text`; `notes` are
-    the definitions of what depends on weights alone."""
+    the definitions of what depends on weights alone; `equations` define all symbols of the values, in order."""
 
     vertices: list[Vertex]
     x: Vertex | None
     output: Vertex
     output_text: str
     notes: list[str]
+    equations: list[Equation]
 
 
 PLACE = Expression("symbol", (), Symbol("·"))
@@ -84,15 +95,18 @@ class _Builder:
         for symbol in reading.given:
             self.constant[symbol] = symbol.role not in ("input", "state")
             if not self.constant[symbol]:
-                self.of_symbol[symbol] = self._add(Vertex("given", text=TEXT.symbol(symbol)))
+                self.of_symbol[symbol] = self._add(Vertex("given", text=TEXT.symbol(symbol), value=_named(symbol)))
+        equations = [*reading.equations]
         for part in folded(reading):
             for equation in [part] if isinstance(part, Equation) else part.once:
                 self._take(equation, notes)
             if isinstance(part, Rounds):
+                equations += part.once
                 for last, once in part.results.items():
                     self.constant[last] = self.constant[once]
                     if not self.constant[once]:
-                        self.of_symbol[last] = self._line(self.of_symbol[once], "plain", f"repeated × {part.count}")
+                        text = f"repeated × {part.count}"
+                        self.of_symbol[last] = self._line(self.of_symbol[once], "plain", text, _named(last))
         x = next((v for s, v in self.of_symbol.items() if s.role == "input"), None)
         states = [e.targets[0] for e in reading.step if e.targets[0].role == "state"]
         news = [self._add(Vertex("new", [self.of_symbol[s]], text=TEXT.symbol(s))) for s in states]
@@ -100,9 +114,8 @@ class _Builder:
         needed = _needed([*news, output])
         merged = _merge([v for v in self.vertices if v in needed], output)
         output = merged.get(output, output)
-        return Graph(
-            [v for v in self.vertices if v in needed - {*merged}], x, output, TEXT.symbol(reading.output), notes
-        )
+        kept = [v for v in self.vertices if v in needed - {*merged}]
+        return Graph(kept, x, output, TEXT.symbol(reading.output), notes, equations)
 
     def _take(self, equation: Equation, notes: list[str]) -> None:
         constant = self._is_constant(equation.value)
@@ -115,9 +128,10 @@ class _Builder:
     def _define(self, equation: Equation) -> None:
         value = self._value(equation.value)
         for k, target in enumerate(equation.targets):
-            part = value if len(equation.targets) == 1 else self._line(value, "plain", f"part {k + 1}")
+            name = _named(target)
+            part = value if len(equation.targets) == 1 else self._line(value, "plain", f"part {k + 1}", name)
             if target.role not in ("state", "output"):
-                part = self._line(part, "name", TEXT.symbol(_untimed(target)))
+                part = self._line(part, "name", TEXT.symbol(_untimed(target)), name)
             self.of_symbol[target] = part
 
     def _add(self, vertex: Vertex) -> Vertex:
@@ -128,8 +142,8 @@ class _Builder:
     def _is_constant(self, e: Expression) -> bool:
         return all(self.constant[symbol] for symbol in e.symbols())
 
-    def _line(self, value: Vertex, role: Role, text: str) -> Vertex:
-        return self._add(Vertex("line", [value], steps=[Step(role, text)]))
+    def _line(self, source: Vertex, role: Role, text: str, value: Expression) -> Vertex:
+        return self._add(Vertex("line", [source], steps=[Step(role, text, value)]))
 
     def _value(self, e: Expression) -> Vertex:
         if e.op == "symbol":
@@ -145,20 +159,21 @@ class _Builder:
         if e.op in ("scale", "hadamard"):
             return self._product(e)
         if e.op == "negate":
-            return self._line(self._value(e.args[0]), "function", "−")
+            return self._line(self._value(e.args[0]), "function", "−", e)
         if e.op == "divide" and varying == [e.args[0]]:
             factor = Expression("divide", (Expression("number", (), 1), e.args[1]))
-            return self._line(self._value(e.args[0]), "plain", TEXT.write(factor))
+            return self._line(self._value(e.args[0]), "plain", TEXT.write(factor), e)
         if e.op == "divide" and len(varying) == 2:
-            inverse = self._line(self._value(e.args[1]), "function", "1/·")
-            return self._add(Vertex("product", [self._value(e.args[0]), inverse]))
+            part = Expression("divide", (Expression("number", (), 1), e.args[1]))
+            inverse = self._line(self._value(e.args[1]), "function", "1/·", part)
+            return self._add(Vertex("product", [self._value(e.args[0]), inverse], value=e))
         if e.op == "matmul" and self._is_constant(e.args[0]):
             return self._weighted(*e.args)
         if e.op == "matmul" and e.args[0].op == "diag" and len(varying) == 2:
-            return self._add(Vertex("product", [self._value(e.args[0].args[0]), self._value(e.args[1])]))
+            return self._add(Vertex("product", [self._value(e.args[0].args[0]), self._value(e.args[1])], value=e))
         if e.op == "where" and len(varying) == 3:
             inputs = [self._value(a) for a in e.args]
-            return self._add(Vertex("box", inputs, ports=("if", "then", "else")))
+            return self._add(Vertex("box", inputs, ports=("if", "then", "else"), value=e))
         return self._function(e, varying)
 
     def _sum(self, e: Expression) -> Vertex:
@@ -169,31 +184,35 @@ class _Builder:
         addend = TEXT.write(Expression("add", tuple(constants))) if constants else ""
         numbers = all(s.role in ("hyperparameter", "size") for a in constants for s in a.symbols())
         if len(inputs) == 1 and numbers and minus[0]:
-            return self._line(inputs[0], "function", f"{addend}−")
+            return self._line(inputs[0], "function", f"{addend}−", e)
         addend = addend if not addend or addend.startswith("−") else f"+{addend}"
         if len(inputs) == 1 and numbers:
-            return self._line(inputs[0], "function", addend)
+            return self._line(inputs[0], "function", addend, e)
         if len(inputs) == 1:
-            value = self._line(inputs[0], "function", "−") if minus[0] else inputs[0]
-            return self._line(value, "sum", addend)
-        return self._add(Vertex("sum", inputs, minus, addend=addend))
+            value = self._line(inputs[0], "function", "−", varying[0]) if minus[0] else inputs[0]
+            return self._line(value, "sum", addend, e)
+        return self._add(Vertex("sum", inputs, minus, addend=addend, value=e))
 
     def _product(self, e: Expression) -> Vertex:
         constants = [a for a in e.args if self._is_constant(a)]
-        varying = [self._value(a) for a in e.args if not self._is_constant(a)]
-        value = varying[0] if len(varying) == 1 else self._add(Vertex("product", varying))
+        parts = tuple(a for a in e.args if not self._is_constant(a))
+        varying = [self._value(a) for a in parts]
+        value = varying[0]
+        if len(varying) > 1:
+            value = self._add(Vertex("product", varying, value=replace(e, args=parts)))
         if not constants:
             return value
         factor = TEXT.write(Expression(e.op, tuple(constants)) if len(constants) > 1 else constants[0], TOGETHER)
         if e.op == "scale":
-            return self._line(value, "plain", factor)
-        return self._line(value, "diagonal", f"{factor}⊙")
+            return self._line(value, "plain", factor, e)
+        return self._line(value, "diagonal", f"{factor}⊙", e)
 
     def _weighted(self, matrix: Expression, vector: Expression) -> Vertex:
         if matrix.op == "matmul":
             return self._weighted(matrix.args[0], Expression("matmul", (matrix.args[1], vector)))
         role: Role = "matrix" if any(matrix.symbols()) else "plain"  # what sums up features is no weight
-        return self._line(self._value(vector), role, TEXT.write(matrix, TOGETHER))
+        product = Expression("matmul", (matrix, vector))
+        return self._line(self._value(vector), role, TEXT.write(matrix, TOGETHER), product)
 
     def _function(self, e: Expression, varying: Sequence[Expression]) -> Vertex:
         """A function of one value on its line, of several in a box; values without a name are a dot in its text."""
@@ -207,9 +226,10 @@ class _Builder:
         if e.op == "call" and (len(e.args) == 1 or e.detail in ("min", "max")) and len(varying) == len(e.args):
             text = TEXT.write(Expression("call", (), e.detail)).removesuffix("()") if e.detail != "floor" else text
         if len(inputs) > 1:
-            return self._add(Vertex("box", inputs, text=text))
+            return self._add(Vertex("box", inputs, text=text, value=e))
         kept = e.op in ("rows", "matmul", "transpose")
-        return self._line(inputs[0], "plain" if kept else "function", text[1:-1] if e.op == "compare" else text)
+        text = text[1:-1] if e.op == "compare" else text
+        return self._line(inputs[0], "plain" if kept else "function", text, e)
 
     def _is_vector(self, e: Expression) -> bool:
         return e.op == "symbol" and len(self.reading.shapes[e.detail]) == 1
@@ -218,6 +238,10 @@ class _Builder:
         """A value's name, if it has one."""
         named = e.op == "symbol"
         return replace(e, detail=_untimed(e.detail)) if named else PLACE
+
+
+def _named(symbol: Symbol) -> Expression:
+    return Expression("symbol", (), symbol)
 
 
 def _untimed(symbol: Symbol) -> Symbol:

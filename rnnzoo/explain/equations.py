@@ -14,11 +14,9 @@ Shapes: B batch, I input size, H hidden size.
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from rnnzoo.cell import Cell
 from rnnzoo.errors import UserError
 from rnnzoo.explain.expression import Equation, Expression, Symbol, evaluate
 from rnnzoo.explain.notation import Notation
+from rnnzoo.explain.rewritten import rewritten
 from rnnzoo.explain.value import Value, apply
 from rnnzoo.explain.write import Writer
 
@@ -143,40 +142,6 @@ def _is_hard_sigmoid(value: Expression) -> bool:
     return value.detail == "clip" and [a.detail for a in value.args[1:]] == [0, 1]
 
 
-class _Noting(ast.NodeTransformer):
-    """Hands what is assigned to a name to `__note__` together with the name."""
-
-    def visit_Assign(self, node: ast.Assign) -> Any:
-        self.generic_visit(node)
-        value: ast.expr = node.value
-        for target in node.targets:
-            names = ast.parse(repr(_names(target)), mode="eval").body
-            value = ast.Call(ast.Name("__note__", ast.Load()), [names, value], [])
-        return ast.copy_location(ast.Assign(node.targets, value), node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        if node.value is None:
-            return node
-        return self.visit_Assign(ast.copy_location(ast.Assign([node.target], node.value), node))
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        if not isinstance(node.target, ast.Name):
-            raise UserError(f"line {node.lineno} of it writes in place")
-        read_ = ast.copy_location(ast.Name(node.target.id, ast.Load()), node)
-        value = ast.copy_location(ast.BinOp(read_, node.op, node.value), node)
-        return self.visit_Assign(ast.copy_location(ast.Assign([node.target], value), node))
-
-
-def _names(target: ast.expr) -> Any:
-    if isinstance(target, ast.Name):
-        return target.id
-    if isinstance(target, (ast.Tuple, ast.List)):
-        return tuple(map(_names, target.elts))
-    if isinstance(target, ast.Starred):
-        raise UserError(f"line {target.lineno} of it assigns to *{ast.unparse(target.value)}")
-    raise UserError(f"line {target.lineno} of it writes in place")
-
-
 class _Reader:
     """Runs source on stand-ins and collects what is assigned.
 
@@ -266,28 +231,7 @@ class _Reader:
 
     def _run(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function, its assignments noted, on stand-ins."""
-        try:
-            lines = textwrap.dedent(inspect.getsource(function))
-        except (OSError, TypeError):
-            raise UserError(
-                f"the source of {function.__qualname__} is not to be had; write the cell to a file"
-            ) from None
-        tree = _Noting().visit(ast.parse(lines))
-        definition = tree.body[0]
-        if not isinstance(definition, ast.FunctionDef):
-            raise UserError(f"{function.__qualname__} is not written as a function")
-        if {ast.unparse(decorator) for decorator in definition.decorator_list} - {"property", "staticmethod"}:
-            raise UserError(f"{function.__qualname__} has a decorator")
-        definition.decorator_list = []
-        definition.returns = None
-        for argument in ast.walk(definition.args):
-            if isinstance(argument, ast.arg):
-                argument.annotation = None
-        scope = {name: self._entered(value) for name, value in function.__globals__.items()}
-        scope |= {name: self._entered(value) for name, value in inspect.getclosurevars(function).nonlocals.items()}
-        scope["__note__"] = self._note
-        exec(compile(ast.fix_missing_locations(tree), "<equations>", "exec"), scope)
-        return scope[definition.name](*args, **kwargs)
+        return rewritten(function, self._note, self._entered)(*args, **kwargs)
 
     def _entered(self, value: Any) -> Any:
         """A function that a person wrote beside the cell is read too; Python's own mathematics works on stand-ins."""

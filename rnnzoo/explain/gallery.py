@@ -18,6 +18,7 @@ from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
 from rnnzoo.explain.rounds import lines
 from rnnzoo.files import refuse_missing_parent
+from rnnzoo.play import save, untrained
 from rnnzoo.progress import steps
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
@@ -28,7 +29,10 @@ ANATOMY_SIZES = (5, 7)
 
 
 FIRST = ("rnn", "lstm", "gru")
-"""The cells that the index begins with."""
+"""The cells that the index begins with, and whose pages move."""
+
+PLAYED = (8, 24)
+"""Units and time steps of the session that is replayed there."""
 
 
 class Table(NamedTuple):
@@ -108,7 +112,11 @@ def _write(
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
         found = tables.get(card.name, []), list(_relatives(card.name, anatomies))
-        write(f"{card.name}.html", "cell.html", card=card, results=found[0], relatives=found[1])
+        playing = f"{card.name}_play.html" if card.name in FIRST else ""
+        if playing:
+            machine = untrained.machine(card.name, *PLAYED)
+            (folder / playing).write_text(save.page([machine], {}), encoding="utf-8")
+        write(f"{card.name}.html", "cell.html", card=card, results=found[0], relatives=found[1], playing=playing)
     years = [card.year for card in cards if card.year is not None]
     written = essays()
     write(

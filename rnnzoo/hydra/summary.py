@@ -29,6 +29,9 @@ from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.lightning.wandb_run import WandbRun
 from rnnzoo.plain import printable
 
+AFTERWARDS = (("play", ""), ("eval", ""), ("export", " --onnx"))
+"""What any run can be asked for, and how."""
+
 DIVERGED = 10
 """So many times the loss of the first step, where nothing is learned yet, is no noise at a training's end."""
 
@@ -108,7 +111,8 @@ def finish(
     code = settings["cells"] or (sys.modules[kind.__module__].__file__ if own_task else None)
     named = f" --cells {shlex.quote(code)}" if code else ""  # code of a person's own is loaded only by name
     own = [f"rnnzoo {verb} {where}{named}" for verb in verbs_of(kind)]
-    for line in ("go on with", *own, f"rnnzoo eval {where}{named}", f"rnnzoo export {where} --onnx{named}"):
+    own += [f"rnnzoo {command} {where}{option}{named}" for command, option in AFTERWARDS]
+    for line in ("go on with", *own):
         console.print(printable(line if line == "go on with" else f"  {line}"), markup=False, soft_wrap=True)
 
 

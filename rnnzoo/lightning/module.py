@@ -19,6 +19,7 @@ from rnnzoo import Recurrent, UserError, __version__
 from rnnzoo.errors import nearest
 from rnnzoo.files import writing
 from rnnzoo.lightning.arguments import build, refuse_unknown
+from rnnzoo.lightning.examples import examples
 from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import EvaluationMetrics, MeanLoss
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rnnzoo.lightning.pictures.picture import Picture
+    from rnnzoo.play.view import View
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -181,6 +183,13 @@ class SequenceModule(pl.LightningModule):
     def pictures(self) -> list[Picture]:
         """Pictures that only this module has, for the callback `Pictures`."""
         return []
+
+    def view(self, data: Callable[[], Any]) -> View:
+        """What `rnnzoo play` can do with it; unless a subclass says more, show it at sequences of the validation part.
+
+        `data` returns the run's data module, read, or raises `UserError` if the data are not there.
+        """
+        return examples(data)
 
     def draw(self, name: str, make: Callable[[], Figure]) -> None:
         """Make a figure and write it to `plots/NAME.png` of the run's folder, in the first process.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from rnnzoo.explain.tracking import correlations, properties
 from rnnzoo.files import writing
 from rnnzoo.lightning.pictures.picture import Picture, Seen
+from rnnzoo.plain import VISIBLE
 
 CHARACTERS, STREAMS = 4096, 8
 """Validation characters over which units are compared with properties, and the streams that read them."""
@@ -32,8 +34,6 @@ LIKELY = 5
 
 COLUMNS, LINES = 80, 4
 """Of the PNG."""
-
-VISIBLE = {"\n": "↵", " ": "·", "\t": "→"}
 
 FONT = "DejaVu Sans Mono"
 """Comes with matplotlib; 0.602 em wide."""
@@ -107,6 +107,38 @@ class Unit(NamedTuple):
     activations: Tensor
 
 
+def compared(units: Tensor, text: str) -> Iterator[tuple[str, Tensor]]:
+    """The properties that are not the same all over a text, and the units' correlations [H] with each."""
+    kept = {name: values for name, values in properties(text).items() if values.min() < values.max()}
+    if kept:
+        yield from zip(kept, correlations(units, torch.stack([*kept.values()], 1)))
+
+
+def read(module: Any, data: Any) -> tuple[str, Tensor]:
+    """The beginning of the validation text, and the layer's outputs over it [T, B, H]."""
+    codes = data.val.flatten()[:CHARACTERS]
+    streams = STREAMS if len(codes) >= STREAMS * SHOWN else 1
+    codes = codes[: len(codes) // streams * streams]
+    output, _ = module.layer(module.embed(codes.reshape(streams, -1).T.to(module.device)))
+    return "".join(module.hparams["alphabet"][code] for code in codes.tolist()), output
+
+
+def of_characters(output: Tensor) -> Tensor:
+    """Outputs [T, B, H] in the order of the text [N, H]."""
+    return output.transpose(0, 1).flatten(0, 1).float().cpu()
+
+
+@torch.no_grad()
+def tracked(module: Any, data: Any, count: int = 5) -> list[tuple[str, list[tuple[int, float]]]]:
+    """For each property the units that go with it most, with their correlations."""
+    text, output = read(module, data)
+    found = []
+    for name, of_units in compared(of_characters(output), text):
+        best = of_units.abs().topk(min(count, len(of_units))).indices.tolist()
+        found.append((name, [(unit, round(float(of_units[unit]), 3)) for unit in best]))
+    return sorted(found, key=lambda of: -abs(of[1][0][1]))
+
+
 class UnitPage(Picture):
     """An HTML page of validation text, to be coloured by any unit that keeps track of something, and a PNG of its
     beginning. Beneath each character stand the most likely next ones."""
@@ -116,13 +148,8 @@ class UnitPage(Picture):
     @torch.no_grad()
     def measure(self, seen: Seen) -> dict[str, float]:
         module, alphabet = seen.module, seen.module.hparams["alphabet"]
-        codes = seen.data.val.flatten()[:CHARACTERS]
-        streams = STREAMS if len(codes) >= STREAMS * SHOWN else 1
-        codes = codes[: len(codes) // streams * streams]
-        read = codes.reshape(streams, -1).T.to(module.device)  # [T, B]
-        output, _ = module.layer(module.embed(read))  # [T, B, H]
-        units = output.transpose(0, 1).flatten(0, 1).float().cpu()  # [N, H]
-        text = "".join(alphabet[code] for code in codes.tolist())
+        text, output = read(module, seen.data)
+        units = of_characters(output)
 
         likely = module.head(output[:SHOWN, 0]).float().softmax(-1).topk(min(LIKELY, len(alphabet)))
         self.epoch, self.text = seen.epoch, text[:SHOWN]
@@ -131,10 +158,7 @@ class UnitPage(Picture):
             for row in zip(likely.indices.tolist(), likely.values.tolist())
         ]
         self.units = []
-        kept = {name: values for name, values in properties(text).items() if values.min() < values.max()}
-        if not kept:
-            return {}
-        for name, of_units in zip(kept, correlations(units, torch.stack([*kept.values()], 1))):
+        for name, of_units in compared(units, text):
             best = int(of_units.abs().argmax())
             self.units.append(Unit(name, best, float(of_units[best]), units[:SHOWN, best]))
         self.units.sort(key=lambda unit: -abs(unit.correlation))
