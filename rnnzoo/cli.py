@@ -71,7 +71,7 @@ def _answer(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(printable(masked(f"error: {error}")), file=sys.stderr)
+        print(printable(masked(f"error: {' '.join(str(error).split())}")), file=sys.stderr)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extras = [extra for extra, modules in EXTRAS.items() if missing in modules]

@@ -64,7 +64,7 @@ def download(url: str, name: str, checksum: str, instead: str, largest: int) -> 
     try:
         _fetch(url, partial, largest)
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise UserError(f"cannot download {url}: {reason}; try again to go on, or name your copy: {instead}") from error
     algorithm, expected = checksum.split(":")
     found = digest(partial, algorithm)

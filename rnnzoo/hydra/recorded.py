@@ -68,6 +68,23 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     return {**SINCE_THEN, **settings}
 
 
+def recorded_overrides(folder: Path) -> list[str]:
+    """The overrides that the run in `folder` was started with, none if that is not recorded.
+
+    Raises `UserError` naming the file when it is damaged.
+    """
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        return []
+    try:
+        overrides = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # whatever YAML's parser and OmegaConf raise
+        raise UserError(f"{path}: damaged ({(str(error).splitlines() or ['?'])[0]}); delete it to go on") from error
+    if not isinstance(overrides, list):
+        raise UserError(f"{path}: damaged (not a list); delete it to go on")
+    return list(map(str, overrides))
+
+
 def is_foreign(folder: Path) -> bool:
     """Whether what Hydra has recorded in `folder` is another application's."""
     try:

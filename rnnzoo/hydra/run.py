@@ -17,7 +17,7 @@ from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
 from rnnzoo.hydra import param_match, summary
 from rnnzoo.hydra.kept_folder import KeptFolder
-from rnnzoo.hydra.recorded import named
+from rnnzoo.hydra.recorded import named, recorded_overrides
 from rnnzoo.hydra.refusals import refusing_bad_input
 from rnnzoo.hydra.separate_process import is_separate, run_separately
 from rnnzoo.hydra.settings import record, record_changes, resolve
@@ -77,6 +77,8 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         raise UserError(f"param_match chooses the hidden size; leave out param_match or model.hidden_size={size}")
 
     resuming = settings["resume"] is not None
+    if resuming:
+        recorded_overrides(folder)  # which are to be added to: what is damaged shows before anything is written
     named(settings)
     kinds = [find_class(task, key, recorded=resuming) for key in ("datamodule", "module")]
     refuse_unknown(task.keys() - {"name", "datamodule", "module", "preset"}, kinds, "task")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.files import writing
-from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_settings
+from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_overrides, recorded_settings
 from rnnzoo.lightning.ranks import rank
 
 GROUPS = ("task", "model", "optimizer", "hardware", "logger", "experiment", "sweep")
@@ -92,7 +92,7 @@ def record_changes(settings: dict[str, Any], folder: Path, overrides: Iterable[s
         return
     path = folder / ".hydra" / "overrides.yaml"
     mine = [text.lstrip("+") for text in overrides if not text.startswith(("~", "resume=", "cells="))]
-    known = list(OmegaConf.load(path)) if path.is_file() else []
+    known = recorded_overrides(folder)
     for name, content in (("config", now), ("overrides", [*known, *(text for text in mine if text not in known)])):
         with writing(path.with_stem(name)) as partial:
             OmegaConf.save(OmegaConf.create(content), partial)

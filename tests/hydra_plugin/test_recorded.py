@@ -194,6 +194,13 @@ def test_configurations_that_no_run_records(name: str, run: Path, refused: Calla
         assert refused(*arguments).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("text", [b"\xa1", b"- a\n- [b", b"a: 1\n", b"- !!python/name:os.system\n"])
+def test_damaged_overrides(text: bytes, run: Path, refused: Callable[..., str]) -> None:
+    path = run / ".hydra" / "overrides.yaml"
+    path.write_bytes(text)
+    assert refused(f"resume={run}", "trainer.max_epochs=2").startswith(f"{path}: damaged (")
+
+
 def mutations(data: bytes, seed: int, count: int) -> Iterator[bytes]:
     """Bytes changed, cut, doubled, overwritten or taken out somewhere."""
     draw = random.Random(seed)

@@ -48,6 +48,14 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers["Range"]
         server.requests.append(asked)
+        if server.status == 302:
+            self.send_response(302)
+            self.send_header("Location", "/data.bin")
+            self.end_headers()
+            return
+        if server.status == 0:
+            self.wfile.write(b"\0\1 no HTTP\r\n\r\n")
+            return
         if server.status != 200:
             self.send_error(server.status)
             return
@@ -217,12 +225,13 @@ def test_a_server_that_drips_is_given_up(server: Server, own_cache: Path, monkey
     assert get(server).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("status", [404, 500, 302, 0])
 def test_an_error_of_the_server(status: int, server: Server, own_cache: Path) -> None:
     server.status = status
     message = refused(server)
     assert "task.data=PATH" in message
-    assert str(status) in message or "Not Found" in message or "Internal Server Error" in message
+    said = {404: "Not Found", 500: "Internal Server Error", 302: "infinite loop. The last 30x", 0: "no HTTP"}
+    assert said[status] in message
     server.status = 200
     assert get(server).read_bytes() == CONTENT
 
