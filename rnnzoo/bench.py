@@ -306,7 +306,7 @@ class Contender:
         draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=dtype)
         self.x = draw(size.T, size.B, size.I).to(self.device).requires_grad_()  # [T, B, I]
         start = time.perf_counter()
-        self.layer = make(size.I, size.H).to(self.device, dtype)
+        self.layer: Any = make(size.I, size.H).to(self.device, dtype)
         features = getattr(self.layer, "output_size", size.H)
         self.weights = draw(size.T, size.B, features).to(self.device)  # one for each number of the output
         if isinstance(self.layer, Recurrent):

@@ -64,7 +64,7 @@ class Derived:
 def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...], summing: bool = False) -> Derived:
     """Derive the backward pass of `recur`, whose placeholders are `leaves` leaves, the states, and shared tensors.
 
-    If `summing`, sums over rows of more than vectors are left to the loop, that what they sum up is never kept.
+    If `summing`, sums over rows are left to the loop, that what they sum up is never kept.
     """
     graph, names, results = _joint(tracer, recur, leaves, states)
     count = len(states)
@@ -93,7 +93,7 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     pieces = _pieces(tracer, graph, [n for n in available if n in backward])
     terms: list[tuple[int, fx.Node]] = []
     if summing:
-        d_shared, terms = _sums(tracer, graph, d_shared)
+        d_shared, terms = _sums(tracer, graph, d_shared, {*available, *pieces})
         available |= {n: str(n.target) for n in d_shared if n is not None and n.op == "placeholder" and n not in own}
     d_shared = _defer(tracer, graph, d_shared, serial, available, pieces)
     wanted = [n for n in d_shared if n is not None]
@@ -111,8 +111,13 @@ def derive(tracer: Tracer, recur: fx.Graph, leaves: int, states: tuple[str, ...]
     )
 
 
-def _sums(tracer: Tracer, graph: fx.Graph, results: list[fx.Node]) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
-    """Results that are sums over rows become placeholders; and what is summed up for which of them."""
+def _sums(
+    tracer: Tracer, graph: fx.Graph, results: list[fx.Node], stored: set[fx.Node]
+) -> tuple[list[fx.Node], list[tuple[int, fx.Node]]]:
+    """Results that are sums over rows become placeholders; and what is summed up for which of them.
+
+    Not those of what is `stored` anyway: they are made in one pass, in better order.
+    """
 
     def terms(node: fx.Node) -> Iterator[fx.Node | None]:
         """What is summed up, [N, ...] each; None for anything else."""
@@ -136,7 +141,7 @@ def _sums(tracer: Tracer, graph: fx.Graph, results: list[fx.Node]) -> tuple[list
         if node is None or node in replaced:
             continue
         parts = list(terms(node))
-        if not any(part is not None and _large(part) for part in parts):
+        if all(part in stored for part in parts):
             continue
         if all(part is not None and part.meta["val"].shape[1:] == node.meta["val"].shape for part in parts):
             with graph.inserting_before(next(iter(graph.nodes))):
@@ -145,12 +150,6 @@ def _sums(tracer: Tracer, graph: fx.Graph, results: list[fx.Node]) -> tuple[list
             found += [(len(replaced), part) for part in parts if part is not None]
             replaced[node] = total
     return [n if n is None else replaced.get(n, n) for n in results], found
-
-
-def _large(part: fx.Node) -> bool:
-    """Whether what is summed up over rows has more than a vector for each, or is itself summed up from that."""
-    summed = args_of(part)[0] if part.target is aten.sum.dim_IntList else part
-    return max(part.meta["val"].dim(), summed.meta["val"].dim()) > 2
 
 
 def _joint(
@@ -363,7 +362,7 @@ def _defer(
         return [b if a is None else tracer.call(graph, aten.slice.Tensor, a, 1, b, c) for a, b, c in runs]
 
     for node in ancestors([n for n in results if n is not None], stop=lambda n: n in available or n in serial):
-        if node in available or is_size(node) or node.op == "placeholder":
+        if node in available or is_size(node) or (node.op == "placeholder" and node not in pieces):
             copies[node] = node
         elif node in pieces:
             whole, start, stop = pieces[node]

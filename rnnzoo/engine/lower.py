@@ -357,20 +357,16 @@ class Lowering:
 
     def _sink(self) -> None:
         """Compute what only a later loop of the same shape reads there, where that takes no more from memory."""
-        users: dict[Any, set[Any]] = {}
+        readers: dict[Any, dict[Any, Operation]] = {}
         for key, operation in self.operations.items():
             for operand in operation.operands:
-                if isinstance(operand, fx.Node):
-                    users.setdefault(operand, set()).add(key)
+                readers.setdefault(operand, {})[key] = operation
         for key, operation in reversed(self.operations.items()):
-            readers = [self.operations[k] for k in users.get(key, ())]
-            stages = {(o.stage, o.shape) for o in readers}
-            left = {n for n in operation.operands if isinstance(n, fx.Node) and users[n] != {key}}
-            pointwise = operation.kind.startswith("point") and not operation.stores
-            if pointwise and len(stages) == 1 and len(left) <= 1:
-                ((stage, shape),) = stages
-                if shape == operation.shape:
-                    operation.stage = stage
+            loops = {(o.stage, o.shape) for o in readers.get(key, {}).values()}
+            left = {n for n in operation.operands if isinstance(n, fx.Node) and len(readers[n]) > 1}
+            if operation.kind.startswith("point") and not operation.stores and len(left) <= 1 and len(loops) == 1:
+                ((stage, shape),) = loops
+                operation.stage = stage if shape == operation.shape else operation.stage
 
     def clobbers(self, written: dict[str, int], read: dict[str, int]) -> bool:
         """Whether tensors `written` could overwrite tensors `read` before these are read.

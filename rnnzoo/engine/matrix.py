@@ -25,6 +25,7 @@ from rnnzoo.engine.cpp import addresses_of, call, empty
 from rnnzoo.engine.emit import header, text, write
 from rnnzoo.engine.library import load
 from rnnzoo.engine.memory import Memory, find
+from rnnzoo.engine.onednn import quick
 from rnnzoo.engine.operations import number
 from rnnzoo.engine.places import Unsupported
 from rnnzoo.engine.plan import Plan, plan
@@ -73,11 +74,11 @@ class Program:
 
     def __init__(self, found: Memory, around: serial.Program) -> None:
         self.around, self.name, self.dtype = around, around.name, around.dtype
-        self.state = found.state
+        self.state, self.late = found.state, found.late
         self.row = -(-found.keys // LANES) * LANES * found.values
-        self.prepare, self.tail = module(found.prepare), module(found.tail)
+        self.prepare, self.tail = module(found.prepare), quick(found.tail)
         self.anew = None if found.anew is None else module(found.anew)
-        self.factors = [found.factors.get(name) for name in "apkqbc"]
+        self.factors = [found.factors.get(name) for name in "apkqbce"]
         self.cuts, self.shapes = found.cuts, found.shapes
         self.library = load(_source(found, self.dtype), f"{self.name}_memory", False)
 
@@ -88,7 +89,7 @@ def _source(found: Memory, dtype: torch.dtype) -> str:
     decay = "FIXED" if "a" not in width else "VECTOR" if width["a"] == found.keys else "NUMBER"
     sizes = f"constexpr int64_t KEYS = {found.keys}, VALUES = {found.values};"
     kinds = f"enum {{ FIXED, NUMBER, VECTOR, DECAY = {decay} }};\nconstexpr S FACTOR = {number(found.decay or 0.0)};"
-    forms = {"DELTA": "b" in width, "SINGLE": width.get("c") == 1, "KEYS_LAST": found.keys_last}
+    forms = {"DELTA": "b" in width, "APART": "e" in width, "SINGLE": width.get("c") == 1, "KEYS_LAST": found.keys_last}
     flags = [f"constexpr bool {name} = {str(holds).lower()};" for name, holds in forms.items()]
     return text(dtype, [header("kernel.h"), sizes, kinds, *flags, header("memory.h")])
 
@@ -116,7 +117,7 @@ def run(
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
     made = prepare(cell, x)
     T, B = x.shape[:2]
-    others = [s for k, s in enumerate(state) if k != made.state]
+    others = [s for k, s in enumerate(state) if k not in (made.state, *made.late)]
     fresh = [x.new_zeros(B, *shape, dtype=made.dtype) for shape in made.shapes[len(others) :]]
     stacks, final = serial.over_time(made.around, cell, x, [*others, *fresh], lengths, len(made.shapes))
     anew = None if made.anew is None else made.anew(x.flatten(0, 1))[0].reshape(T, B)
@@ -124,14 +125,25 @@ def run(
     o, after = _Through.apply(made, lengths, anew, state[made.state].to(made.dtype), *factors)
     with torch.autocast("cpu", enabled=False):
         constants = made.prepare(*effective(cell).values())
-    (output,) = made.tail(o.flatten(0, 1), *(stacks[k].flatten(0, 1) for k in made.cuts), *constants)
-    states = list(final[: len(others)])
-    states.insert(made.state, after)
+    output, *told = made.tail(o.flatten(0, 1), *(stacks[k].flatten(0, 1) for k in made.cuts), *constants)
+    own = iter(final[: len(others)])
+    late = {k: _last(s.unflatten(0, (T, B)), state[k], lengths) for k, s in zip(made.late, told)}
+    states = [after if k == made.state else late[k] if k in late else next(own) for k in range(len(state))]
     return serial.past_the_end(output.unflatten(0, (T, B)), lengths), tuple(states)
 
 
+def _last(values: Tensor, before: Tensor, lengths: Tensor | None) -> Tensor:
+    """Of values [T, B, ...] those at each sequence's end, or what was there before where it has no time step."""
+    if len(values) == 0:
+        return before
+    if lengths is None:
+        return values[-1]
+    found = values[(lengths - 1).clamp(min=0), torch.arange(len(before))]
+    return torch.where((lengths > 0).reshape(-1, *[1] * (before.dim() - 1)), found, before)
+
+
 class _Through(torch.autograd.Function):
-    """A memory [B, ...] and a, p, k, q, b and c [T, B, ...] to what is read [T, B, V] and the memory at the end."""
+    """A memory [B, ...] and a, p, k, q, b, c and e [T, B, ...] to what is read [T, B, V] and the memory at the end."""
 
     @staticmethod
     def forward(

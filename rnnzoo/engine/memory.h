@@ -1,19 +1,20 @@
-// A matrix memory: S' = a ∘ S + v kᵀ and o = S' q, where v = p + c ∘ (S b) in a delta rule and v = p elsewhere.
+// A matrix memory: S' = a ∘ S + v kᵀ and o = S' q, where v = p + c ∘ (S b) in a delta rule and v = p elsewhere. What was
+// held, c ∘ (S b), may also be written apart, under another key e.
 //
 // S has a row for each value and a column for each key. A thread takes a sequence, and of its state a band of rows at a
 // time through a stretch of time steps, so that what is read and written lies in the nearest cache. The forward pass
 // keeps the state at the start of each stretch; the backward pass computes the steps between again.
 //
 // This follows kernel.h. The generated code defines before it KEYS, VALUES, DECAY (what a is: FIXED, a NUMBER a time step
-// or a VECTOR over keys), FACTOR (a itself where it is FIXED), DELTA, SINGLE (c is one number) and KEYS_LAST (how S lies
+// or a VECTOR over keys), FACTOR (a itself where it is FIXED), DELTA, APART (there is e), SINGLE (c is one number) and KEYS_LAST (how S lies
 // outside: [VALUES, KEYS] or [KEYS, VALUES]).
 
 namespace {
 
 constexpr int64_t VECTORS = (KEYS + LANES - 1) / LANES, WIDTH = VECTORS * LANES, STATE = VALUES * WIDTH, BAND = 16;
 
-enum { INITIAL, A, P, KEY, QUERY, BEFORE, C, ANEW, KEPT, OUT, FINAL,
-       D_OUT, D_FINAL, D_A, D_P, D_KEY, D_QUERY, D_BEFORE, D_C, D_INITIAL };
+enum { INITIAL, A, P, KEY, QUERY, BEFORE, C, E, ANEW, KEPT, OUT, FINAL,
+       D_OUT, D_FINAL, D_A, D_P, D_KEY, D_QUERY, D_BEFORE, D_C, D_E, D_INITIAL };
 
 typedef decltype(vec{} == vec{}) lanes;
 
@@ -37,14 +38,14 @@ INLINE S total(vec x) {
 }
 
 // One time step's vectors, each WIDTH long and zero past KEYS.
-struct Step { S *a, *k, *q, *b, *d_a, *d_k, *d_q, *d_b; };
+struct Step { S *a, *k, *q, *b, *e, *d_a, *d_k, *d_q, *d_b, *d_e; };
 
 INLINE vec decay(const Step& s, int64_t n) { return DECAY == FIXED ? vec{} + S(FACTOR) : load(s.a, n); }
 
 // J rows of the state at one time step. `old` is S b, `v` what is written, `o` what is read, if it is asked for.
 template <int J>
 INLINE void advance(const S* from, S* to, const Step& s, const S* p, const S* c, S* old, S* v, S* o) {
-  S values[J];
+  S values[J], held[J];
   for (int j = 0; j < J; ++j) values[j] = p[j];
   if (DELTA) {
     vec sum[J] = {};
@@ -52,7 +53,8 @@ INLINE void advance(const S* from, S* to, const Step& s, const S* p, const S* c,
       for (int j = 0; j < J; ++j) sum[j] += valid(load(s.b, n) * load(from + j * WIDTH, n), n);
     for (int j = 0; j < J; ++j) {
       old[j] = total(sum[j]);
-      values[j] += c[j] * old[j];
+      held[j] = c[j] * old[j];
+      if (!APART) values[j] += held[j];
     }
   }
   vec sum[J] = {};
@@ -61,6 +63,7 @@ INLINE void advance(const S* from, S* to, const Step& s, const S* p, const S* c,
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       vec x = a * load(from + j * WIDTH, n) + values[j] * k;
+      if (APART) x += held[j] * load(s.e, n);
       store(to + j * WIDTH, n, x);
       if (o) sum[j] += valid(q * x, n);
     }
@@ -82,28 +85,34 @@ inline void advance(int64_t rows, const S* from, S* to, const Step& s, const S* 
 template <int J>
 INLINE void retreat(const S* from, const S* to, S* g, const Step& s, const S* c, const S* old, const S* v,
                     const S* d_o, S* d_p, S* d_c) {
-  vec sum[J] = {};
+  vec sum[J] = {}, apart[J] = {};
   for (int64_t n = 0; n < VECTORS; ++n) {
-    vec a = decay(s, n), k = load(s.k, n), q = load(s.q, n);
-    vec d_a = load(s.d_a, n), d_k = load(s.d_k, n), d_q = load(s.d_q, n);
+    vec a = decay(s, n), k = load(s.k, n), q = load(s.q, n), e = load(s.e, n);
+    vec d_a = load(s.d_a, n), d_k = load(s.d_k, n), d_q = load(s.d_q, n), d_e = load(s.d_e, n);
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       vec x = load(g + j * WIDTH, n) + q * d_o[j];
       sum[j] += valid(k * x, n);
       d_q += d_o[j] * load(to + j * WIDTH, n);
       d_k += v[j] * x;
+      if (APART) {
+        apart[j] += valid(e * x, n);
+        d_e += c[j] * old[j] * x;
+      }
       if (DECAY != FIXED) d_a += x * load(from + j * WIDTH, n);
       store(g + j * WIDTH, n, DELTA ? x : a * x);
     }
     store(s.d_a, n, d_a);
     store(s.d_k, n, d_k);
     store(s.d_q, n, d_q);
+    if (APART) store(s.d_e, n, d_e);
   }
   S d_old[J];
   for (int j = 0; j < J; ++j) {
     d_p[j] = total(sum[j]);
-    d_c[j] = DELTA ? d_p[j] * old[j] : 0;
-    d_old[j] = DELTA ? d_p[j] * c[j] : 0;
+    S d_held = APART ? total(apart[j]) : d_p[j];
+    d_c[j] = DELTA ? d_held * old[j] : 0;
+    d_old[j] = DELTA ? d_held * c[j] : 0;
   }
   for (int64_t n = 0; DELTA && n < VECTORS; ++n) {
     vec a = decay(s, n), b = load(s.b, n), d_b = load(s.d_b, n);
@@ -141,12 +150,12 @@ struct Stretch {
   S* const memory;
   const int64_t T, B, most;
   S* const* const p;
-  S *a, *k, *q, *b, *d_a, *d_k, *d_q, *d_b, *c, *d_c, *old, *v;
+  S *a, *k, *q, *b, *e, *d_a, *d_k, *d_q, *d_b, *d_e, *c, *d_c, *old, *v;
 
   Stretch(int64_t T, int64_t B, int64_t most, S* const* p)
-      : memory(allocate(most * (8 * WIDTH + 2 * VALUES + 2 * BAND))), T(T), B(B), most(most), p(p) {
+      : memory(allocate(most * (10 * WIDTH + 2 * VALUES + 2 * BAND))), T(T), B(B), most(most), p(p) {
     S* free = memory;
-    for (S** vectors : {&a, &k, &q, &b, &d_a, &d_k, &d_q, &d_b}) {
+    for (S** vectors : {&a, &k, &q, &b, &e, &d_a, &d_k, &d_q, &d_b, &d_e}) {
       *vectors = free;
       free += most * WIDTH;
     }
@@ -154,13 +163,13 @@ struct Stretch {
     d_c = c + most * VALUES;
     old = d_c + most * VALUES;
     v = old + most * BAND;
-    std::memset(memory, 0, most * (8 * WIDTH) * sizeof(S));
+    std::memset(memory, 0, most * (10 * WIDTH) * sizeof(S));
   }
   ~Stretch() { std::free(memory); }
 
   Step at(int64_t m) const {
     int64_t n = m * WIDTH;
-    return {a + n, k + n, q + n, b + n, d_a + n, d_k + n, d_q + n, d_b + n};
+    return {a + n, k + n, q + n, b + n, e + n, d_a + n, d_k + n, d_q + n, d_b + n, d_e + n};
   }
   bool anew(int64_t t, int64_t r) const {
     return p[ANEW] && reinterpret_cast<const uint8_t*>(p[ANEW])[t * B + r];
@@ -176,6 +185,7 @@ struct Stretch {
       if (DECAY == VECTOR) std::memcpy(a + n, p[A] + row * KEYS, KEYS * sizeof(S));
       for (int64_t i = 0; DECAY == NUMBER && i < KEYS; ++i) a[n + i] = p[A][row];
       if (DELTA) std::memcpy(b + n, p[BEFORE] + row * KEYS, KEYS * sizeof(S));
+      if (APART) std::memcpy(e + n, p[E] + row * KEYS, KEYS * sizeof(S));
       for (int64_t j = 0; DELTA && j < VALUES; ++j) c[m * VALUES + j] = p[C][SINGLE ? row : row * VALUES + j];
     }
   }
@@ -189,10 +199,11 @@ struct Stretch {
       if (DECAY == VECTOR) std::memcpy(p[D_A] + row * KEYS, d_a + n, KEYS * sizeof(S));
       if (DECAY == NUMBER) p[D_A][row] = sum(d_a + n, KEYS);
       if (DELTA) std::memcpy(p[D_BEFORE] + row * KEYS, d_b + n, KEYS * sizeof(S));
+      if (APART) std::memcpy(p[D_E] + row * KEYS, d_e + n, KEYS * sizeof(S));
       if (DELTA && SINGLE) p[D_C][row] = sum(d_c + m * VALUES, VALUES);
       if (DELTA && !SINGLE) std::memcpy(p[D_C] + row * VALUES, d_c + m * VALUES, VALUES * sizeof(S));
     }
-    std::memset(d_a, 0, 4 * most * WIDTH * sizeof(S));
+    std::memset(d_a, 0, 5 * most * WIDTH * sizeof(S));
   }
 
   // Past a sequence's end nothing has a gradient.
@@ -204,6 +215,7 @@ struct Stretch {
       std::memset(p[D_P] + row * VALUES, 0, VALUES * sizeof(S));
       if (DECAY != FIXED) std::memset(p[D_A] + row * (DECAY == VECTOR ? KEYS : 1), 0, (DECAY == VECTOR ? KEYS : 1) * sizeof(S));
       if (DELTA) std::memset(p[D_BEFORE] + row * KEYS, 0, KEYS * sizeof(S));
+      if (APART) std::memset(p[D_E] + row * KEYS, 0, KEYS * sizeof(S));
       if (DELTA) std::memset(p[D_C] + row * (SINGLE ? 1 : VALUES), 0, (SINGLE ? 1 : VALUES) * sizeof(S));
     }
   }

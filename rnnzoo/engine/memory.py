@@ -1,8 +1,9 @@
 """Finds a matrix memory in a traced step: S' = a ∘ S + v kᵀ, of which nothing but o = S' q is ever read.
 
 a is a number or has one for each key, and neither it nor k and q depend on S. The value v may, as delta rules have it:
-v = p + c ∘ (S b). The step is taken apart accordingly. What is `around` the memory, the other states and a, p, k, q, b
-and c, is a plan of its own, in which these are states that nothing reads; what becomes of o is the `tail`.
+v = p + c ∘ (S b), or what was held is written under a key of its own: S' = a ∘ S + p kᵀ + (c ∘ (S b)) eᵀ. The step is
+taken apart accordingly. What is `around` the memory, the other states and a, p, k, q, b, c and e, is a plan of its own,
+in which these are states that nothing reads; what becomes of o, and states that only tell of it, is the `tail`.
 
 Shapes: N rows; S is [N, V, K] or [N, K, V], of V values and K keys.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.plan import Plan, assemble, rewrite
-from rnnzoo.engine.rewrite import MUL, NEG, SUB, Parts
+from rnnzoo.engine.rewrite import ADD, MUL, NEG, SUB, Parts
 from rnnzoo.engine.scan import NotAffine, affine, replaced_by
 from rnnzoo.engine.trace import (
     VIEWS,
@@ -44,11 +45,13 @@ class Memory:
     """A step around its matrix memory.
 
     `state` is the number of S among the states, `keys_last` whether it is [V, K]. `decay` is a if that is a number for
-    good. `factors` says which states of `around` are a, p, k, q, b and c, by these names, `cuts` which ones `tail`
-    takes after o; after these it takes what `prepare` makes of the weights. `anew` tells from x where S becomes zero.
+    good. `factors` says which states of `around` are a, p, k, q, b, c and e, by these names, `cuts` which ones `tail`
+    takes after o; after these it takes what `prepare` makes of the weights. It gives the output and the states `late`,
+    by number, which nothing reads at the next time step. `anew` tells from x where S becomes zero.
     """
 
     state: int
+    late: tuple[int, ...]
     keys: int
     values: int
     keys_last: bool
@@ -106,7 +109,7 @@ class _Search:
 
     def memory(self) -> Memory:
         new = outputs(self.graph)[:-1]
-        written, loop = new[self.number], [n for k, n in enumerate(new) if k != self.number]
+        written = new[self.number]
         found = replaced_by([self.state], [written])
         replaced = None if found is None else found[0]
         start = self.state if replaced is None else replaced
@@ -120,9 +123,19 @@ class _Search:
         if not isinstance(b, fx.Node):
             raise NoMemory("nothing is written to it")
         factors = {"a": self._decay(a, keys)} if isinstance(a, fx.Node) else {}
-        sides = self._outer(b, 1 - keys)
+        terms = self._terms(b)
+        known = set() if old is None else self._behind([old])
+        apart = [t for t in terms if t in known] if len(terms) == 2 else []
+        sides = self._outer(b if len(apart) != 1 else next(t for t in terms if t not in known), 1 - keys)
         factors |= {"p": sides[1 - keys], "k": sides[keys], "q": query}
-        if old is not None and before is not None:
+        if old is not None and before is not None and len(apart) == 1:
+            sides = self._outer(apart[0], 1 - keys)
+            c, rest = affine(self.tracer, self.graph, [old], sides[1 - keys], "what it held")
+            if isinstance(rest, fx.Node) or rest:
+                raise NoMemory("what it held is not all that is written under its key")
+            c = c if isinstance(c, fx.Node) else self.parts.call(aten.full_like.default, factors["p"], c)
+            factors |= {"b": before, "c": self._flat(c, self.sizes[1 - keys]), "e": sides[keys]}
+        elif old is not None and before is not None:
             if factors["p"] not in self._behind([old]):
                 raise NoMemory("more than the output hangs on it")
             c, p = affine(self.tracer, self.graph, [old], factors["p"], "what it held")
@@ -130,7 +143,11 @@ class _Search:
                 raise NoMemory("nothing new is written to it")
             c = c if isinstance(c, fx.Node) else self.parts.call(aten.full_like.default, p, c)
             factors |= {"p": p, "b": before, "c": self._flat(c, self.sizes[1 - keys])}
-        cuts, constants = self._tail(o)
+        told = self._behind([o])
+        late = [k for k, n in enumerate(new) if k != self.number and n in told and not self.states[k].users]
+        loop = [n for k, n in enumerate(new) if k != self.number and k not in late]
+        results = [outputs(self.graph)[-1], *(new[k] for k in late)]
+        cuts, constants = self._tail(o, results)
         behind = self._behind([self.state, o, *([] if old is None else [old])])
         taken = {node: k for k, node in reversed(list(enumerate(loop)))}
         fresh = [n for n in dict.fromkeys([*factors.values(), *cuts]) if n not in taken]
@@ -143,15 +160,16 @@ class _Search:
         tail |= {n: f"constant{k}" for k, n in enumerate(constants)}
         return Memory(
             state=self.number,
+            late=tuple(late),
             keys=self.sizes[keys],
             values=self.sizes[1 - keys],
             keys_last=keys == 1,
             decay=None if isinstance(a, fx.Node) else a,
-            around=self._around(loop, fresh),
+            around=self._around(loop, fresh, late),
             factors={name: taken[node] for name, node in factors.items()},
             cuts=tuple(taken[node] for node in cuts),
             prepare=extract(dict(zip(self.weights, self.plan.weights)), constants),
-            tail=extract(tail, [outputs(self.graph)[-1]]),
+            tail=extract(tail, results),
             anew=None if replaced is None else self._anew(replaced),
         )
 
@@ -260,6 +278,15 @@ class _Search:
             raise NoMemory("it decays otherwise than as a whole, or key by key")
         return self._flat(a, self.sizes[keys])
 
+    def _terms(self, written: fx.Node) -> list[fx.Node]:
+        """The terms of a sum of matrices, with their signs; the matrix itself if it is no sum."""
+        if written.target is NEG or (written.target is SUB and args_of(written)[0] == 0.0):
+            return [self.parts.call(NEG, term) for term in self._terms(args_of(written)[-1])]
+        if written.target not in (ADD, SUB) or written.kwargs or not all(isinstance(n, fx.Node) for n in written.args):
+            return [written]
+        first, second = (self._terms(n) for n in args_of(written))
+        return first + (second if written.target is ADD else [self.parts.call(NEG, term) for term in second])
+
     def _outer(self, written: fx.Node, values: int) -> tuple[fx.Node, fx.Node]:
         """The two vectors [N, D] of an outer product, one for each axis; what is one number goes to the values."""
         scale, sides = 1.0, ([], [])  # type: tuple[float, tuple[list[fx.Node], list[fx.Node]]]
@@ -294,15 +321,14 @@ class _Search:
             raise NoMemory("where it starts anew is not seen from the input")
         return extract({self.x: "x"}, [where])
 
-    def _tail(self, o: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-        """What the output is made of beside o: values with rows, and those of weights alone."""
-        output = outputs(self.graph)[-1]
+    def _tail(self, o: fx.Node, results: list[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+        """What the results, the output first, are made of beside o: values with rows, and those of weights alone."""
         behind = self._behind([o])
-        if output not in behind:
+        if results[0] not in behind:
             raise NoMemory("its output does not hang on it")
         operands = dict.fromkeys(
             n
-            for node in ancestors([output])
+            for node in ancestors(results)
             if node in behind and node is not o
             for n in node.all_input_nodes
             if n not in behind and not is_size(n)
@@ -318,11 +344,11 @@ class _Search:
                 found.add(node)
         return found
 
-    def _around(self, loop: list[fx.Node], fresh: list[fx.Node]) -> Plan:
+    def _around(self, loop: list[fx.Node], fresh: list[fx.Node], late: list[int]) -> Plan:
         """The plan of all but the memory, with values `fresh` as states that nothing reads."""
         plan = self.plan
-        labels = [s for k, s in enumerate(plan.states) if k != self.number]
-        given = {self.x: "x"} | {s: s_name for s, s_name in zip(self.states, plan.states) if s is not self.state}
+        own = {s: name for k, (s, name) in enumerate(zip(self.states, plan.states)) if k not in (self.number, *late)}
+        labels, given = [*own.values()], {self.x: "x"} | own
         for k, node in enumerate(fresh):
             labels.append(f"s{len(plan.states) + k}_around")
             given[self._placeholder("around", self.tracer.again(node))] = labels[-1]

@@ -61,19 +61,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        return _linear(a, b, bias)
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
         a, b = ctx.saved_tensors
-        needs_a, needs_b, needs_bias = ctx.needs_input_grad
-        return (
-            product(d, b.T) if needs_a else None,
-            product(a.T, d) if needs_b else None,
-            d.sum(0) if needs_bias else None,
-        )
-
-
-def _linear(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
-    return found
+        gradients = (lambda: product(d, b.T), lambda: product(a.T, d), lambda: d.sum(0))
+        return tuple(gradient() if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad))

@@ -57,6 +57,9 @@ from rnnzoo.errors import UserError
 
 OTHERWISE = "; use engine=reference"
 
+OUTPUT = "read"
+"""What the output is called where it is a state."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -64,8 +67,8 @@ class Plan:
 
     Placeholders carry a weight's name, a state's (`s0_h`, `s1_c`), or `x`, `outer0` (what `project` needs of
     `prepare`), `leaf0`, `shared0`; for those of `step`, `back` and `defer` see `Derived`. `states` are the names of
-    the states there. `whole` is a step as it was traced, its output after the new states, where a state is a matrix
-    and `readout` can be traced.
+    the states there. `whole` is a step as it was traced, its output after the new states, where there is a `readout`
+    that can be traced.
     """
 
     name: str
@@ -87,6 +90,23 @@ class Plan:
     def summed(self) -> Derived:
         """The same for loops that sum up as they go."""
         return self._derive(summing=True)
+
+    @cached_property
+    def outward(self) -> Plan | None:
+        """The same with the output as a first state, which nothing reads; None where there is no `whole`."""
+        if self.whole is None:
+            return None
+        *new, output = outputs(self.whole)
+        if output.meta["val"].dtype != new[0].meta["val"].dtype or not rows_first(output):
+            return None
+        names = ["x", OUTPUT, *self.states, *self.weights]
+        graph = extract(dict(zip(inputs(self.whole), [names[0], *names[2:]])), [output, *new])
+        with graph.inserting_before(inputs(graph)[1]):
+            state = graph.placeholder(OUTPUT)
+        state.meta["val"] = self.tracer.again(output)
+        states = (OUTPUT, *self.states)
+        parts, merged = rewrite(self.tracer, graph, names, len(states))
+        return assemble(self.name, parts, states, self.weights, merged)
 
     def _derive(self, summing: bool) -> Derived:
         try:
@@ -223,7 +243,7 @@ def _make(cell: Cell, like: Tensor, reads: Reads) -> Plan:
     tracer = Tracer()
     whole = None
     # an output that feeds nothing back is of interest to who would not store the states that it is read off
-    if type(cell).readout is not Cell.readout and any(len(shape) == 2 for shape in cell.state_shapes()):
+    if type(cell).readout is not Cell.readout:
         try:
             whole, weights = trace_step(cell, tracer, like, reads, readout=True)
         except UserError:

@@ -176,13 +176,18 @@ def _rehearse_readout(cell: Cell, x: Tensor, state: tuple[Tensor, ...], output: 
 def _differentiate(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
     """Raise `UserError` if gradients cannot be computed."""
     x, count = x.clone().requires_grad_(), len(state)
-    with torch.enable_grad(), _naming(cell, len(x)):
+    as_they_are = torch.autograd.graph.saved_tensors_hooks(_same, _same)  # not as a checkpoint around this has them
+    with torch.enable_grad(), as_they_are, _naming(cell, len(x)):
         for _ in range(2):
             found = _taken(cell, x, state)
             state = found[:count]
         asking = [t for t in found if t.requires_grad]
         if asking:
             torch.autograd.backward(asking, [torch.ones_like(t) for t in asking])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _taken(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -37,7 +37,10 @@ def refuses(cell: Cell, x: Tensor | None = None) -> str | None:
 
 def lacks(cell: Cell, x: Tensor | None = None) -> str | None:
     """Why the cell has no kernel, or None."""
-    made = plan(cell, x)
+    return _lacks_of(plan(cell, x))
+
+
+def _lacks_of(made: Plan) -> str | None:
     if made not in _lacks:
         try:
             write(made)
@@ -111,7 +114,7 @@ _distrusted: MutableMapping[Plan, set[str]] = weakref.WeakKeyDictionary()
 
 def distrust(cell: Cell, x: Tensor) -> bool:
     """Have another loop run the cell's plan from now on; whether there is another."""
-    made = plan(cell, x)
+    made, _ = _planned(cell, x)
     _distrusted.setdefault(made, set()).add(prepare(cell, x).loop.label)
     return bool(_candidates(made))
 
@@ -132,6 +135,7 @@ class Program:
 
     def __init__(self, plan: Plan, half: bool) -> None:
         self.name, self.states = plan.name, plan.states
+        self.shapes = [_shape(node) for node in outputs(plan.recur)]
         self.leaves = [_shape(node) for node in outputs(plan.project)]
         self.loop = loop(plan, half)
         derived = self.loop.derived
@@ -163,7 +167,15 @@ _programs: MutableMapping[Plan, dict[tuple[bool, tuple[str, ...]], Program]] = w
 
 def prepare(cell: Cell, x: Tensor | None = None) -> Program:
     """The compiled plan of this cell; compiled once. Raises `UserError` when it cannot be."""
-    return program(plan(cell, x), sample(cell, x).device.type)
+    return program(*_planned(cell, x))
+
+
+def _planned(cell: Cell, x: Tensor | None) -> tuple[Plan, str]:
+    """The plan that is run, and the kind of device: on a CPU a kernel also computes the output, if that can be."""
+    made, device = plan(cell, x), sample(cell, x).device.type
+    if device == "cpu" and _precision(device) is None and made.outward is not None and _lacks_of(made.outward) is None:
+        made = made.outward
+    return made, device
 
 
 def program(made: Plan, device: str) -> Program:
@@ -205,9 +217,13 @@ def run(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run `cell` over x [T, B, I] from the given states; see `rnnzoo.engine` for the contract."""
+    made = prepare(cell, x)
+    if len(made.states) > len(state):  # the output is the first one
+        fresh = state[0].new_zeros(x.shape[1], *made.shapes[0])
+        (output,), (_, *final) = over_time(made, cell, x, (fresh, *state), lengths, 1)
+        return past_the_end(output, lengths), tuple(final)
     readout = type(cell).readout is not Cell.readout
-    wanted = len(state) if readout else 1
-    stacks, final = over_time(prepare(cell, x), cell, x, state, lengths, wanted)
+    stacks, final = over_time(made, cell, x, state, lengths, len(state) if readout else 1)
     output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
     return past_the_end(output, lengths), final
 

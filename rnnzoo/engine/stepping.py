@@ -87,5 +87,5 @@ class Frozen:
         """Make the kernel, if the cell can have one here."""
         often = engines.PAYS_BACK_NATIVE
         if state.device.type == "cpu" and engines.select("auto", often, self.cell, state) in READY:
-            loop = serial.prepare(self.cell).loop
+            loop = serial.program(plan(self.cell), "cpu").loop
             self.kernel = loop.repeated(self.shared, self.dtype) if isinstance(loop, Kernel) else None
