@@ -303,7 +303,7 @@ class Contender:
         self.x = draw(size.T, size.B, size.I).to(self.device).requires_grad_()  # [T, B, I]
         self.weights = draw(size.T, size.B, size.H).to(self.device)  # [T, B, H]
         start = time.perf_counter()
-        self.layer = make(size.I, size.H).to(self.device, dtype)
+        self.layer: Any = make(size.I, size.H).to(self.device, dtype)
         if isinstance(self.layer, Recurrent):
             self.layer.expected_calls = 10**9  # what `auto` takes for a long run
         self.fwdbwd()

@@ -63,7 +63,7 @@ INLINE float exp_(float x) {
 INLINE float expm1_(float x) {
   Parts e = exponential(within(x, -80.f, 80.f));
   float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
-  return x > 80.f ? exp_(x) : y;
+  return x > 80.f ? exp_(x) : std::copysign(y, x);  // of -0, too
 }
 INLINE float sigmoid_(float x) {
   Parts e = exponential(within(-x, -87.f, 87.3f));
@@ -73,7 +73,7 @@ INLINE float sigmoid_(float x) {
 INLINE float tanh_(float x) {
   Parts e = exponential(within(2.f * x, -40.f, 40.f));
   float scale = 2.f * e.half, y = scale * e.p + (scale - 1.f);
-  return y / (y + 2.f);
+  return std::copysign(y / (y + 2.f), x);
 }
 
 // x = 2^n m with m around 1, and log m = 2 artanh((m - 1) / (m + 1)) by its series.
@@ -95,14 +95,14 @@ INLINE float log_(float x) {
 INLINE float log1p_(float x) {
   float u = 1.f + x, lost = u - 1.f - x;  // what rounding added
   float y = log_(u) - lost / u;
-  return u > 3e38f || u <= 0.f ? log_(u) : y;
+  return u > 3e38f || u <= 0.f ? log_(u) : std::copysign(y, x);
 }
 
 // x = n pi / 2 + r, |r| <= pi / 4, and the series of sine and cosine around zero; good for |x| up to 1e5.
 INLINE float wave(float x, int shift) {
   float n = std::floor(x * 0.636619772f + 0.5f);
   float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f, z = r * r;
-  float sine = r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
+  float sine = z == 0.f ? r : r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
   float cosine = 1.f + z * (-0.5f + z * (1.f / 24 + z * (-1.f / 720 + z / 40320)));
   int quarter = static_cast<int>(n) + shift;
   float y = quarter & 1 ? cosine : sine;
