@@ -26,8 +26,6 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
-Arrays = Sequence[Any]
-
 
 def _dtype(dtype: torch.dtype) -> Any:
     """The type of the same name, but in single precision, which is all that jax has unless it is told otherwise."""
@@ -124,7 +122,8 @@ def interpreted(tracer: Tracer, graph: fx.Graph) -> Callable[..., tuple[Any, ...
         for node, form in forms.items():
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
             values[node] = form(*args, **kwargs)
-        return tuple(fx.map_arg(graph.output_node().args[0], values.__getitem__))
+        results: Any = fx.map_arg(graph.output_node().args[0], values.__getitem__)
+        return tuple(results)
 
     return run
 
@@ -157,7 +156,7 @@ class Layer(nn.Module):
             found = prepare(*weights)
             leaves = project(x.reshape(T * B, -1), *found[:outer])
 
-            def step(states: Arrays, leaves: Arrays) -> tuple[Arrays, Arrays]:
+            def step(states: tuple[Any, ...], leaves: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
                 new = recur(*leaves, *states, *found[outer:])
                 return new, new
 
@@ -201,7 +200,7 @@ class Layer(nn.Module):
     def memory_mb(self, x: Tensor, target: Tensor) -> float:
         """What forward and backward take beside their arguments, as XLA has planned it: MB."""
         learned, fixed = self._given()
-        needs = self._step.lower(learned, _array(x), _array(target), fixed).compile().memory_analysis()
+        needs: Any = self._step.lower(learned, _array(x), _array(target), fixed).compile().memory_analysis()
         return float(needs.temp_size_in_bytes + needs.output_size_in_bytes) / 1e6
 
 

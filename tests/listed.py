@@ -157,6 +157,7 @@ SHAPED: dict[str, Listed] = {
     "tensor_split": lambda v, m, W, K, b: v.tensor_split(3, -1)[1],
     "unbind": lambda v, m, W, K, b: m.unbind(1)[2],
     "pad": lambda v, m, W, K, b: F.pad(m, (1, 2, 0, 1), value=0.3),
+    "pad by what is there": lambda v, m, W, K, b: F.pad(m[:, None], (1, 2, 0, 4), mode="circular"),
     "unfold": lambda v, m, W, K, b: v.unfold(-1, 4, 3),
     "diagonal": lambda v, m, W, K, b: m.diagonal(1, 1, 2),
     "trace": lambda v, m, W, K, b: m.diagonal(0, 1, 2).sum(-1),
@@ -227,23 +228,60 @@ GRADIENTS: dict[str, Listed] = {
     "Function of new style": lambda v, m, W, K, b: Reversed.apply(v) * v,
 }
 
+
+def pair(v: Tensor) -> Tensor:
+    """Four complex numbers."""
+    return torch.complex(v[:, :4], v[:, 4:8])
+
+
+def real(z: Tensor) -> Tensor:
+    return torch.view_as_real(z)
+
+
 COMPLEX: dict[str, Listed] = {
-    "complex": lambda v, m, W, K, b: torch.view_as_real(torch.complex(v[:, :4], v[:, 4:8])),
-    "view_as_complex": lambda v, m, W, K, b: torch.view_as_real(torch.view_as_complex(v.unflatten(-1, (-1, 2))) * 1j),
-    "complex product": lambda v, m, W, K, b: (z := torch.complex(v[:, :4], v[:, 4:8])).mul(z + 1).real,
-    "complex quotient": lambda v, m, W, K, b: (z := torch.complex(v[:, :4], v[:, 4:8])).div(z + 1).imag,
-    "conj": lambda v, m, W, K, b: torch.view_as_real(torch.complex(v[:, :4], v[:, 4:8]).conj() * 2),
-    "complex abs": lambda v, m, W, K, b: torch.complex(v[:, :4], v[:, 4:8]).abs(),
-    "angle": lambda v, m, W, K, b: torch.complex(v[:, :4], v[:, 4:8]).angle(),
-    "complex exp": lambda v, m, W, K, b: torch.exp(torch.complex(v[:, :4], v[:, 4:8])).real,
-    "complex matmul": lambda v, m, W, K, b: (torch.complex(v[:, :4], v[:, 4:8]) @ torch.complex(K, K.T)).imag,
+    "complex": lambda v, m, W, K, b: real(pair(v)),
+    "view_as_complex": lambda v, m, W, K, b: real(torch.view_as_complex(v.unflatten(-1, (-1, 2))) * 1j),
+    "polar": lambda v, m, W, K, b: real(torch.polar(v[:, :4], v[:, 4:8])),
+    "real and imag": lambda v, m, W, K, b: pair(v).real * pair(v).conj().imag,
+    "conj": lambda v, m, W, K, b: real(pair(v).conj() * 2),
+    "complex sum": lambda v, m, W, K, b: real(pair(v) + v[:, 8:12] - 1j),
+    "complex sum times a number": lambda v, m, W, K, b: real(torch.add(pair(v), v[:, 8:12], alpha=0.5)),
+    "complex product": lambda v, m, W, K, b: (z := pair(v)).mul(z + 1).real,
+    "real times complex": lambda v, m, W, K, b: real(v[:, 8:12] * pair(v)),
+    "complex quotient": lambda v, m, W, K, b: real(pair(v) / torch.complex(b[:4], b[4:8])),
+    "complex divisor": lambda v, m, W, K, b: (z := pair(v)).div(z + 1).imag,
+    "complex divided by a number": lambda v, m, W, K, b: real(pair(v) / 3),
+    "complex reciprocal": lambda v, m, W, K, b: real(1 / pair(v)),
+    "complex neg": lambda v, m, W, K, b: real(-pair(v)),
+    "complex abs": lambda v, m, W, K, b: pair(v).abs(),
+    "angle": lambda v, m, W, K, b: pair(v).angle(),
+    "complex sgn": lambda v, m, W, K, b: real(torch.sgn(pair(v))),
+    "complex exp": lambda v, m, W, K, b: torch.exp(pair(v)).real,
+    "complex log": lambda v, m, W, K, b: real(torch.log(pair(v))),
+    "complex sin and cos": lambda v, m, W, K, b: real(torch.sin(pair(v)) + torch.cos(pair(v))),
+    "complex tanh": lambda v, m, W, K, b: real(torch.tanh(pair(v))),
+    "complex sigmoid": lambda v, m, W, K, b: real(torch.sigmoid(pair(v))),
+    "complex powers": lambda v, m, W, K, b: real(pair(v) ** 2 + pair(v) ** 3),
+    "complex matmul": lambda v, m, W, K, b: (pair(v) @ torch.complex(K, K.T)).imag,
+    "complex einsum": lambda v, m, W, K, b: real(torch.einsum("bij,bj->bi", torch.complex(m, m.mT), pair(v))),
+    "complex mean": lambda v, m, W, K, b: real(pair(v).mean(-1)),
+    "complex cumsum": lambda v, m, W, K, b: real(pair(v).cumsum(-1)),
+    "complex views": lambda v, m, W, K, b: real(pair(v).flip(1).unflatten(-1, (2, 2)).mT.flatten(1)[:, 1:, None]),
+    "complex index": lambda v, m, W, K, b: real(pair(v)[:, [2, 0, 0]]),
+    "complex cat": lambda v, m, W, K, b: real(torch.cat([pair(v), torch.ones_like(pair(v)), v[:, :2] + 0j], -1)),
+    "complex where": lambda v, m, W, K, b: real(torch.where(pair(v) == 1 + 1j, 2j, pair(v))),
+    "complex numbers": lambda v, m, W, K, b: real(pair(v) * torch.tensor([1j, 2 - 1j, 3, 0.5], dtype=torch.complex64)),
+    "complex full": lambda v, m, W, K, b: real(pair(v) + torch.full((4,), 1 + 2j)),
 }
 
 FALLING: dict[str, tuple[Listed, str]] = {
-    "pad by what is there": (lambda v, m, W, K, b: F.pad(m, (1, 2), mode="circular"), "empty"),
+    "crop by circular padding": (lambda v, m, W, K, b: F.pad(m, (1, -2), mode="circular"), "copy_.default writes"),
     "floor_divide": (lambda v, m, W, K, b: torch.floor_divide(v, b), "derivative for aten::floor_divide"),
     "heaviside": (lambda v, m, W, K, b: torch.heaviside(v, b), "derivative for aten::heaviside"),
-    **{name: (operation, "complex") for name, operation in COMPLEX.items()},
+    "complex sqrt": (lambda v, m, W, K, b: torch.sqrt(pair(v)).real, "aten.sqrt.default of complex numbers"),
+    "complex power": (lambda v, m, W, K, b: (pair(v) ** 0.5).real, "the power 0.5 of complex numbers"),
+    "complex own gradient": (lambda v, m, W, K, b: Reversed.apply(pair(v)).real, "a gradient of one's own of complex"),
+    "whole bits": (lambda v, m, W, K, b: (v.long() & 3) * v, "of whole numbers"),
     "lgamma": (lambda v, m, W, K, b: torch.lgamma(v), "lgamma"),
     "digamma": (lambda v, m, W, K, b: torch.digamma(v), "digamma"),
     "erfinv": (lambda v, m, W, K, b: torch.erfinv(v), "erfinv"),
@@ -268,5 +306,5 @@ FALLING: dict[str, tuple[Listed, str]] = {
 """Those without a C++ form, and the word by which the message names why."""
 
 
-TABLES = [SELECTED, REDUCED, SHAPED, PRODUCTS, CONSTANTS, GRADIENTS]
+TABLES = [SELECTED, REDUCED, SHAPED, PRODUCTS, CONSTANTS, GRADIENTS, COMPLEX]
 EVERY: dict[str, Listed] = {name: operation for table in TABLES for name, operation in table.items()}

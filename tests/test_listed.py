@@ -10,7 +10,7 @@ import functools
 
 import pytest
 import torch
-from listed import EVERY, FALLING, Listed
+from listed import COMPLEX, EVERY, FALLING, Listed
 from test_operations import ROWS
 from torch import Tensor
 
@@ -27,8 +27,9 @@ SIZES = {
 }
 
 
-ORDINARY = 6
-"""So many rows are of ordinary numbers; they stand last."""
+ORDINARY, ZEROS = 6, 2
+"""So many rows are of ordinary numbers, they stand last; and so many before them of zeros and ones. Of complex numbers,
+where torch's result is infinite or none in other rows, ours may be another such."""
 
 
 class Weighted(Cell):
@@ -95,6 +96,9 @@ def test_listed_operations_are_those_of_torch(name):
     for k, (found, expected) in enumerate(each):
         if (name in UNSAID and k) or name in ("var_mean", "group_norm"):
             found, expected = found[-ORDINARY:], expected[-ORDINARY:]
+        if name in COMPLEX:
+            special = torch.arange(len(found))[:, None] < len(found) - ORDINARY - ZEROS
+            found, expected = (torch.where(special & ~expected.isfinite(), 0.0, each) for each in (found, expected))
         torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
         zero = (found == 0) & (expected == 0)
         if name in EXACT:

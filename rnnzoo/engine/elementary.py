@@ -40,6 +40,7 @@ def structure() -> dict[Any, Any]:
         aten.stack.default: lambda parts, dim=0: torch.cat([part.unsqueeze(dim) for part in parts], dim),
         aten.constant_pad_nd.default: _pad,
         aten.complex.default: lambda a, b: torch.view_as_complex(torch.stack(torch.broadcast_tensors(a, b), -1)),
+        aten.polar.default: _polar,
         aten.native_layer_norm.default: _layer_norm,
         aten.native_group_norm.default: _group_norm,
         aten.slice_scatter.default: _slice_scatter,
@@ -159,6 +160,12 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
                 [x.narrow(dim, size - shift % size, shift % size), x.narrow(dim, 0, size - shift % size)], dim
             )
     return x
+
+
+def _polar(size: Tensor, angle: Tensor) -> Tensor:
+    """What is no size, because it is zero or less, has in torch its sign times the gradient of one."""
+    size = torch.where(size == 0, size.detach(), torch.where(size < 0, 2 * size.detach() - size, size))
+    return torch.complex(size * torch.cos(angle), size * torch.sin(angle))
 
 
 def _layer_norm(

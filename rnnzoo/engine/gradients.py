@@ -33,7 +33,7 @@ def instead() -> Iterator[None]:
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != own:
             return plain.__get__(None, kind)(*args, **kwargs)
-        return _operation(kind, *args, **kwargs)
+        return operation(kind, *args, **kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
     try:
@@ -42,7 +42,8 @@ def instead() -> Iterator[None]:
         torch.autograd.Function.apply = plain  # type: ignore[method-assign]
 
 
-def _operation(kind: type[torch.autograd.Function], *args: Any) -> Tensor:
+def operation(kind: type[torch.autograd.Function], *args: Any) -> Tensor:
+    """The operation that stands for `kind.apply(*args)`."""
     given = tuple(_TENSOR if isinstance(a, Tensor) else a for a in args)
     number = next((k for k, used in enumerate(_used) if used[0] is kind and _alike(used[1], given)), len(_used))
     if number == len(_used):
@@ -153,8 +154,9 @@ OPENED: dict[Any, Any] = {torch.ops.rnnzoo.own.default: own, torch.ops.rnnzoo.ow
 
 
 def applied(graph: fx.Graph) -> list[str]:
-    """The names of the functions that the graph applies."""
-    return [_used[args[1]][0].__name__ for node in graph.nodes if node.target in OPENED and (args := list(node.args))]
+    """The names of the functions that the graph applies, but for those that say what torch says of a gradient."""
+    found = (_used[args[1]][0] for node in graph.nodes if node.target in OPENED and (args := list(node.args)))
+    return [kind.__name__ for kind in found if not hasattr(kind, "AS_TORCH")]
 
 
 def opened(graph: fx.Graph) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from rnnzoo.engine.operations import CHECKED, CUMULATIVE, FILLED, POINT, POWERS, REDUCTIONS, number
+from rnnzoo.engine.operations import CHECKED, CUMULATIVE, FILLED, POINT, POWERS, REDUCTIONS, VIEWS, number
 from rnnzoo.engine.places import (
     COUNT,
     Place,
@@ -31,7 +31,7 @@ from rnnzoo.engine.places import (
     shape_of,
     viewed,
 )
-from rnnzoo.engine.trace import VIEWS, ancestors, args_of, aten, has_rows, inputs, is_size, outputs
+from rnnzoo.engine.trace import ancestors, args_of, aten, has_rows, inputs, is_size, outputs
 
 ARANGE = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 RESHAPES = (aten.view.default, aten._unsafe_view.default)
@@ -153,6 +153,8 @@ class Lowering:
             expression = POWERS.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
         elif node.target is aten._to_copy.default:
             expression = _converted(args_of(node)[0].meta["val"].dtype, node.meta["val"].dtype)
+        if "bitwise" in str(node.target) and node.meta["val"].dtype != torch.bool:
+            raise Unsupported(f"{node.target} of whole numbers")
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
             raise Unsupported(f"{node.target}")
         operands = [self._operand(a, shape_of(node), behind(node)) for a in arguments]

@@ -19,21 +19,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from rnnzoo.engine.operations import VIEWS
 from rnnzoo.engine.plan import Plan, assemble, rewrite
 from rnnzoo.engine.rewrite import ADD, MUL, NEG, SUB, Parts
 from rnnzoo.engine.scan import NotAffine, affine, replaced_by
-from rnnzoo.engine.trace import (
-    VIEWS,
-    ancestors,
-    args_of,
-    aten,
-    extract,
-    has_rows,
-    inputs,
-    is_size,
-    outputs,
-    rows_first,
-)  # fmt: skip
+from rnnzoo.engine.trace import ancestors, args_of, aten, extract, has_rows, inputs, is_size, outputs, rows_first
 
 
 class NoMemory(Exception):

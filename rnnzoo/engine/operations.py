@@ -8,6 +8,13 @@ import torch
 
 aten = torch.ops.aten
 
+VIEWS = frozenset({
+    aten.slice.Tensor, aten.select.int, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.expand.default, aten.alias.default,
+    aten.clone.default, aten.detach.default, aten.flip.default, aten.diagonal.default,
+})  # fmt: skip
+"""Operations that only look at a tensor in another way, or copy it."""
+
 POINT = {
     aten.add.Tensor: "({0} + {1})", aten.sub.Tensor: "({0} - {1})", aten.mul.Tensor: "({0} * {1})",
     aten.div.Tensor: "({0} / {1})", aten.neg.default: "(-{0})", aten.abs.default: "std::abs({0})",
@@ -33,8 +40,8 @@ POINT = {
     aten.minimum.default: "({0} != {0} || {0} < {1} ? {0} : {1})",
     aten.pow.Tensor_Tensor: "std::pow({0}, {1})", aten.pow.Scalar: "std::pow({0}, {1})",
     aten.where.self: "({0} ? {1} : {2})",
-    aten.logical_and.default: "(({0} != 0) & ({1} != 0))", aten.bitwise_and.Tensor: "({0} & {1})",
-    aten.logical_or.default: "(({0} != 0) | ({1} != 0))", aten.bitwise_or.Tensor: "({0} | {1})",
+    aten.logical_and.default: "(({0} != 0) & ({1} != 0))", aten.bitwise_and.Tensor: "(({0} != 0) & ({1} != 0))",
+    aten.logical_or.default: "(({0} != 0) | ({1} != 0))", aten.bitwise_or.Tensor: "(({0} != 0) | ({1} != 0))",
     aten.logical_xor.default: "(({0} != 0) != ({1} != 0))", aten.bitwise_xor.Tensor: "({0} != {1})",
     aten.logical_not.default: "(!{0})", aten.bitwise_not.default: "(!{0})",
     **{

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from rnnzoo.engine import gradients
+from rnnzoo.engine.operations import VIEWS
 from rnnzoo.errors import UserError
 
 STOPS = {"detach_", "requires_grad_"}
@@ -107,9 +108,28 @@ def _take(func: Any, x: Tensor, indices: Tensor, dim: int) -> Tensor:
     return torch.gather(x, dim, indices.expand(sizes))
 
 
+def _einsum(func: Any, *args: Any) -> Tensor:
+    """From left to right: to find a better order, opt_einsum, if it is installed, asks for the number of rows."""
+    with torch.backends.opt_einsum.flags(enabled=False):
+        found: Tensor = func(*args)
+    return found
+
+
 def _linear(func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = input @ weight.mT if weight.dim() > 1 else input @ weight
     return product if bias is None else product + bias
+
+
+def _pad(func: Any, x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Circular padding is done by writing, in a way that no trace follows; so it is put together here."""
+    if mode != "circular" or min(pad) < 0:
+        found: Tensor = func(x, pad, mode, value)
+        return found
+    for k, (left, right) in enumerate(zip(pad[::2], pad[1::2])):
+        dim, size = x.dim() - 1 - k, x.shape[-1 - k]
+        parts = [x.narrow(dim, size - left, left), x, x.narrow(dim, 0, right)]
+        x = torch.cat([part for part, wanted in zip(parts, (left, True, right)) if wanted], dim)
+    return x
 
 
 class _Bounded(torch.autograd.Function):
@@ -139,8 +159,22 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "take_along_dim": _take,
     "linear": _linear,  # torch's own asks for the number of rows, and of this its derivative
     "cosine_similarity": _cosine,
+    "einsum": _einsum,
+    "pad": _pad,
 }
 """What is traced in other words."""
+
+
+def followed(graph: fx.Graph) -> None:
+    """Raises `UserError` if something is written to that others read: they do not name the one who wrote.
+
+    What autograd's formulas write into new memory of their own, and hand on, is as good as an operation.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            written: Any = node.args[0]
+            if not node.users or len(written.users) > 1 or written.target in VIEWS:
+                raise UserError(f"{node.target} writes to a tensor, out of sight of tracing")
 
 
 def agree(step: Callable[..., Any], graph: Callable[..., Any], given: Sequence[Tensor], dtype: torch.dtype) -> bool:

@@ -23,18 +23,13 @@ from rnnzoo.cell import Cell, finest
 from rnnzoo.engine import elementary
 from rnnzoo.engine.forget import forgetting
 from rnnzoo.engine.gradients import OPENED
+from rnnzoo.engine.operations import VIEWS
+from rnnzoo.engine.pairs import Paired, complex_numbers
 from rnnzoo.engine.reads import Reads
-from rnnzoo.engine.strict import Strict, agree
+from rnnzoo.engine.strict import Strict, agree, followed
 from rnnzoo.errors import UserError
 
 aten = torch.ops.aten
-
-VIEWS = frozenset({
-    aten.slice.Tensor, aten.select.int, aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.expand.default, aten.alias.default,
-    aten.clone.default, aten.detach.default, aten.flip.default, aten.diagonal.default,
-})  # fmt: skip
-"""Operations that only look at a tensor in another way, or copy it."""
 
 
 class Tracer:
@@ -70,6 +65,7 @@ class Tracer:
         # autograd's own formulas write in place here and there; opt_einsum, where it is installed, asks for numbers
         with self.mode, torch._C._DisableAutocast(), torch.backends.opt_einsum.flags(enabled=False), _quiet():
             graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
+        followed(graph)
         if any(value.is_number for value in self.shapes.replacements.values()):
             raise UserError("it fixes the number of rows, as len(x) does where x.shape[0] would not")
         for node in graph.find_nodes(op="call_function", target=aten.select.int):
@@ -130,7 +126,10 @@ def trace_step(
             start = bare(cell, {}, reads).initial_state(x)
             states = [tracer.rows(*s.shape[1:], like=s) for s in start]
             fakes = [tracer.fixed(w) for w in weights.values()]
-            graph = tracer.trace(step, tracer.rows(cell.features, like=like), states, fakes, apart=False)
+            given = tracer.rows(cell.features, like=like), states, fakes
+            graph = tracer.trace(step, *given, apart=False)
+            if complex_numbers(graph):
+                graph = tracer.trace(Paired(module(graph)).run, *given, apart=False)
         reads.check()
     except Exception as error:
         raise UserError(

@@ -37,7 +37,7 @@ def log1p(x):  # type: ignore[no-untyped-def]
     """log(1 + x), what rounding added to 1 + x taken off again."""
     u = 1 + x
     y = tl.log(u)
-    return tl.where((u > 3e38) | (u <= 0), y, y - (u - 1 - x) / u)
+    return tl.where(x == 0, x, tl.where((u > 3e38) | (u <= 0), y, y - (u - 1 - x) / u))
 
 
 @triton.jit
