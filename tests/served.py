@@ -16,10 +16,10 @@ from rnnzoo.play.server import app, listen
 
 
 @contextmanager
-def serving(*machines: Machine) -> Iterator[int]:
-    """Serves the machines' page on loopback; yields the port."""
+def serving(*machines: Machine, **options: Any) -> Iterator[int]:
+    """Serves the machines' page on loopback, with options of `app`; yields the port."""
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(app(list(machines)), log_level="error", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app(list(machines), **options), log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield listening.getsockname()[1]

@@ -6,7 +6,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +298,25 @@ def test_requests_must_name_this_machine(host: str, code: int, port: int) -> Non
     """A name that leads here by another's DNS is refused, for the page and for the answers."""
     assert ask(port, "/", Host=host)[0] == code
     assert ask(port, "/api/answer", {"rows": ROWS}, Host=host)[0] == code
+
+
+def test_a_page_for_others_is_reached_by_number_and_name() -> None:
+    """With --host: what no other's DNS can say, an address or this machine's own name."""
+    with serving(untrained.machine("rnn", 2, 4), named=("lab.example",), outside=True) as port:
+        for host, code in (("192.168.1.5:80", 200), ("LAB.example", 200), ("localhost", 200), ("evil.example", 400)):
+            assert ask(port, "/api/about", Host=host)[0] == code
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rnnzoo", "play", "rnn", "--port", "0"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, **pipes) as server:
+        assert server.stdout is not None
+        said = re.fullmatch(r"open http://127\.0\.0\.1:(\d+) in a browser; Ctrl-C ends it\n", server.stdout.readline())
+        assert said is not None
+        assert answered(int(said[1]), "answer", rows=ROWS)["steps"] == 4
+        server.send_signal(signal.SIGINT)
+        assert (server.wait(30), server.communicate()) == (130, ("", "interrupted\n"))
 
 
 def test_requests_must_come_from_the_page(port: int) -> None:

@@ -123,10 +123,12 @@ class _Local:
 
     def _is_mine(self, host: str) -> bool:
         name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+        if name.lower() in self.named:
+            return True
         try:
-            return self.outside or ipaddress.ip_address(name).is_loopback or name in self.named
-        except ValueError:
-            return name.lower() in self.named
+            return ipaddress.ip_address(name).is_loopback or self.outside
+        except ValueError:  # another's name, which another's DNS may lead here
+            return False
 
 
 def listen(host: str, port: int) -> socket.socket:

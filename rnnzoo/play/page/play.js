@@ -192,3 +192,4 @@ class Page {
 const source = saved ? replay(JSON.parse(saved.textContent)) : live;
 const page = new Page(source, await source.about());
 await page.read(page.input.given);
+if (!page.live) await page.go(Math.floor(page.labels.length / 2)); // where more is to be seen than at the beginning
