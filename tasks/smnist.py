@@ -13,24 +13,20 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from pydantic import PositiveInt
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torch import Tensor
 
 from rnnzoo import UserError
-from rnnzoo.lightning.data import SequenceData
-from rnnzoo.lightning.module import SequenceModule
 
 from .download import download
+from .images import CLASSES, ImageData, ImageModule, Images, scaled
 from .text_files import LARGEST
 
-SIDE, CLASSES = 28, 10
+SIDE = 28
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
 FILES = {
     "train-images-idx3-ubyte": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -40,22 +36,15 @@ FILES = {
 }
 """The names of the files, with the checksums of the mirror's, compressed as they were first published."""
 
+HELD_OUT = 12
+"""One training image in so many is for validation, 5,000 of the 60,000."""
+
 PERMUTATIONS: dict[str, Callable[[int], Tensor]] = {
     "numpy-92916": lambda n: torch.from_numpy(np.random.RandomState(92916).permutation(n)),
     "torch-5544": lambda n: torch.randperm(n, generator=torch.Generator().manual_seed(5544)),
 }
 """The orders of pixels that papers use: that of the code of Arjovsky, Shah & Bengio 2016 (arXiv:1511.06464) and of many
 after them, as expRNN and LMU; and that of the code of Rusch & Mishra 2021 (UnICORNN, arXiv:2103.05487)."""
-
-SHOWN = 40
-"""So many mistakes are shown in the picture."""
-
-
-class Images(NamedTuple):
-    """pixels [N, 28, 28] and labels [N], both uint8."""
-
-    pixels: Tensor
-    labels: Tensor
 
 
 def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -107,7 +96,7 @@ def find(data: str | None, name: str) -> Path:
     raise UserError(f"task.data={data}: holds neither {name} nor {name}.gz")
 
 
-class Digits(SequenceData):
+class Digits(ImageData):
     """Images and labels; a twelfth of the training images, drawn at random, are held out for validation.
 
     Args:
@@ -127,46 +116,12 @@ class Digits(SequenceData):
     def read(self) -> None:
         train_pixels, train_labels, test_pixels, test_labels = (find(self.data, name) for name in FILES)
         known, self.test = read_images(train_pixels, train_labels), read_images(test_pixels, test_labels)
-        held_out = len(known.labels) // 12  # 5,000 of the 60,000
-        if not held_out:
+        if len(known.labels) < HELD_OUT:
             raise UserError(f"{train_labels}: {len(known.labels)} images are too few to hold some out")
-        order = torch.randperm(len(known.labels), generator=torch.Generator().manual_seed(self.seed))
-        self.val, self.train = (
-            Images(known.pixels[rows], known.labels[rows]) for rows in (order[:held_out], order[held_out:])
-        )
-
-    def batch(self, part: Images, rows: Tensor) -> Images:
-        return Images(part.pixels[rows], part.labels[rows].long())
-
-    def baseline(self) -> dict[str, float]:
-        """A linear classifier of the pixels: see `softmax_regression`."""
-        return {"baseline/test_accuracy": softmax_regression(self.train, self.test)}
+        self.hold_out(known, HELD_OUT)
 
 
-def softmax_regression(train: Images, test: Images) -> float:
-    """Test accuracy of multinomial logistic regression on the pixels, the same whatever their order."""
-    x, y = _scaled(train.pixels), train.labels.long()
-    weight = nn.Parameter(x.new_zeros(x.shape[1], CLASSES))
-    bias = nn.Parameter(x.new_zeros(CLASSES))
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)  # ended early, which is its only regularisation
-    found = (_scaled(test.pixels) @ weight + bias).argmax(1)
-    return float((found == test.labels).float().mean())
-
-
-def _scaled(pixels: Tensor) -> Tensor:
-    """Bytes [N, 28, 28] to values in [0, 1], [N, 784]."""
-    return pixels.flatten(1).float() / 255
-
-
-class Digit(SequenceModule):
+class Digit(ImageModule):
     """An image in T pieces through a recurrent layer, and a linear head on its last output.
 
     Args:
@@ -176,7 +131,7 @@ class Digit(SequenceModule):
         base: see `SequenceModule`.
     """
 
-    monitor = "val/accuracy"
+    shape = (SIDE, SIDE)
     order: Tensor
 
     def __init__(
@@ -194,78 +149,7 @@ class Digit(SequenceModule):
         order = PERMUTATIONS[self.hparams["permutation"]](pixels) if self.hparams["permute"] else torch.arange(pixels)
         self.register_buffer("order", order)  # recorded in each checkpoint
         self.features = SIDE if self.hparams["by"] == "row" else 1
-        self.layer = self.recurrent(self.features)
-        directions = 2 if self.layer.bidirectional else 1
-        self.head = nn.Linear(directions * self.layer.output_size, CLASSES)
-        self.add_metrics(accuracy=MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
-        self.confusion = MulticlassConfusionMatrix(CLASSES, validate_args=False)
-        self.mistakes: list[tuple[Tensor, int, int]] = []
+        self.make_layers(self.features)
 
-    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
-        return {"pixels": torch.randint(256, (batch, SIDE, SIDE), dtype=torch.uint8)}
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Images [B, 28, 28] of bytes to the logits of the classes [B, 10]."""
-        x = _scaled(pixels)[:, self.order].to(self.head.weight.dtype)
-        output, _ = self.layer(x.unflatten(1, (-1, self.features)).transpose(0, 1))
-        # the backward direction has seen all of an image at its first piece
-        ends = torch.cat([output[-1], output[0]], -1) if self.layer.bidirectional else output[-1]
-        return self.single(self.head(ends))
-
-    @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
-        """Images [N, 28, 28] of brightness 0 to 255 to the probabilities of the ten classes [N, 10].
-
-        Raises `UserError` for another shape.
-        """
-        if images.shape[1:] != (SIDE, SIDE):
-            raise UserError(f"images must be [images, {SIDE}, {SIDE}], not {list(images.shape)}")
-        training = self.training
-        self.eval()
-        probabilities = self(images.to(self.device)).softmax(-1)
-        self.train(training)
-        return probabilities
-
-    def score(self, batch: Images) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Also the logits [B, 10] and the labels [B]."""
-        logits = self(batch.pixels)
-        return F.cross_entropy(logits, batch.labels), len(logits), logits, batch.labels
-
-    def on_test_epoch_start(self) -> None:
-        self.mistakes = []
-
-    def test_step(self, batch: Images, batch_idx: int) -> None:
-        loss, count, logits, labels = self.score(batch)
-        self.test_metrics.update(loss, count, logits, labels)
-        found = logits.argmax(-1)
-        self.confusion.update(found, labels)
-        for row in (found != labels).nonzero()[: SHOWN - len(self.mistakes), 0]:
-            self.mistakes.append((batch.pixels[row].cpu(), int(labels[row]), int(found[row])))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
-        confusion = self.confusion.compute().cpu()
-        self.confusion.reset()
-        self.draw("mistakes", lambda: _mistakes(confusion, self.mistakes))
-
-
-def _mistakes(confusion: Tensor, mistakes: list[tuple[Tensor, int, int]]) -> Figure:
-    """How often each class was taken for another, and the first wrong images as "right → found"."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.4))
-    left, right = parts
-    axes = left.subplots()
-    wrong = confusion.clone().fill_diagonal_(0)
-    axes.imshow(wrong.numpy(), cmap="Reds")
-    for label, found in wrong.nonzero().tolist():
-        color = "white" if wrong[label, found] > wrong.max() / 2 else "black"
-        axes.text(found, label, int(wrong[label, found]), ha="center", va="center", fontsize=8, color=color)
-    axes.set(xlabel="found", ylabel="right", xticks=range(CLASSES), yticks=range(CLASSES))
-    axes.set_title(f"{int(wrong.sum())} of {int(confusion.sum())} wrong")
-    for axes, mistake in zip(right.subplots(5, SHOWN // 5).flat, [*mistakes, *[None] * SHOWN]):
-        axes.set_axis_off()
-        if mistake is not None:
-            pixels, label, found = mistake
-            axes.imshow(pixels.numpy(), cmap="gray_r")
-            axes.set_title(f"{label} → {found}", fontsize=8)
-    return figure
+    def sequence(self, pixels: Tensor) -> Tensor:
+        return scaled(pixels)[:, self.order].unflatten(1, (-1, self.features)).transpose(0, 1)

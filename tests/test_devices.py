@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from digits import write_digits
+from digits import write_digits, write_photographs
 from hydra import compose, initialize_config_dir
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -129,6 +129,7 @@ TASKS = {
     "imdb": ["task.data={reviews}"],
     "smnist": ["task.data={digits}", "task.batch_size=20"],
     "psmnist": ["task.data={digits}", "task.batch_size=20"],
+    "scifar": ["task.data={photographs}", "task.batch_size=20", "task.steps=40"],
 }
 """What a task needs so that its data are small and at hand."""
 
@@ -137,7 +138,8 @@ TASKS = {
 def test_tasks(task: str, reviews: Path, tmp_path: Path) -> None:
     """Two training steps as Lightning has them: the batch is moved, and nothing else."""
     digits = write_digits(tmp_path / "digits", train=100, test=60)
-    own = [override.format(reviews=reviews, digits=digits) for override in TASKS.get(task, ())]
+    photographs = write_photographs(tmp_path / "cifar.tar.gz", train=20, test=60) if task == "scifar" else None
+    own = [override.format(reviews=reviews, digits=digits, photographs=photographs) for override in TASKS.get(task, ())]
     register_models(None)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         chosen = compose("config", overrides=[f"task={task}", "model.hidden_size=4", "hardware=cpu", *own])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from digits import write_digits
+from digits import write_digits, write_photographs
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
@@ -64,6 +64,7 @@ def tiny(reviews: Path, tmp_path: Path) -> dict[str, tuple[str, ...]]:
         "forecast": ("task.window=48", "task.horizon=24", "task.split=fractions"),
         "smnist": digits,
         "psmnist": digits,
+        "scifar": (f"task.data={write_photographs(tmp_path / 'cifar.tar.gz', train=4, test=12)}",),
         **dict.fromkeys(("copy", "adding", "selective_copy", "first", "frequency", "recall"), ()),
         **dict.fromkeys(("parity", "modular", "automaton"), ()),
         "addition": ("task.samples=20",),

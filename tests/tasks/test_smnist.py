@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.tasks import smnist
-from rnnzoo.tasks.smnist import FILES, Digit, Digits, Images, read_idx, softmax_regression
+from rnnzoo.tasks.images import Images, softmax_regression
+from rnnzoo.tasks.smnist import FILES, Digit, Digits, read_idx
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
