@@ -307,8 +307,7 @@ class Contender:
         self.x = draw(size.T, size.B, size.I).to(self.device).requires_grad_()  # [T, B, I]
         start = time.perf_counter()
         self.layer: Any = make(size.I, size.H).to(self.device, dtype)
-        features = getattr(self.layer, "output_size", size.H)
-        self.weights = draw(size.T, size.B, features).to(self.device)  # one for each number of the output
+        self.weights = draw(size.T, size.B, getattr(self.layer, "output_size", size.H)).to(self.device)  # of the output
         if isinstance(self.layer, Recurrent):
             self.layer.expected_calls = 10**9  # what `auto` takes for a long run
         self.fwdbwd()

@@ -295,7 +295,7 @@ FALLING: dict[str, tuple[Listed, str]] = {
     "svd": (lambda v, m, W, K, b: torch.linalg.svdvals(m), "svd"),
     "cholesky": (lambda v, m, W, K, b: torch.linalg.cholesky(m @ m.mT), "cholesky"),
     "fft": (lambda v, m, W, K, b: torch.fft.rfft(v).real, "cannot be traced"),
-    "unique": (lambda v, m, W, K, b: v.unique(), "tensor's value"),
+    "unique": (lambda v, m, W, K, b: v * v.unique().sum(), "tensor's value"),
     "max_pool1d": (lambda v, m, W, K, b: F.max_pool1d(m, 2), "max_pool"),
     "dropout": (lambda v, m, W, K, b: F.dropout(v), "chance"),
     "rand_like": (lambda v, m, W, K, b: torch.rand_like(v) * v, "chance"),

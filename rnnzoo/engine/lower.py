@@ -366,9 +366,9 @@ class Lowering:
         for key, operation in reversed(self.operations.items()):
             loops = {(o.stage, o.shape) for o in readers.get(key, {}).values()}
             left = {n for n in operation.operands if isinstance(n, fx.Node) and len(readers[n]) > 1}
-            if operation.kind.startswith("point") and not operation.stores and len(left) <= 1 and len(loops) == 1:
-                ((stage, shape),) = loops
-                operation.stage = stage if shape == operation.shape else operation.stage
+            alone = operation.kind.startswith("point") and not operation.stores and len(left) <= 1 and len(loops) == 1
+            if alone and (loop := loops.pop())[1] == operation.shape:
+                operation.stage = loop[0]
 
     def clobbers(self, written: dict[str, int], read: dict[str, int]) -> bool:
         """Whether tensors `written` could overwrite tensors `read` before these are read.
@@ -376,10 +376,9 @@ class Lowering:
         All lie in one row of memory, each from the position given. A value may be replaced by the loop that reads it
         last, if that writes each element where it was read.
         """
-        stores = [(o, p) for o in self.operations.values() for p in o.stores if p.base in written]
-        loads = [
-            (o, p) for o in self.operations.values() for p in o.operands if isinstance(p, Place) and p.base in read
-        ]
+        every = self.operations.values()
+        stores = [(o, p) for o in every for p in o.stores if p.base in written]
+        loads = [(o, p) for o in every for p in o.operands if isinstance(p, Place) and p.base in read]
         for writer, to in stores:
             begin, end = (written[to.base] + k for k in to.span)
             for reader, source in loads:

@@ -345,7 +345,8 @@ def _operands(cell: Cell, frame: FrameType, line: int, rows: int) -> str:
         if left.dtype != right.dtype or left.device != right.device:  # of which torch speaks plainly
             continue
         try:
-            _value(node, frame)
+            with torch.no_grad():
+                _value(node, frame)
         except RuntimeError:
             sign = SIGNS.get(type(node.op), "and")
             shapes = f"{_shape(cell, left, rows)} {sign} {_shape(cell, right, rows)}"

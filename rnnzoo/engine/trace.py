@@ -62,8 +62,8 @@ class Tracer:
         apart before, because autograd's formulas are safe where those of the parts are not.
         """
         table = elementary.everything() if apart else elementary.structure()
-        # autograd's own formulas write in place here and there; opt_einsum, where it is installed, asks for numbers
-        with self.mode, torch._C._DisableAutocast(), torch.backends.opt_einsum.flags(enabled=False), _quiet():
+        # autograd's own formulas write in place here and there
+        with self.mode, torch._C._DisableAutocast(), _quiet():
             graph = forgetting(make_fx(functionalize(function), decomposition_table=table)(*groups)).graph
         followed(graph)
         if any(value.is_number for value in self.shapes.replacements.values()):
@@ -87,13 +87,14 @@ class Tracer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What fails is told once, by whoever has asked; torch would print its own traceback before."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    log.disabled, before = True, log.disabled
+    """Torch prints no traceback of its own for what fails, and opt_einsum asks for no number of rows."""
+    log, einsum = logging.getLogger("torch._subclasses.fake_tensor"), torch.backends.opt_einsum
+    before = log.disabled, einsum.enabled
+    log.disabled, einsum.enabled = True, False  # type: ignore[assignment]
     try:
         yield
     finally:
-        log.disabled = before
+        log.disabled, einsum.enabled = before  # type: ignore[assignment]
 
 
 def _from_the_front(node: fx.Node) -> list[Any]:

@@ -155,7 +155,7 @@ def serve(machines: list[Machine], host: str, port: int) -> None:
         named = (host, socket.gethostname(), socket.getfqdn()) if outside else (host,)
         made = app(machines, tuple(name.lower() for name in named), outside)
         where = f"[{host}]" if ":" in host else host
-        print(f"open http://{where}:{port} in a browser; Ctrl-C ends it", flush=True)
+        print(printable(f"open http://{where}:{port} in a browser; Ctrl-C ends it"), flush=True)
         uvicorn.Server(uvicorn.Config(made, log_level="warning", server_header=False)).run(sockets=[listening])
 
 
