@@ -280,9 +280,11 @@ class Lowering:
     def _scatter(self, node: fx.Node) -> Value:
         """Numbers are added one by one to a copy of what they are added to."""
         before, dim, index, source = args_of(node)
-        shape = shape_of(index)
+        shape, value = shape_of(index), self.values[before]
+        if isinstance(value, fx.Node):
+            self._memory(value)  # of its own, or whoever reads it there finds what was added
         place = self._scratch(shape_of(node))
-        self._store(self.values[before], place)
+        self._store(value, place)
         operands = (self._memory(self._operand(a, shape, behind(node))) for a in (index, source))
         d = dimension(node, dim)
         self.operations[node] = Operation("scatter", shape, [place, *operands], stores=[place], reduced=(d,))

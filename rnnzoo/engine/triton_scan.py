@@ -32,7 +32,7 @@ each other in a and in marks, of which lane n reads n // r."""
 FLAGS = ("REVERSE", "COMPLEX", "ANEW")
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load(base, at, here, COMPLEX: tl.constexpr):  # type: ignore[no-untyped-def]
     """Numbers by their real and imaginary parts; real ones twice."""
     if COMPLEX:
@@ -44,7 +44,7 @@ def load(base, at, here, COMPLEX: tl.constexpr):  # type: ignore[no-untyped-def]
     return re, im
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def store(base, at, re, im, here, COMPLEX: tl.constexpr):  # type: ignore[no-untyped-def]
     """Write numbers."""
     if COMPLEX:
@@ -54,7 +54,7 @@ def store(base, at, re, im, here, COMPLEX: tl.constexpr):  # type: ignore[no-unt
         tl.store(base + at, re, mask=here)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def product(a_re, a_im, re, im, COMPLEX: tl.constexpr):  # type: ignore[no-untyped-def]
     """a · h."""
     if COMPLEX:
@@ -66,7 +66,7 @@ def product(a_re, a_im, re, im, COMPLEX: tl.constexpr):  # type: ignore[no-untyp
     return x_re, x_im
 
 
-@triton.jit(do_not_specialize=[*POINTERS[0], *NUMBERS])
+@triton.jit(do_not_specialize=[*POINTERS[0], *NUMBERS])  # type: ignore[untyped-decorator]
 def walk(  # type: ignore[no-untyped-def]
     a, b, marks, first, h, T, L, lanes, far, q, m, s, e, apart, r,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, ANEW: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
@@ -90,7 +90,7 @@ def walk(  # type: ignore[no-untyped-def]
         store(h, t * width + n, re, im, here, COMPLEX)
 
 
-@triton.jit(do_not_specialize=[*POINTERS[1], *NUMBERS])
+@triton.jit(do_not_specialize=[*POINTERS[1], *NUMBERS])  # type: ignore[untyped-decorator]
 def compose(  # type: ignore[no-untyped-def]
     a, b, marks, A, B, M, T, L, lanes, far, q, m, s, e, apart, r,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, ANEW: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
