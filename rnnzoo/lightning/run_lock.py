@@ -21,7 +21,7 @@ def locked(folder: Path) -> Iterator[None]:
     The system lets go of a lock when its process ends, however that ends, so that a dead one's does not count. Folders
     that had to be made are taken back if nothing has been written to them.
     """
-    place = folder.absolute() / ".hydra"
+    place = folder.resolve() / ".hydra"
     if place in _held:
         yield
         return

@@ -59,8 +59,10 @@ def test_a_folder_is_one_processs_until_that_is_dead(
 
 
 def test_a_lock_leaves_no_folders(tmp_path: Path) -> None:
-    with locked(tmp_path / "a" / "b"), locked(tmp_path / "a" / "b"):
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with locked(tmp_path / "a" / "b"), locked(tmp_path / "link" / "b"), locked(tmp_path / "link" / ".." / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "link").unlink()
     assert not list(tmp_path.iterdir())
     taken = pytest.raises(UserError, match="another process")
     with holding(tmp_path / "c"), taken, locked(tmp_path / "c"):
