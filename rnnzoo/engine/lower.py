@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from rnnzoo.engine.operations import CHECKED, CUMULATIVE, FILLED, POINT, POWERS, REDUCTIONS, VIEWS, number
+from rnnzoo.engine.operations import CHECKED, CUMULATIVE, FILLED, POINT, POWERS, REDUCTIONS, VIEWS, converted, number
 from rnnzoo.engine.places import (
     COUNT,
     Place,
@@ -152,7 +152,7 @@ class Lowering:
             exponent = arguments.pop()
             expression = POWERS.get(exponent, f"std::pow({{0}}, {number(float(exponent))})")
         elif node.target is aten._to_copy.default:
-            expression = _converted(args_of(node)[0].meta["val"].dtype, node.meta["val"].dtype)
+            expression = converted(args_of(node)[0].meta["val"].dtype, node.meta["val"].dtype)
         if "bitwise" in str(node.target) and node.meta["val"].dtype != torch.bool:
             raise Unsupported(f"{node.target} of whole numbers")
         if expression is None or (node.kwargs and node.target is not aten._to_copy.default):
@@ -394,10 +394,3 @@ class Lowering:
                 if not apart and not in_turn:
                     return True
         return False
-
-
-def _converted(before: torch.dtype, after: torch.dtype) -> str:
-    """Numbers of one type as those of another."""
-    if after == torch.bool:
-        return "({0} != 0)"
-    return "(std::trunc({0}) + 0)" if before.is_floating_point and not after.is_floating_point else "S({0})"

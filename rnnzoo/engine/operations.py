@@ -89,3 +89,10 @@ def number(value: float) -> str:
     if math.isfinite(value):
         return f"S({value!r})"
     return "S(NAN)" if math.isnan(value) else f"S({'-' if value < 0 else ''}INFINITY)"
+
+
+def converted(before: torch.dtype, after: torch.dtype) -> str:
+    """Numbers of one type as those of another."""
+    if after == torch.bool:
+        return "({0} != 0)"
+    return "(std::trunc({0}) + 0)" if before.is_floating_point and not after.is_floating_point else "S({0})"

@@ -90,11 +90,11 @@ def _quiet() -> Iterator[None]:
     """Torch prints no traceback of its own for what fails, and opt_einsum asks for no number of rows."""
     log, einsum = logging.getLogger("torch._subclasses.fake_tensor"), torch.backends.opt_einsum
     before = log.disabled, einsum.enabled
-    log.disabled, einsum.enabled = True, False  # type: ignore[assignment]
+    log.disabled, einsum.enabled = True, False
     try:
         yield
     finally:
-        log.disabled, einsum.enabled = before  # type: ignore[assignment]
+        log.disabled, einsum.enabled = before
 
 
 def _from_the_front(node: fx.Node) -> list[Any]:

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.lower import Lowering, Operation, Value
-from rnnzoo.engine.operations import POINT
+from rnnzoo.engine.operations import POINT, VIEWS
 from rnnzoo.engine.places import Place, Unsupported, behind, shape_of
-from rnnzoo.engine.trace import VIEWS, args_of, aten
+from rnnzoo.engine.trace import args_of, aten
 
 SAME = (
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.gt.Scalar,
