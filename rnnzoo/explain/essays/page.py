@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateNotFound
+from jinja2 import Environment, StrictUndefined, TemplateNotFound
 from markupsafe import Markup
 
 from rnnzoo.errors import UserError, nearest
@@ -46,8 +47,14 @@ class Essay:
         """The page as HTML, from `<h1>` on, for the site's shell; the same text every time."""
         found = {**self.found(), "number": number, "math": symbol, "zoo": list_cells()}
         say = texts(language, found)
-        page = templates().get_template(f"essays/{self.name}.html")
+        page = strict().get_template(f"essays/{self.name}.html")
         return page.render({**found, **self.pictures(say, found), "say": say, "pace": lambda factor: pace(say, factor)})
+
+
+@cache
+def strict() -> Environment:
+    """The site's templates, where to name what nobody has found is an error, not a gap in a sentence."""
+    return templates().overlay(undefined=StrictUndefined)
 
 
 def languages() -> list[str]:
@@ -61,7 +68,7 @@ def texts(language: str, found: Found | None = None) -> Any:
     Raises `UserError` for a language that there are none in.
     """
     try:
-        return templates().get_template(f"texts/{language}.html").make_module(dict(found or {}))
+        return strict().get_template(f"texts/{language}.html").make_module(dict(found or {}))
     except TemplateNotFound:
         raise UserError(f"--language {language}: no such texts; {nearest(language, languages())}") from None
 
