@@ -128,7 +128,7 @@ def test_the_estimate() -> None:
 def test_the_estimate_of_scans() -> None:
     """RESULTS.md works out the first case; wherever there is a kernel, it is estimated to take less than operations."""
     assert chunks(16384, 2048, 4) > 1
-    assert walked(16384, 2048, 4) == pytest.approx(2460, rel=0.01)
+    assert walked(16384, 2048, 4) == pytest.approx(2458, rel=0.01)
     assert walked(16384, 2048, 4, chunks(16384, 2048, 4)) < 200
     assert chunks(128, 64 * 128, 4) == chunks(256, 64 * 256 * 256, 4) == 1
     for T, lanes, size in product((2, 7, 31, 32, 100, 1000, 10**5), (1, 100, 10**4, 10**6, 10**7), (4, 8, 16)):

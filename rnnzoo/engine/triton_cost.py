@@ -137,7 +137,8 @@ def walked(T: int, lanes: int, size: int, chunks: int = 1) -> float:
 
     def walk(steps: int, side_by_side: int, moved: int) -> float:
         waves = -(-(-(-lanes // LANES) * side_by_side) // (PROGRAMS * RESIDENT))
-        return LAUNCH + max(waves * steps * LATENCY / STAGES, steps * side_by_side * moved * lanes * size / MAIN)
+        memory = steps * side_by_side * moved * lanes * size / MAIN
+        return max(LAUNCH, waves * steps * LATENCY / STAGES, memory)
 
     if chunks == 1:
         return walk(T, 1, 3)
