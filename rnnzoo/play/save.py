@@ -25,7 +25,7 @@ DRAWN = 200
 """Characters that a language model adds to the text it begins with."""
 
 PAGE = files("rnnzoo.play") / "page"
-MODULES = ("boxes", "diagram", "inputs", "panel", "play")
+MODULES = ("boxes", "diagram", "inputs", "panel", "play", "series")
 """The page's scripts, by the names that they import each other by."""
 
 
