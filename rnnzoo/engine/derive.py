@@ -126,7 +126,7 @@ def _sums(
         if node.target is aten.add.Tensor and not node.kwargs:
             for operand in args_of(node):
                 yield from terms(operand) if isinstance(operand, fx.Node) else (None,)
-        elif node.target is aten.sum.dim_IntList and not node.kwargs and rows_first(args_of(node)[0]):
+        elif node.target is aten.sum.dim_IntList and args_of(node)[1] and rows_first(args_of(node)[0]):
             first, *others = sorted(d % args_of(node)[0].meta["val"].dim() for d in args_of(node)[1])
             part = args_of(node)[0]
             if others and first == 0 and part.meta["val"].dim() > 2:  # other dimensions first, within a row
