@@ -18,7 +18,7 @@ from rnnzoo.engine import PAYS_BACK, choose, matrix
 
 B, I, H = 3, 3, 6  # noqa: E741  I is the input size everywhere in this project
 
-NAMES = ("gla", "retention", "delta_net", "gated_delta_net", "linear_attention", "hgrn2", "mlstm", "mamba2")
+NAMES = ("gla", "rwkv7", "retention", "delta_net", "gated_delta_net", "linear_attention", "hgrn2", "mlstm", "mamba2")
 
 pytestmark = pytest.mark.usefixtures("empty_memory_is_nan", "shared_kernels")
 
@@ -230,7 +230,7 @@ def test_second_derivatives_are_refused():
 @pytest.mark.parametrize("cell", ["gla", "delta_net"])
 def test_what_is_kept_for_the_backward_pass(cell):
     kept = {}
-    for engine in ("matrix", "serial"):
+    for engine in ("matrix", "reference"):
         layer = Recurrent(cell, I, 64, engine=engine)
         x = torch.randn(128, 4, I)
         layer(x)  # the plan is made
@@ -243,7 +243,7 @@ def test_what_is_kept_for_the_backward_pass(cell):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             layer(x)
         kept[engine] = sum(storages.values())
-    assert kept["matrix"] < 0.3 * kept["serial"]
+    assert kept["matrix"] < 0.3 * kept["reference"]
 
 
 def test_parts_of_the_equation():

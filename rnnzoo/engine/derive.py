@@ -126,10 +126,9 @@ def _sums(
         if node.target is aten.add.Tensor and not node.kwargs:
             for operand in args_of(node):
                 yield from terms(operand) if isinstance(operand, fx.Node) else (None,)
-        elif node.target is aten.sum.dim_IntList and not node.kwargs and rows_first(args_of(node)[0]):
-            part, dims = args_of(node)[:2]
-            count = part.meta["val"].dim()
-            first, *others = sorted(d % count for d in dims or range(count))
+        elif node.target is aten.sum.dim_IntList and args_of(node)[1] and rows_first(args_of(node)[0]):
+            first, *others = sorted(d % args_of(node)[0].meta["val"].dim() for d in args_of(node)[1])
+            part = args_of(node)[0]
             if others and first == 0 and part.meta["val"].dim() > 2:  # other dimensions first, within a row
                 part = tracer.call(graph, aten.sum.dim_IntList, part, others)
             yield part if first == 0 else None

@@ -220,8 +220,8 @@ def run(
     made = prepare(cell, x)
     if len(made.states) > len(state):  # the output is the first one
         fresh = state[0].new_zeros(x.shape[1], *made.shapes[0])
-        (output,), states = over_time(made, cell, x, (fresh, *state), lengths, 1)
-        return past_the_end(output, lengths), states[1:]
+        (output,), final = over_time(made, cell, x, (fresh, *state), lengths, 1)
+        return past_the_end(output, lengths), final[1:]
     readout = type(cell).readout is not Cell.readout
     stacks, final = over_time(made, cell, x, state, lengths, len(state) if readout else 1)
     output = cell.readout(x[..., : cell.input_size], *stacks) if readout else stacks[0]
