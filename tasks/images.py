@@ -171,5 +171,5 @@ def draw_mistakes(confusion: Tensor, mistakes: list[tuple[Tensor, int, int]], na
             in_colour = pixels.dim() == 3 and len(pixels) == 3
             shown = pixels.permute(1, 2, 0) if in_colour else pixels.reshape(pixels.shape[-2:])
             axes.imshow(shown.numpy(), cmap="gray" if pixels.dim() == 3 else "gray_r")
-            axes.set_title(f"{names[label]} → {names[found]}", fontsize=8 if upright else 5)
+            axes.set_title(f"{names[label]} → {names[found]}", fontsize=8 if upright else 6)
     return figure
