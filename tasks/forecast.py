@@ -25,7 +25,7 @@ from rnnzoo import UserError
 from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.lightning.arguments import Fraction
 from rnnzoo.lightning.data import in_order
-from rnnzoo.lightning.figures import count_along
+from rnnzoo.lightning.figures import count_along, drawn
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import csv_cell, printable
@@ -205,9 +205,9 @@ class Forecast(SequenceModule):
         shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
         for k, (name, axes) in enumerate(zip(targets, figure.subplots(len(targets), squeeze=False)[:, 0])):
             before = series.values[shown, self.at[k]]
-            axes.plot(time[shown], before, color="0.6", linewidth=2, label=data.name)
+            axes.plot(time[shown], before, color="0.6", linewidth=2, label=drawn(data.name))
             axes.plot(time[-len(rows) :], [row[k] for row in rows], ".-", color="C3", label="forecast")
-            axes.set(ylabel=name)
+            axes.set(ylabel=drawn(name))
             axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
@@ -268,7 +268,7 @@ def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
             label = f"forecasts of {data.horizon} rows" if b == 0 else None
             values = forecasts[:, b, k] * scale[k] + center[k]
             left.plot(time[origin : origin + data.horizon], values, ".-", color="C3", linewidth=1.5, label=label)
-        left.set(ylabel=name)
+        left.set(ylabel=drawn(name))
         left.set_title("the end of the test part", loc="left")
         left.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         for baseline, error in errors.items():

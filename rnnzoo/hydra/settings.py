@@ -53,8 +53,8 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     for group, key in ((settings["task"], "data"), (settings["task"], "text")):
         if group.get(key) and Path(str(group[key])).exists():
             group[key] = str(Path(group[key]).resolve())
-    if settings["seed"] < 0:
-        raise UserError(f"seed={settings['seed']}: must not be negative")
+    if not 0 <= settings["seed"] < 2**32:
+        raise UserError(f"seed={settings['seed']}: must be from 0 to {2**32 - 1}, as NumPy wants it")
     if settings["param_match"] is not None and settings["param_match"] < 1:
         raise UserError(f"param_match={settings['param_match']}: must be a positive number of parameters")
     positive: dict[str, tuple[type, ...]] = {

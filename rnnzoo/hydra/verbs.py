@@ -20,7 +20,17 @@ from rnnzoo.hydra.command_line import CONF
 from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.plain import printable
 
-TYPES: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "Path": Path}
+
+def whole(text: str) -> int:
+    """A whole number that a computer's can hold."""
+    number = int(text)
+    if abs(number) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} has more than 64 bits")
+    return number
+
+
+whole.__name__ = "int"  # as argparse calls it where it is none
+TYPES: dict[str, Callable[[str], Any]] = {"str": str, "int": whole, "float": float, "Path": Path}
 
 
 class Parameter(NamedTuple):

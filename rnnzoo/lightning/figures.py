@@ -33,6 +33,11 @@ def save(path: Path, make: Callable[[], Figure | None], **options: Any) -> bool:
     return True
 
 
+def drawn(text: object) -> str:
+    """A text as a figure shows it: nothing between dollar signs is a formula, and nothing is a control character."""
+    return printable(text).replace("$", r"\$")
+
+
 def count_along(axes: Axes) -> None:
     """Let the marks of the x axis be whole numbers: there are no half epochs."""
     from matplotlib.ticker import MaxNLocator

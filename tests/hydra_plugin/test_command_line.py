@@ -326,6 +326,7 @@ def test_a_value_of_the_wrong_type(argument: str, refusal: Callable[..., str]) -
         "optimizer.lr=-1",
         "optimizer.weight_decay=-1",
         "seed=-1",
+        "seed=4294967296",
         "checkpoint.every_n_steps=0",
         "early_stopping.patience=0",
         "hardware.devices=0",

@@ -130,6 +130,13 @@ def test_sample_writes_prime_and_length(text_run: Path, capsys: pytest.CaptureFi
     assert len(said(capsys, "sample", checkpoint, "--length", "10", "--greedy")) == 11
 
 
+@pytest.mark.parametrize("option", ["--seed", "--length", "--top-k"])
+def test_numbers_that_no_computer_holds(option: str, text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["sample", str(text_run), option, "9" * 20])
+    assert end.value.code == 2 and f"argument {option}: {'9' * 20} has more than 64 bits" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

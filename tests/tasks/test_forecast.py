@@ -21,6 +21,7 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError, list_cells
+from rnnzoo.cli import main
 from rnnzoo.tasks.forecast import Forecast, _figure
 from rnnzoo.tasks.series import Series, mackey_glass
 from rnnzoo.tasks.windows import Windows
@@ -387,6 +388,22 @@ def test_training_beats_the_baselines(train: Callable[..., Path]) -> None:
     season = (values[17:1400] - values[: 1400 - 17]).abs().mean()
     assert found["test/mase"] == pytest.approx(float(error.abs().mean() / season), rel=1e-3)
     assert matplotlib.image.imread(folder / "plots" / "forecast.png")[:, :, :3].std() > 0.05  # not a blank one
+
+
+def test_columns_may_have_any_name(
+    tmp_path: Path, train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables of metrics take none of it for markup or for a terminal's commands."""
+    names = ["[/bold]", "[b]x$", "\x1b[31mred$_$"]
+    rows = [[math.sin(k), math.cos(k), k % 7] for k in range(90)]
+    (tmp_path / "odd.csv").write_text("\n".join(",".join(map(str, row)) for row in [names, *rows]))
+    folder = train(*SMALL, f"task.data={tmp_path / 'odd.csv'}", "task.season=1", "trainer.max_epochs=1")
+    assert main(["eval", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        all(said.count(name) >= 2 for name in ("mae_[/bold]", "mae_[b]x$", "mae_\\x1b[31mred$_$"))
+        and "\x1b" not in said
+    )
 
 
 def test_a_file_with_gaps_and_several_targets(

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from rnnzoo.hydra.search.study import ERROR, FOLDER
-from rnnzoo.lightning.figures import count_along, save
+from rnnzoo.lightning.figures import count_along, drawn, save
 from rnnzoo.plain import printable
 
 
@@ -71,7 +71,7 @@ def _figure(study: optuna.Study, complete: dict[int, float], pruned: dict[int, f
     )
     values = [*complete.values(), *pruned.values()]
     wide = 0 < 10 * min(values) < max(values)
-    history.set(xlabel="trial", ylabel=monitor, yscale="log" if wide else "linear", title=study.study_name)
+    history.set(xlabel="trial", ylabel=monitor, yscale="log" if wide else "linear", title=drawn(study.study_name))
     count_along(history)
     figure.legend(loc="outside lower left", ncols=3, frameon=False)
     bars.barh(list(importance), list(importance.values()), color="C0")
