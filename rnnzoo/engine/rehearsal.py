@@ -176,8 +176,8 @@ def _rehearse_readout(cell: Cell, x: Tensor, state: tuple[Tensor, ...], output: 
 def _differentiate(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
     """Raise `UserError` if gradients cannot be computed."""
     x, count = x.clone().requires_grad_(), len(state)
-    as_they_are = torch.autograd.graph.saved_tensors_hooks(_same, _same)  # not as a checkpoint around this has them
-    with torch.enable_grad(), as_they_are, _naming(cell, len(x)):
+    own = torch.autograd.graph.saved_tensors_hooks(_held, _found)  # in the place of those of a checkpoint around this
+    with torch.enable_grad(), own, _naming(cell, len(x)):
         for _ in range(2):
             found = _taken(cell, x, state)
             state = found[:count]
@@ -186,7 +186,14 @@ def _differentiate(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> None:
             torch.autograd.backward(asking, [torch.ones_like(t) for t in asking])
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _held(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor, tensor._version
+
+
+def _found(held: tuple[Tensor, int]) -> Tensor:
+    tensor, version = held
+    if tensor._version != version:  # of which torch no longer tells where there are such hooks
+        raise RuntimeError("a tensor that the gradient needs has been modified by an inplace operation")
     return tensor
 
 

@@ -42,7 +42,7 @@ WRONG = {
     ),
     "gradient": (
         "return (h + x @ self.W).exp().mul_(2).tanh()",
-        "line 9: one of the variables needed for",
+        "line 9: a tensor that the gradient needs has been modified by an inplace operation",
     ),
     "sum": ("return h + self.U", "line 10: h + self.U: [B, hidden=5] + [hidden=5, hidden=5] do not fit"),
 }

@@ -5,6 +5,7 @@ Optuna is imported only where it is needed, so that help stays quick.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def make_sampler(name: str, seed: int, space: dict[str, BaseDistribution]) -> op
         "gp": lambda n: samplers.GPSampler(seed=n),
         "cmaes": lambda n: samplers.CmaEsSampler(seed=n, warn_independent_sampling=False),
         # these two number what they propose themselves, always in the same order
-        "qmc": lambda n: samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False),
+        "qmc": lambda n: _quasi_random(seed),
         "grid": lambda n: samplers.GridSampler(grid(space), seed),
     }
     try:
@@ -81,6 +82,15 @@ def make_sampler(name: str, seed: int, space: dict[str, BaseDistribution]) -> op
     except ImportError as error:
         missing = {"gp": "scipy", "qmc": "scipy", "cmaes": "cmaes"}[name]
         raise UserError(f"sweep.sampler={name}: needs a package more: pip install {missing}") from error
+
+
+def _quasi_random(seed: int) -> optuna.samplers.BaseSampler:
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import QMCSampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # Optuna may change it: nothing for whoever searches
+        return QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
 
 
 def _seeded_by_trial(make: Callable[[int], optuna.samplers.BaseSampler], seed: int) -> optuna.samplers.BaseSampler:
