@@ -40,9 +40,17 @@ def refuse_missing_parent(option: str, path: Path) -> None:
         raise UserError(f"{option} {path}: there is no folder {parent}; make it, or name another")
 
 
+def expanded(path: str | Path) -> Path:
+    """The path from a home folder if it begins with ~; as it is where there is no such home, for it to be not found."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cache_folder() -> Path:
     """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
     own = os.environ.get("RNNZOO_CACHE")
     if own:
-        return Path(own).expanduser()
+        return expanded(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.files import expanded
 
 if TYPE_CHECKING:
     from rnnzoo.cell import Cell
@@ -120,7 +121,7 @@ def load(target: str) -> ModuleType:
     or fails; then none of its cells stay registered.
     """
     _load_installed()
-    path = Path(target).expanduser().resolve()
+    path = expanded(target).resolve()
     is_module = all(part.isidentifier() for part in target.split(".")) and not path.is_file() and path.suffix != ".py"
     key = target if is_module else str(path)
     if key in _loaded:
@@ -147,7 +148,7 @@ def load_all(targets: str) -> None:
 
 def split(targets: str) -> list[str]:
     """The targets of a list such as `a.py,b.py`; a file whose name has a comma is one."""
-    return [targets] if Path(targets).expanduser().is_file() else [t.strip() for t in targets.strip("[]").split(",")]
+    return [targets] if expanded(targets).is_file() else [t.strip() for t in targets.strip("[]").split(",")]
 
 
 def loaded(name: str) -> ModuleType | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.files import expanded
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.carried_state import CarriedState, with_states
 from rnnzoo.lightning.data import Batches, SequenceData, parts_of, share
@@ -75,7 +76,7 @@ def characters_of(text: str | None, corpus: str) -> str:
         if corpus not in CORPORA:
             raise UserError(f"task.corpus={corpus}: unknown; {nearest(corpus, CORPORA)}; or task.text=FILE")
         return CORPORA[corpus]()
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_file():
         raise UserError(f"task.text={text}: no such file")
     return read_text(path, f"task.text={text}")

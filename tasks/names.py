@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.files import expanded
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, parts_of
 from rnnzoo.lightning.verbs import verb
@@ -82,7 +83,7 @@ def read_folder(data: str) -> dict[str, list[str]]:
 
     Raises `UserError` naming the folder or the file that will not do.
     """
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     if not folder.is_dir():
         raise UserError(f"task.data={data}: no such folder")
     names = {}

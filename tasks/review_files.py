@@ -19,6 +19,7 @@ from .csv_files import read_lines
 from .text_files import PLAIN, decode, files_in, is_data, read_bytes
 
 REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
+FOLDER = re.compile(r"(?:^|/)(train|test)(/(pos|neg))?$")
 LARGEST = 1 << 20
 """Bytes of a review; the longest of the data set has some 14,000."""
 LARGEST_TOGETHER = 1 << 31
@@ -138,6 +139,11 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
             for member in archive:
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     raise UserError(f"task.data={source}: unsafe path {member.name!r} in the archive; do not use it")
+                if member.issym() and FOLDER.search(member.name):
+                    raise UserError(
+                        f"task.data={source}: {member.name} is a link to {member.linkname}, whose reviews are not in "
+                        f"the archive under that name; pack it with tar --dereference"
+                    )
                 if not REVIEW.search(member.name) or not is_data(member.name):
                     continue
                 if member.islnk() or member.issym():  # a hard link names its file from the archive's root

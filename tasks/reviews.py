@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnnzoo import UserError
-from rnnzoo.files import cache_folder, writing
+from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
 from .download import digest, download, one_at_a_time
@@ -66,7 +66,7 @@ def find(data: str | None) -> Path:
             "task.data=PATH",
             100_000_000,
         )
-    path = Path(data).expanduser()
+    path = expanded(data)
     if not path.exists():
         raise UserError(f"task.data={data}: no such file or folder")
     return path

@@ -20,6 +20,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rnnzoo import UserError
+from rnnzoo.files import expanded
 
 from .download import download
 from .images import CLASSES, ImageData, ImageModule, Images, scaled
@@ -150,7 +151,7 @@ class Photographs(ImageData):
 
     def _source(self) -> Path:
         if self.data is not None:
-            return Path(self.data).expanduser()
+            return expanded(self.data)
         return download(URL, "cifar-10-binary.tar.gz", CHECKSUM, "task.data=FILE", 200_000_000)
 
     def read(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torchmetrics import Metric
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
+from rnnzoo.files import expanded
 from rnnzoo.plain import printable
 
 from .calendars import Calendar, calendar_of
@@ -72,7 +72,7 @@ def read_csv(
     and for dates that are not in order or come twice.
     """
     source = source or f"task.data={data}"
-    lines = read_lines(Path(data).expanduser(), source)
+    lines = read_lines(expanded(data), source)
     _, header = next(lines)
     rows = list(lines)
     if "" in header or len(set(header)) < len(header):

@@ -21,6 +21,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rnnzoo import UserError
+from rnnzoo.files import expanded
 
 from .download import download
 from .images import CLASSES, ImageData, ImageModule, Images, scaled
@@ -89,7 +90,7 @@ def find(data: str | None, name: str) -> Path:
     """The file of that name in the folder `data`, with or without .gz; downloaded if `data` is None."""
     if data is None:
         return download(f"{MIRROR}/{name}.gz", f"{name}.gz", FILES[name], "task.data=FOLDER", 20_000_000)
-    paths = [Path(data).expanduser() / (name + suffix) for suffix in ("", ".gz")]
+    paths = [expanded(data) / (name + suffix) for suffix in ("", ".gz")]
     for path in paths:
         if path.is_file():
             return path

@@ -58,9 +58,10 @@ _lacks: weakref.WeakKeyDictionary[Plan, str | None] = weakref.WeakKeyDictionary(
 
 
 def _kernel(plan: Plan, half: bool) -> Kernel:
-    """With products in bfloat16 only where the processor has them."""
+    """With products in bfloat16 only where the processor has them, and oneDNN, which may be told to do without."""
     single = inputs(plan.recur)[0].meta["val"].dtype == torch.float32
-    return Kernel(plan, half and single and torch.cpu._is_avx512_bf16_supported())
+    there = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return Kernel(plan, half and single and there)
 
 
 LOOPS: dict[str, Callable[[Plan, bool], Any]] = {

@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.files import expanded
 from rnnzoo.hydra.models import named_models, register_models
 from rnnzoo.hydra.recorded import recorded_settings, refuse_foreign_classes, refuse_unnamed_code
 from rnnzoo.hydra.refusals import no_such, refused, refusing_bad_input
@@ -153,7 +154,10 @@ def prepare(arguments: list[str]) -> list[str]:
         if rank() == 0 and any((folder / name).is_file() for name in left):
             raise UserError(f"hydra.run.dir={folder} already holds a run; choose another folder, or resume={folder}")
         return arguments
-    folder = Path(str(resume)).expanduser().resolve()
+    folder = expanded(str(resume)).resolve()
+    if folder.name == "last.ckpt" and folder.is_file():  # what goes on is its run
+        folder = folder.parent.parent
+    arguments = [f"resume={quoted(str(folder))}" if a.startswith("resume=") else a for a in arguments]
     if "${" in str(folder):
         raise UserError(f"resume={folder}: what stands after a ${{ is Hydra's to fill in; rename the folder")
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
@@ -174,7 +178,7 @@ def _of_checkpoint(arguments: list[str]) -> Path | None:
     tested = given.get("test_only", "").lower() == "true" and "ckpt" in given
     if not tested or {"task", "model", "experiment"} & given.keys() or "--config-path" in arguments:
         return None
-    folder = Path(str(value_of(_literal(f"ckpt={given['ckpt']}")))).expanduser().absolute().parent.parent
+    folder = Path(str(value_of(_literal(f"ckpt={given['ckpt']}")))).absolute().parent.parent
     return folder if (folder / ".hydra" / "config.yaml").is_file() else None
 
 
@@ -232,9 +236,9 @@ def _literal(argument: str) -> str:
     key, _, text = argument.partition("=")
     if key not in PATHS or text in ("", "null") or text[0] in "'\"" or (key == "hydra.run.dir" and "${" in text):
         return argument
-    if key == "cells":  # several of them are no sweep
-        text = ",".join(registry.split(text))
-    here = Path(text).expanduser().exists() or key in ("cells", "resume", "hydra.run.dir")
+    several = key == "cells"  # which is no sweep
+    text = ",".join(registry.split(text)) if several else str(expanded(text))
+    here = key in ("cells", "resume", "hydra.run.dir") or text.startswith("~") or Path(text).exists()
     return f"{key}={quoted(text)}" if here else argument
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError
-from rnnzoo.files import writing
+from rnnzoo.files import expanded, writing
 
 SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None, "claim": None, "probe": False}
 """Keys that runs recorded by earlier versions lack, with what these did."""
@@ -160,7 +160,7 @@ def loaded_code() -> list[Path]:
 
 def _file_of(cells: str) -> Path:
     """The file of what `cells=` names, a path or a module; `UserError` if there is none."""
-    path = Path(cells).expanduser()
+    path = expanded(cells)
     if path.is_file():
         return path.resolve()
     try:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rnnzoo import registry
 from rnnzoo.errors import UserError, nearest
-from rnnzoo.files import writing
+from rnnzoo.files import expanded, writing
 from rnnzoo.hydra.recorded import SINCE_THEN, record_code, recorded_overrides, recorded_settings
 from rnnzoo.lightning.ranks import rank
 
@@ -48,7 +48,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
             if key not in settings[section]:
                 raise UserError(f"{section}.{key} is missing")
     if settings["cells"]:
-        places = [(path, Path(path).expanduser()) for path in registry.split(settings["cells"])]
+        places = [(path, expanded(path)) for path in registry.split(settings["cells"])]
         settings["cells"] = ",".join(str(place.resolve()) if place.exists() else path for path, place in places)
     for group, key in ((settings["task"], "data"), (settings["task"], "text")):
         if group.get(key) and Path(str(group[key])).exists():

@@ -346,6 +346,23 @@ def test_a_folder_whose_name_hydra_would_fill_in(run: Path, tmp_path: Path, refu
     assert "rename the folder" in refused(f"resume={run.rename(tmp_path / '${a}')}")
 
 
+@pytest.mark.parametrize("written", ["~/a run", "~/a run/checkpoints/last.ckpt"])
+def test_a_run_below_the_home_folder_is_resumed(
+    written: str, run: Path, tmp_path: Path, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = run.rename(tmp_path / "a run")
+    train(f"resume={written}", "trainer.max_epochs=2")
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("key", ["resume", "ckpt", "cells", "task=char_lm task.text"])
+def test_a_home_folder_that_there_is_none_of(key: str, refused: Callable[..., str]) -> None:
+    *before, key = key.split()
+    more = ["test_only=true"] if key == "ckpt" else []
+    assert "~nobody-at-all/x" in refused(*before, *more, f"{key}=~nobody-at-all/x")
+
+
 @pytest.mark.parametrize("name", ["it's", "a=b", "a,b", "{a}", "a b", "(a)"])
 def test_a_folder_of_any_name_is_trained_in(name: str, tmp_path: Path, train: Callable[..., Path]) -> None:
     assert (train(*SINE, f"hydra.run.dir={tmp_path / name}") / "summary.json").is_file()

@@ -206,3 +206,10 @@ def test_processes_that_know_nothing_of_each_other(study: optuna.Study, tmp_path
     assert len({trial.params["x"] for trial in counted}) == 12
     complete = [trial for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
     assert len(complete) == 12  # none was run for nothing
+
+
+def test_a_password_in_what_is_no_url_is_not_told() -> None:
+    told = r"^sweep\.storage: must be a database's URL"
+    with pytest.raises(UserError, match=told) as refused, storage_at("me:hunter2@host/name"):
+        pass
+    assert "hunter2" not in str(refused.value)

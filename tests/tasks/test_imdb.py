@@ -264,6 +264,14 @@ def test_a_link_out_of_an_archives_reviews_is_refused_by_name(leads_to: str, tre
         sentiments(archive)
 
 
+@pytest.mark.parametrize("name", ["aclImdb/train", "aclImdb/test/neg"])
+def test_a_link_in_place_of_an_archives_folder_is_refused_by_name(name: str, tree: Path, tmp_path: Path) -> None:
+    archive = pack(tree, tmp_path / "linked.tar", "w")
+    link(archive, name, tarfile.SYMTYPE, "/elsewhere")
+    with pytest.raises(UserError, match=rf"{name} is a link to /elsewhere, .* tar --dereference"):
+        sentiments(archive)
+
+
 def test_links_are_read_as_their_twins(tree: Path, tmp_path: Path) -> None:
     copied, folder = tmp_path / "copied", tmp_path / "folder"
     for other in (copied, folder):

@@ -44,6 +44,10 @@ PATIENCE = 60
 @contextmanager
 def storage_at(url: str) -> Iterator[RDBStorage]:
     """The database at an SQLAlchemy URL, its tables made if need be; `UserError` when that cannot be."""
+    if "@" in url and "://" not in url:  # it is not told again, for which part is the password nobody can know
+        raise UserError(
+            "sweep.storage: must be a database's URL, as in postgresql+psycopg2://host/name or sqlite:///FILE"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)
