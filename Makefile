@@ -17,7 +17,7 @@ test: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n 3 $(ARGS)
+	$(RUN) -m pytest -n 2 $(ARGS)
 
 # not in $(VENV): images for GPUs come with their own torch
 gpu:

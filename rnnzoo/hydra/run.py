@@ -37,6 +37,7 @@ from rnnzoo.lightning.wandb_run import finishing
 def run(config: DictConfig) -> list[str]:
     """One run in the folder that Hydra has made; the lines with which it was refused as a job of a sweep."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    watch.last = watch.cells = None  # those of the job before in this process
     with refusing_bad_input(discard=None if config.resume else folder) as refused, finishing(), ExitStack() as stack:
         config = _grouped(config)
         if is_separate(config):

@@ -160,6 +160,10 @@ def test_gradients_that_were_being_gathered_are_not_lost(
 def test_before_the_first_checkpoint_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Callable[..., str]
 ) -> None:
+    before = tmp_path / "before" / "checkpoints" / "last.ckpt"  # of a job before in the same process
+    before.parent.mkdir(parents=True)
+    before.touch()
+    monkeypatch.setattr("rnnzoo.lightning.preempt.watch.last", before)
     monkeypatch.setattr("pytorch_lightning.seed_everything", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert "same command again" in ended(*SINE, f"hydra.run.dir={tmp_path / 'early'}")
     assert not (tmp_path / "early").exists()
