@@ -168,5 +168,13 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        new_page = opened.new_page
+
+        def patient(**options: Any) -> Any:
+            page = new_page(**options)
+            page.set_default_timeout(120_000)  # ms; beside other processes half a minute was too short once
+            return page
+
+        opened.new_page = patient  # type: ignore[method-assign]
         yield opened
         opened.close()
