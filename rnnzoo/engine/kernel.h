@@ -104,7 +104,7 @@ INLINE float log1p_(float x) {
 INLINE float wave(float x, int shift) {
   float n = std::floor(x * 0.636619772f + 0.5f);
   float r = x - n * 1.5703125f - n * 4.83751297e-4f - n * 7.54978942e-8f, z = r * r;
-  float sine = z == 0.f ? r : r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
+  float sine = r + r * z * (-1.f / 6 + z * (1.f / 120 + z * (-1.f / 5040 + z / 362880)));
   float cosine = 1.f + z * (-0.5f + z * (1.f / 24 + z * (-1.f / 720 + z / 40320)));
   int quarter = static_cast<int>(n) + shift;
   float y = quarter & 1 ? cosine : sine;
