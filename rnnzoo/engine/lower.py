@@ -72,6 +72,9 @@ class Lowering:
     Raises `Unsupported`.
     """
 
+    ROUNDED = "S(float({}))"
+    """How a number is rounded to float32."""
+
     def __init__(self, graph: fx.Graph, places: dict[str, Place], results: Sequence[Place | None]) -> None:
         self.operations: dict[Any, Operation] = {}
         self.values: dict[fx.Node, Value] = {}
@@ -106,7 +109,7 @@ class Lowering:
         if dtype != torch.float32 or not (moved or value is node):
             raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
         if not moved:
-            self.operations[node].expression = f"S(float({self.operations[node].expression}))"
+            self.operations[node].expression = self.ROUNDED.format(self.operations[node].expression)
         return value
 
     def _found(self, node: fx.Node) -> Value:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from rnnzoo.engine.lower import Lowering, Operation, Value
-from rnnzoo.engine.operations import POINT, VIEWS
+from rnnzoo.engine.operations import POINT
 from rnnzoo.engine.places import Place, Unsupported, behind, shape_of
 from rnnzoo.engine.trace import args_of, aten
 
@@ -92,20 +92,12 @@ class Text(str):
 class TritonLowering(Lowering):
     """The same lowering with the expressions of `FORMS`. Raises `Unsupported`."""
 
+    ROUNDED = "({}).to(tl.float32).to(S)"
+
     def _value(self, node: fx.Node) -> Value:
-        dtype = node.meta["val"].dtype
-        value = self._found(node)
+        value = super()._value(node)
         if node in self.operations and self.operations[node].kind not in KINDS:
             raise Unsupported(f"{node.target}")
-        if self._dtype in (None, dtype) or not (dtype.is_floating_point or dtype.is_complex):
-            return value
-        if isinstance(value, float):
-            return torch.tensor(value, dtype=dtype).item()
-        moved = node in self._given or node.target in VIEWS or node.target is aten.cat.default
-        if dtype != torch.float32 or not (moved or value is node):
-            raise Unsupported(f"numbers of {dtype} among those of {self._dtype}")
-        if not moved:
-            self.operations[node].expression = f"({self.operations[node].expression}).to(tl.float32).to(S)"
         return value
 
     def _product(self, node: fx.Node) -> Value:
