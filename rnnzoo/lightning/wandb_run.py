@@ -89,8 +89,9 @@ class WandbRun(pl.loggers.WandbLogger):
 
 def _earlier(folder: Path) -> str | None:
     """What W&B calls the run that was begun in a folder, for a resumed one to go on in it."""
-    begun = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name.partition("run-")[2])
-    return begun[-1].name.rpartition("-")[2] if begun else None
+    # [offline-]run-TIME-ID, and -1, -2, ... behind it where that folder was there: what starts in the same second
+    begun = sorted(path.name.partition("run-")[2] for path in folder.glob("wandb/*run-*-*"))
+    return begun[-1].split("-")[1] if begun else None
 
 
 @contextmanager

@@ -108,10 +108,12 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(train: Callable[..., Path]) -> N
 
     folder = train(*SINE, "logger=wandb")
     wandb.teardown()
+    [first] = folder.glob("wandb/offline-run-*")
+    first.rename(f"{first}-1")  # as W&B calls the second of two that start in the same second
     train(f"resume={folder}", "trainer.max_epochs=2")
     wandb.teardown()
-    names = {path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")}
-    assert len(names) == 1
+    files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [file.name for file in files] == [f"run-{first.name.split('-')[3]}.wandb"] * 2
 
 
 def test_a_run_is_kept_whole(train: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
