@@ -34,8 +34,10 @@ SPANS = (15.0, 125.0)
 class Irregular(Drawn):
     """Waves of any phase, sampled at T times drawn uniformly from a span; the target is 1 for a period from 5 to 6.
 
-    Input [B, T, 2] (time, value) and target [B] in float32; half of the waves, drawn at random, are of each kind. The
-    other half's periods are drawn uniformly from 1 to 5 and from 6 to 100. Differs: the paper draws T as well.
+    Input [B, T, 2] (time, value) and target [B] in float32. Half of the waves, drawn at random, have such a period, the
+    logarithms of the others' are drawn uniformly from those of 1 to 5 and of 6 to 100. Differs: the authors'
+    freq_task.py (github.com/dannyneil/public_plstm at 1bf2627) draws T as well, between 15 and 125, and leaves one in
+    25 of the other half's periods between 5 and 6, with the target 1.
 
     Args:
         T: samples of a wave.
@@ -55,8 +57,8 @@ class Irregular(Drawn):
 
         least, low, high, most = PERIODS
         kind = uniform(0, 1) < 0.5
-        others = uniform(least, most - (high - low))
-        period = torch.where(kind, uniform(low, high), others + (others > low) * (high - low))
+        others = uniform(math.log(least), math.log(most) - math.log(high / low)).exp()
+        period = torch.where(kind, uniform(low, high), torch.where(others > low, others * high / low, others))
         span = uniform(*SPANS)
         start = (SPANS[1] - span) * uniform(0, 1)
         times = start[:, None] + span[:, None] * uniform(0, 1, T).sort(1).values

@@ -144,7 +144,8 @@ class _Rhythm(Cell):
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, or is the input's first number if `timed`, as in the paper; τ is learned as its logarithm.
+    Differs: t counts steps, or is the input's first number if `timed`, and then no gate reads it; τ is learned as its
+    logarithm.
     In the authors' layer too, r_on is not learned by default and the leak alpha is there in training only; their
     freq_task.py draws such periods. The layer has t + s for t - s, and starts f's bias at 2.
     """
@@ -155,12 +156,13 @@ class PhasedLSTM(_Rhythm):
     W_o, U_o, b_o, w_o = *gate(), Diagonal()
 
     def step(self, x: Tensor, h: Tensor, c: Tensor, clock: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = x[:, :1] if self.timed else clock
+        x = cat([0 * t, x[:, 1:]], -1) if self.timed else x
         i = sigmoid(x @ self.W_i + h @ self.U_i + self.w_i * c + self.b_i)
         f = sigmoid(x @ self.W_f + h @ self.U_f + self.w_f * c + self.b_f)
         new_c = f * c + i * tanh(x @ self.W_c + h @ self.U_c + self.b_c)
         o = sigmoid(x @ self.W_o + h @ self.U_o + self.w_o * new_c + self.b_o)
         new_h = o * tanh(new_c)
-        t = x[:, :1] if self.timed else clock
         cycles = (t - self.s) / exp(self.log_tau)
         phi, leak = cycles - floor(cycles), self.alpha if self.training else 0.0
         k = where(phi < self.r_on / 2, 2 * phi / self.r_on, where(phi < self.r_on, 2 - 2 * phi / self.r_on, leak * phi))

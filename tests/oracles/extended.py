@@ -71,10 +71,14 @@ def phased_lstm(p, x, h, c, t, r_on, alpha, log_tau_min, log_tau_max, timed):
     """Neil et al. 2016, section 2: a peephole LSTM, and a time gate k that mixes its states with those before.
 
     The authors' code (plstm.py) adds the shift instead of subtracting it, takes |τ|, and sets alpha to 0 when it does
-    not train; there too the output gate's peephole sees the memory before k mixes it.
+    not train; there too the output gate's peephole sees the memory before k mixes it, and the time is an input of its
+    own beside x, which no gate reads.
     """
+    now = t
+    if timed:
+        now, x = x[0], np.r_[0, x[1:]]
     tau = np.exp(p.log_tau)
-    phi = np.mod((x[0] if timed else t) - p.s, tau) / tau
+    phi = np.mod(now - p.s, tau) / tau
     k = np.select([phi < r_on / 2, phi < r_on], [2 * phi / r_on, 2 - 2 * phi / r_on], alpha * phi)
     old = np.concatenate([x, h])
     i = sigmoid(np.hstack([p.W_i, p.U_i]) @ old + p.w_i * c + p.b_i)
