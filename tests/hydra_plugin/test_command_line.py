@@ -178,8 +178,8 @@ def test_presets_follow_through_and_overrides_win(task: str, tmp_path: Path) -> 
 
 SHARED = {
     "num_layers": 1, "bidirectional": False, "dropout": 0.0, "layer_norm": False, "recurrent_dropout": 0.0,
-    "zoneout": 0.0, "projection": 0, "residual": False, "block": "none", "learn_initial_state": False,
-    "initializer": "default", "forget_bias": None, "chrono": 0, "checkpoint_every": 0,
+    "zoneout": 0.0, "weight_drop": 0.0, "projection": 0, "residual": False, "block": "none",
+    "learn_initial_state": False, "initializer": "default", "forget_bias": None, "chrono": 0, "checkpoint_every": 0,
 }  # fmt: skip
 """What every model has beside its size and its cell's own, as the layer and the tasks have it."""
 

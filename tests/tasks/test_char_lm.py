@@ -25,7 +25,8 @@ from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.tasks.char_lm import CORPORA, Characters, CharLM, characters_of
+from rnnzoo.tasks.char_lm import Characters, CharLM
+from rnnzoo.tasks.corpora import CORPORA, characters_of
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 TASK = {
