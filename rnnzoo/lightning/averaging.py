@@ -60,9 +60,7 @@ class AveragedWeights(pl.Callback):
             self.history.append(value)
             self.step = trainer.global_step
             if self.begun and trainer.is_global_zero:
-                print(
-                    f"weights are averaged from here on: {self.monitor} has not gained", flush=True
-                )
+                print(f"weights are averaged from here on: {self.monitor} has not gained", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.swap(pl_module)
