@@ -133,7 +133,7 @@ class CharLM(CarriedState, LanguageModel):
             arXiv:1608.05859), which start as a head's do; both must have as many features.
         activation_penalty: what the mean square of the outputs, after dropout, costs in training.
         change_penalty: what the mean square of their change from one step to the next, before dropout, costs. Both are
-            of Merity et al. 2017 (arXiv:1708.01009), equations 1 and 2, there alpha and beta; `train/loss` is without.
+            of Merity et al. 2017 (arXiv:1708.01009), there alpha and beta; `train/loss` is without them.
         dynamic_rate: learning rate of a copy that goes on learning while it is evaluated, whose loss is logged as
             `dynamic_loss`, see `DynamicEvaluation`; 0 for none.
         restart: the chance, at each window, that a stream's state starts from zero again. Without it the model knows

@@ -14,8 +14,8 @@ from rnnzoo.lightning.module import SequenceModule
 class DynamicEvaluation:
     """A copy of a module that is scored on windows in their order, and takes a step of SGD after each.
 
-    Dynamic evaluation (Krause et al. 2017, arXiv:1709.07432, section 3) in its plain form, without the scaling by the
-    training gradients' mean squares and without the pull back to the trained weights. Every window is scored before its
+    Dynamic evaluation (Krause et al. 2017, arXiv:1709.07432) in its plainest form, without the scaling by the training
+    gradients' mean squares and without the pull back to the trained weights. Every window is scored before its
     gradient is taken, so nothing is predicted that has been learned from; streams read side by side are learned from
     together.
 

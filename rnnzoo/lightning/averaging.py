@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.metrics import mode_of
+from rnnzoo.plain import printable
 
 
 class AveragedWeights(pl.Callback):
@@ -60,7 +61,7 @@ class AveragedWeights(pl.Callback):
             self.history.append(value)
             self.step = trainer.global_step
             if self.begun and trainer.is_global_zero:
-                print(f"weights are averaged from here on: {self.monitor} has not gained", flush=True)
+                print(printable(f"weights are averaged from here on: {self.monitor} has not gained"), flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.swap(pl_module)

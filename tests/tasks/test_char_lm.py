@@ -316,7 +316,7 @@ def test_tied_weights_serve_embedding_and_head() -> None:
 
 @pytest.mark.parametrize(("large", "changing"), [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
 def test_penalties_on_outputs(large: float, changing: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equations 1 and 2 of Merity et al. 2017, as means over outputs by torch's own GRU."""
+    """Those of Merity et al. 2017, as means over outputs by torch's own GRU."""
     windows = [torch.tensor([[0, 1, 2, 2, 3, 1], [3, 3, 1, 0, 2, 0]])]
     torch.manual_seed(3)
     mask = F.dropout(torch.ones(2, 4, dtype=torch.float64), 0.5)
