@@ -27,7 +27,7 @@ class DynamicEvaluation:
     def __init__(self, module: SequenceModule, rate: float) -> None:
         with torch.inference_mode(False):  # in which Lightning evaluates, and makes what no gradient can reach
             self.module = copy.deepcopy(module).requires_grad_(True)
-        self.rate, self.seen = rate, MeanLoss()
+        self.rate, self.seen = rate, MeanLoss().to(module.device)
 
     def read(self, batch: torch.Tensor) -> None:
         """Score a batch, and learn from it."""
