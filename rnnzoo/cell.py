@@ -318,8 +318,8 @@ class Cell(nn.Module):
 
 RESERVED = (
     "cell", "input_size", "hidden_size", "num_layers", "bidirectional", "batch_first", "dropout", "layer_norm",
-    "recurrent_dropout", "zoneout", "projection", "residual", "block", "learn_initial_state", "initializer",
-    "forget_bias", "chrono", "checkpoint_every", "engine",
+    "recurrent_dropout", "zoneout", "weight_drop", "projection", "residual", "block", "learn_initial_state",
+    "initializer", "forget_bias", "chrono", "checkpoint_every", "engine",
 )  # fmt: skip
 """Keywords of `Recurrent`, which no hyperparameter can be named after."""
 

@@ -1,7 +1,8 @@
 """What any cell can be given without its equations being written again.
 
-`Modifier` changes how a cell's `step` runs: layer norm, recurrent dropout, zoneout. `initialise` draws its weights in
-another way. Both raise `UserError` for cells that cannot honour what is asked, by name and reason.
+`Modifier` changes how a cell's `step` runs: layer norm, recurrent dropout, zoneout. `with_dropped_weights` leaves out
+some of its weights, and `initialise` draws them in another way. All raise `UserError` for cells that cannot honour what
+is asked, by name and reason.
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 """
@@ -172,6 +173,27 @@ def modify(
     if made.normed:
         cell.register_parameter(GAIN, nn.Parameter(torch.ones(sum(products[k].after for k in made.normed))))
     cell.modifier = made
+
+
+def dropped_weights(cell: Cell) -> list[str]:
+    """The matrices that weight drop acts on: those declared for the state and learned."""
+    return [key for key, w in cell.weights.items() if isinstance(w, RecurrentWeight) and w.trainable]
+
+
+def with_dropped_weights(cell: Cell, share: float) -> Cell:
+    """The cell with this share of its state's weights left out, drawn anew, and the others made larger to make up.
+
+    Weight drop (Merity et al. 2018, arXiv:1708.02182, section 2), after DropConnect: one draw for all rows and time
+    steps, through which gradients reach the weights that were kept. Raises `UserError` for a matrix that is computed
+    from other tensors.
+    """
+    for key in dropped_weights(cell):
+        if key not in cell._parameters:
+            raise UserError(f"weight_drop: {key} is pruned or parametrized and so computed from other tensors")
+    dropped = {key: F.dropout(getattr(cell, key), share) for key in dropped_weights(cell)}
+    view = object.__new__(type(cell))
+    vars(view).update(vars(cell) | {"_parameters": cell._parameters | dropped})
+    return view
 
 
 def check_flags(**flags: Any) -> None:

@@ -20,7 +20,15 @@ from rnnzoo import registry, torch_nn
 from rnnzoo.cell import Cell
 from rnnzoo.engine.stepping import Frozen
 from rnnzoo.errors import UserError
-from rnnzoo.options import Modifier, check_flags, initialise, modify
+from rnnzoo.options import (
+    Modifier,
+    check_flags,
+    check_shares,
+    dropped_weights,
+    initialise,
+    modify,
+    with_dropped_weights,
+)
 from rnnzoo.recording import noting
 from rnnzoo.resets import backwards, check_resets, resetting
 from rnnzoo.sequences import blank, check_lengths, extend, reverse
@@ -44,6 +52,7 @@ class Recurrent(Stack):
         layer_norm: normalise every product with a matrix in the cell's step.
         recurrent_dropout: probability of dropping what the products of the state see, one mask a sequence.
         zoneout: probability that a unit keeps its state of the step before.
+        weight_drop: probability of leaving out a weight between the state and itself, drawn once a call.
         projection: features that each layer's output is linearly mapped to; 0 for no such map.
         residual: add each layer's input to its output, wherever the sizes are equal.
         block: `glu` stands a `rnnzoo.stack.GatedBlock` around each layer (norm, GELU, GLU, `dropout` inside, residual),
@@ -64,7 +73,8 @@ class Recurrent(Stack):
     not at all; otherwise it compiles when the layer has run so long that compiling would have paid back. `engine_used`
     says which engine ran last.
 
-    Layer norm, recurrent dropout and zoneout: `rnnzoo.options.modify`; initial values: `rnnzoo.options.initialise`.
+    Layer norm, recurrent dropout, zoneout: `rnnzoo.options.modify`; weight drop: `rnnzoo.options.with_dropped_weights`;
+    initial values: `rnnzoo.options.initialise`.
 
     Raises `UserError` for unknown cells, engines and hyperparameters, for values out of range, and for options that the
     cell cannot honour.
@@ -82,6 +92,7 @@ class Recurrent(Stack):
         layer_norm: bool = False,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
+        weight_drop: float = 0.0,
         projection: int = 0,
         residual: bool = False,
         block: str = "none",
@@ -95,6 +106,7 @@ class Recurrent(Stack):
     ) -> None:
         super().__init__(num_layers, dropout, projection, residual, block)
         check_flags(bidirectional=bidirectional, batch_first=batch_first)
+        check_shares(weight_drop=weight_drop)
         if type(checkpoint_every) is not int or checkpoint_every < 0:
             raise UserError(f"checkpoint_every must be a number of time steps, or 0, not {checkpoint_every!r}")
         kind = registry.get(cell) if isinstance(cell, str) else cell
@@ -114,12 +126,15 @@ class Recurrent(Stack):
                 made = kind(features[-1], size, **hyperparameters)
                 initialise(made, initializer, forget_bias, chrono)
                 modify(made, layer_norm, recurrent_dropout, zoneout, learn_initial_state)
+                if weight_drop and not dropped_weights(made):
+                    raise UserError(f"weight_drop: {kind.__name__} has no learned matrix on its state")
                 self.cells.append(made)
             features.append(self._surround(features[-1], directions * made.output_size))
         if residual and all(before != after for before, after in pairwise(features)):
             raise UserError(f"residual: no layer has as many outputs as inputs; the sizes are {features}")
         self.output_size = features[-1]
         self.checkpoint_every = checkpoint_every
+        self.weight_drop = weight_drop
         self.engine = engine
         self.engine_used = engine
         self.expected_calls: int | None = None
@@ -188,7 +203,7 @@ class Recurrent(Stack):
         x = self._enter(x)
         for index, before in enumerate(states):
             cell, read = self._cell(index), self._read(x, index)
-            after = cell(self._with_masks(cell, read[None])[0], *before)
+            after = self._thinned(cell)(self._with_masks(cell, read[None])[0], *before)
             finals.append(after)
             x = self._finish(x, cell.readout(read, *after), index)
         return x, join(finals)
@@ -275,7 +290,7 @@ class Recurrent(Stack):
         self, cell: Cell, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One cell over x [T, B, I], in one go or, with `checkpoint_every`, piece by piece."""
-        x = self._with_masks(cell, x)
+        x, cell = self._with_masks(cell, x), self._thinned(cell)
         if resets is not None:
             cell, x = resetting(cell), torch.cat([x, resets[..., None].to(x.dtype)], -1)
             engines.check(self.engine, cell)
@@ -322,6 +337,10 @@ class Recurrent(Stack):
     def _with_masks(self, cell: Cell, x: Tensor) -> Tensor:
         """x [T, B, I] with what the cell's modifier needs beside it in training."""
         return cell.modifier.with_masks(x) if isinstance(cell.modifier, Modifier) and self.training else x
+
+    def _thinned(self, cell: Cell) -> Cell:
+        """The cell without the weights that are left out in training."""
+        return with_dropped_weights(cell, self.weight_drop) if self.weight_drop and self.training else cell
 
     def _cell(self, index: int) -> Cell:
         cell = self.cells[index]

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-import sysconfig
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,8 +20,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.errors import nearest
-from rnnzoo.files import expanded
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.carried_state import CarriedState, with_states
 from rnnzoo.lightning.data import Batches, SequenceData, parts_of, share
@@ -35,51 +31,9 @@ from rnnzoo.plain import printable
 from rnnzoo.play.views import Text
 from rnnzoo.recurrent import State
 
-from .download import download
+from .corpora import characters_of
+from .dynamic_evaluation import DynamicEvaluation
 from .one_hot import OneHot
-from .text_files import is_data, read_text
-
-
-def _hello() -> str:
-    return "hello" * 1000
-
-
-def _pydocs() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(text for _, text in sorted(topics.items()))
-
-
-def _stdlib() -> str:
-    folder = Path(sysconfig.get_path("stdlib"))
-    paths = [path for path in sorted(folder.glob("*.py")) if is_data(path.name)]
-    return "\n".join(read_text(path, str(path)) for path in paths)
-
-
-def _tinyshakespeare() -> str:
-    path = download(
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "tinyshakespeare.txt",
-        "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        "task.text=FILE",
-        2_000_000,
-    )
-    return read_text(path, str(path))
-
-
-CORPORA = {"hello": _hello, "pydocs": _pydocs, "stdlib": _stdlib, "tinyshakespeare": _tinyshakespeare}
-
-
-def characters_of(text: str | None, corpus: str) -> str:
-    """The characters of the file `text`, or of the named corpus if it is None; `UserError` for what is no text."""
-    if text is None:
-        if corpus not in CORPORA:
-            raise UserError(f"task.corpus={corpus}: unknown; {nearest(corpus, CORPORA)}; or task.text=FILE")
-        return CORPORA[corpus]()
-    path = expanded(text)
-    if not path.is_file():
-        raise UserError(f"task.text={text}: no such file")
-    return read_text(path, f"task.text={text}")
 
 
 class Characters(SequenceData):
@@ -175,6 +129,13 @@ class CharLM(CarriedState, LanguageModel):
         alphabet: all characters, in the order of their numbers; the data tell.
         embedding: features of a character; 0 for one-hot input.
         dropout: probability of dropping an output of the recurrent layer, the same ones throughout a window.
+        tied: let the head's weights be the embedding's (Inan et al. 2017, arXiv:1611.01462; Press & Wolf 2017,
+            arXiv:1608.05859), which start as a head's do; both must have as many features.
+        activation_penalty: what the mean square of the outputs, after dropout, costs in training.
+        change_penalty: what the mean square of their change from one step to the next, before dropout, costs. Both are
+            of Merity et al. 2017 (arXiv:1708.01009), there alpha and beta; `train/loss` is without them.
+        dynamic_rate: learning rate of a copy that goes on learning while it is evaluated, whose loss is logged as
+            `dynamic_loss`, see `DynamicEvaluation`; 0 for none.
         restart: the chance, at each window, that a stream's state starts from zero again. Without it the model knows
             how to go on but not how to begin: its samples, which begin from zero, come out as noise.
         sample_prime: text that a sample begins with; characters outside the alphabet are an error.
@@ -184,6 +145,8 @@ class CharLM(CarriedState, LanguageModel):
     """
 
     told = ("alphabet",)
+    penalty: Tensor | float = 0.0
+    adapted: DynamicEvaluation | None = None
     column: Tensor
     """Positions in the line where the last window of `variables` ended, [B]."""
 
@@ -192,6 +155,10 @@ class CharLM(CarriedState, LanguageModel):
         alphabet: str | None = None,
         embedding: NonNegativeInt = 64,
         dropout: Fraction = 0.25,
+        tied: bool = False,
+        activation_penalty: NonNegativeFloat = 0.0,
+        change_penalty: NonNegativeFloat = 0.0,
+        dynamic_rate: NonNegativeFloat = 0.0,
         restart: Fraction = 0.02,
         sample_prime: str = "",
         sample_length: NonNegativeInt = 300,
@@ -210,6 +177,13 @@ class CharLM(CarriedState, LanguageModel):
         self.embed = nn.Embedding(size, embedding) if embedding else OneHot(size)
         self.layer = self.recurrent(embedding or size, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, size)
+        if self.hparams["tied"]:
+            if embedding != self.layer.output_size:
+                raise UserError(
+                    f"task.tied=true: task.embedding={embedding} must equal the {self.layer.output_size} features that "
+                    f"the layer gives; change it or model.projection"
+                )
+            self.embed.weight = self.head.weight
         self.add_metrics()
 
     def view(self, data: Any) -> Text:
@@ -232,9 +206,17 @@ class CharLM(CarriedState, LanguageModel):
         """Characters [T, B] and the state so far to logits of the next ones [T, B, A] and the new state."""
         output, state = self.layer(self.embed(codes), state)
         if self.training:
+            raw = output
             # One mask a window (Gal & Ghahramani 2016): on a CPU, one a step would cost half as much as the layer.
             output = output * F.dropout(output.new_ones(output.shape[1:]), self.hparams["dropout"])
+            self.penalty = self._penalty(raw, output)
         return self.single(self.head(output)), state
+
+    def _penalty(self, raw: Tensor, dropped: Tensor) -> Tensor | float:
+        """What outputs [T, B, H] cost in training, before and after dropout."""
+        large, changing = self.hparams["activation_penalty"], self.hparams["change_penalty"]
+        penalty: Tensor | float = large * dropped.square().mean() if large else 0.0
+        return penalty + changing * raw.diff(dim=0).square().mean() if changing and len(raw) > 1 else penalty
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.carried is not None:
@@ -242,7 +224,39 @@ class CharLM(CarriedState, LanguageModel):
             self.carry(
                 with_states(self.carried, lambda state: state * keep.to(state).view(-1, *[1] * (state.dim() - 2)))
             )
-        return super().training_step(batch, batch_idx)
+        loss = super().training_step(batch, batch_idx) + self.penalty
+        self.penalty = 0.0  # without its graph, so that the module can be copied
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._begin_adapting()
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._begin_adapting()
+
+    def _begin_adapting(self) -> None:
+        rate = self.hparams["dynamic_rate"]
+        self.adapted = DynamicEvaluation(self, rate) if rate else None
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.adapted is not None:
+            self.adapted.read(batch)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        if self.adapted is not None:
+            self.adapted.read(batch)
+
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
+        values = super().log_metrics(split)
+        if self.adapted is not None:
+            values[f"{split}/dynamic_loss"] = self.adapted.loss
+            self.log(f"{split}/dynamic_loss", self.adapted.loss, sync_dist=True)
+            self.adapted = None
+        return values
 
     def variables(self, batch: Tensor) -> dict[str, Tensor]:
         """The position in the line, which goes on from window to window as the state does, and what comes next."""

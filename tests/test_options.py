@@ -169,6 +169,60 @@ def test_zoneout_keeps_the_stated_share():
     assert not (masks[0] == masks[1]).all()
 
 
+# Weight drop
+
+
+@pytest.mark.parametrize("engine", ["reference", "serial"])
+def test_weight_drop_leaves_the_same_weights_out_at_all_steps(engine, shared_kernels):
+    layer = Recurrent(Plain, I, H, weight_drop=0.25, engine=engine).double()
+    cell = layer.cells[0]
+    for _ in range(2):  # drawn anew at each call
+        layer.zero_grad()
+        output, _ = layer(x(), torch.ones(1, B, H, dtype=torch.float64))
+        output.square().sum().backward()
+        mask_U, mask_V = (M.grad.ne(0).double() / 0.75 for M in (cell.U, cell.V))  # what is left out has no gradient
+        assert 0 < mask_U.eq(0).sum() < H * H and not torch.equal(mask_U, mask_V)
+        U, V = (M.detach().clone().requires_grad_() for M in (cell.U, cell.V))
+        h = torch.ones(B, H, dtype=torch.float64)
+        total = 0
+        for x_t in x():
+            h = 0.5 * h + torch.tanh(x_t @ cell.W + torch.tanh(h @ (mask_U * U) + cell.b) @ (mask_V * V))
+            total = total + h.square().sum()
+        torch.testing.assert_close(output[-1], h)
+        for mine, expected in zip((cell.U, cell.V), torch.autograd.grad(total, (U, V))):
+            torch.testing.assert_close(mine.grad, expected)
+
+
+@cells
+def test_weight_drop_is_of_matrices_on_the_state_and_only_in_training(name):
+    recurrent = [k for k, w in get(name).weights.items() if isinstance(w, RecurrentWeight) and w.trainable]
+    layer = make(name, weight_drop=0.5)
+    assert (layer is not None) == bool(recurrent)
+    if layer is None:
+        return
+    for key in recurrent:
+        nn.init.uniform_(getattr(layer.cells[0], key), 0.1, 0.5)  # some start from zero
+    plain = make(name)
+    plain.load_state_dict(layer.state_dict())
+    assert not torch.allclose(layer(x())[0], plain(x())[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.eval()(x())[0], plain.eval()(x())[0])
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), plain.parameters()))
+
+
+def test_weight_drop_with_pieces_draws_once_and_with_resets():
+    whole, pieces = (Recurrent("gru", I, H, weight_drop=0.5, checkpoint_every=n).double() for n in (0, 2))
+    pieces.load_state_dict(whole.state_dict())
+    found = []
+    for layer in (whole, pieces):
+        torch.manual_seed(5)
+        resets = torch.zeros(T, B, dtype=torch.bool)
+        resets[3] = True
+        layer(x(), resets=resets)[0].square().sum().backward()
+        found.append([p.grad for p in layer.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # Every engine, with all of them at once
 
 
@@ -400,6 +454,7 @@ def test_forget_bias_and_chrono(name):
         ({"zoneout": 1.0}, ["zoneout", "below 1", "1.0"]),
         ({"recurrent_dropout": -0.1}, ["recurrent_dropout", "-0.1"]),
         ({"zoneout": True}, ["zoneout", "True"]),
+        ({"weight_drop": 1.0}, ["weight_drop", "1.0"]),
         ({"layer_norm": 1}, ["layer_norm", "true or false", "1"]),
         ({"learn_initial_state": "no"}, ["learn_initial_state", "'no'"]),
         ({"residual": 1}, ["residual", "1"]),
@@ -422,9 +477,9 @@ def test_wrong_values_are_refused(options, words):
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize("key", ["layer_norm", "recurrent_dropout", "initializer"])
+@pytest.mark.parametrize("key", ["layer_norm", "recurrent_dropout", "initializer", "weight_drop"])
 def test_a_cell_without_a_matrix_says_so(key):
-    value = {"layer_norm": True, "recurrent_dropout": 0.1, "initializer": "identity"}[key]
+    value = {"layer_norm": True, "recurrent_dropout": 0.1, "initializer": "identity", "weight_drop": 0.5}[key]
     with pytest.raises(UserError, match=rf"{key}.*Additive has no"):
         Recurrent(Additive, I, H, **{key: value})
 

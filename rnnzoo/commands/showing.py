@@ -107,6 +107,7 @@ def _refused(kind: type[Cell], input_size: int, hidden_size: int) -> Iterator[st
         "layer_norm": True,
         "recurrent_dropout": 0.1,
         "zoneout": 0.1,
+        "weight_drop": 0.1,
         "initializer": "orthogonal",
         "chrono": 100,
     }

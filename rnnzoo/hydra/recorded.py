@@ -19,7 +19,10 @@ from rnnzoo import registry
 from rnnzoo.errors import UserError
 from rnnzoo.files import expanded, writing
 
-SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None, "claim": None, "league": None, "probe": False}
+SINCE_THEN = {
+    "param_match": None, "pictures": False, "sweep": None, "claim": None, "league": None, "probe": False,
+    "averaging": {"patience": None},
+}  # fmt: skip
 """Keys that runs recorded by earlier versions lack, with what these did."""
 
 NEEDED = {

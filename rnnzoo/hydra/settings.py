@@ -34,7 +34,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     kinds: dict[str, tuple[type, ...]] = {"seed": (int,), "engine": (str,)}
     kinds |= dict.fromkeys(("test_only", "pictures", "probe"), (bool,))
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
-    kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,))
+    kinds |= dict.fromkeys(("averaging", "checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,))
     kinds |= dict.fromkeys(("sweep", "claim", "league"), (dict, type(None)))
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
@@ -60,6 +60,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     positive: dict[str, tuple[type, ...]] = {
         "checkpoint.every_n_steps": (int,),
         "early_stopping.patience": (int, type(None)),
+        "averaging.patience": (int, type(None)),
         "trainer.accumulate_grad_batches": (int,),
         "trainer.gradient_clip_val": (int, float, type(None)),
     }

@@ -15,6 +15,7 @@ import torch
 from rnnzoo.errors import UserError
 from rnnzoo.hydra.kept_folder import KeptFolder
 from rnnzoo.lightning.arguments import build, refuse_unknown
+from rnnzoo.lightning.averaging import AveragedWeights
 from rnnzoo.lightning.checkpoints import AtomicCheckpointIO
 from rnnzoo.lightning.exact_resume import ExactResume
 from rnnzoo.lightning.framework import pl
@@ -88,6 +89,8 @@ def build_trainer(
         callbacks.append(
             pl.callbacks.EarlyStopping(monitor, patience=settings["early_stopping"]["patience"], mode=mode)
         )
+    if settings["averaging"]["patience"] is not None:
+        callbacks.append(AveragedWeights(monitor, settings["averaging"]["patience"]))
     if trial is not None:
         callbacks.append(trial)
     if settings["pictures"] or settings["probe"]:

@@ -178,8 +178,8 @@ def test_presets_follow_through_and_overrides_win(task: str, tmp_path: Path) -> 
 
 SHARED = {
     "num_layers": 1, "bidirectional": False, "dropout": 0.0, "layer_norm": False, "recurrent_dropout": 0.0,
-    "zoneout": 0.0, "projection": 0, "residual": False, "block": "none", "learn_initial_state": False,
-    "initializer": "default", "forget_bias": None, "chrono": 0, "checkpoint_every": 0,
+    "zoneout": 0.0, "weight_drop": 0.0, "projection": 0, "residual": False, "block": "none",
+    "learn_initial_state": False, "initializer": "default", "forget_bias": None, "chrono": 0, "checkpoint_every": 0,
 }  # fmt: skip
 """What every model has beside its size and its cell's own, as the layer and the tasks have it."""
 
@@ -257,6 +257,7 @@ def test_a_misspelt_choice(
         ("trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs"]),
         ("optimizer.learning_rate=3", ["optimizer.learning_rate", "known: ", "lr"]),
         ("checkpoint.every_n_step=3", ["checkpoint.every_n_step", "every_n_steps"]),
+        ("averaging.patince=3", ["averaging.patince", "patience"]),
         ("early_stopping.patince=3", ["early_stopping.patince", "patience"]),
         ("task.preset.hiden_size=3", ["task.preset.hiden_size", "hidden_size"]),
         ("sed=3", ["sed", "did you mean seed"]),
@@ -329,6 +330,7 @@ def test_a_value_of_the_wrong_type(argument: str, refusal: Callable[..., str]) -
         "seed=4294967296",
         "checkpoint.every_n_steps=0",
         "early_stopping.patience=0",
+        "averaging.patience=0",
         "hardware.devices=0",
     ],
 )

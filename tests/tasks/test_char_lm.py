@@ -25,11 +25,13 @@ from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.tasks.char_lm import CORPORA, Characters, CharLM, characters_of
+from rnnzoo.tasks.char_lm import Characters, CharLM
+from rnnzoo.tasks.corpora import CORPORA, characters_of
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 TASK = {
-    "embedding": 3, "dropout": 0.0, "restart": 0.0, "sample_prime": "", "sample_length": 20, "temperature": 0.8,
+    "embedding": 3, "dropout": 0.0, "tied": False, "activation_penalty": 0.0, "change_penalty": 0.0,
+    "dynamic_rate": 0.0, "restart": 0.0, "sample_prime": "", "sample_length": 20, "temperature": 0.8,
 }  # fmt: skip
 
 
@@ -290,6 +292,79 @@ def test_one_hot_input() -> None:
     assert not any(name.startswith("embed") for name in module.state_dict())
 
 
+# What keeps it from learning by heart
+
+
+def test_tied_weights_serve_embedding_and_head() -> None:
+    module = model(tied=True, projection=3)
+    codes = torch.tensor([[0, 1], [2, 3], [1, 1]])
+    logits, _ = module(codes)
+    output, _ = module.layer(module.embed.weight[codes])
+    torch.testing.assert_close(logits, output @ module.embed.weight.T + module.head.bias)
+    logits.square().sum().backward()
+    apart = model(projection=3)
+    apart.load_state_dict(module.state_dict())
+    apart(codes)[0].square().sum().backward()
+    expected = apart.embed.weight.grad + apart.head.weight.grad  # type: ignore[operator]
+    torch.testing.assert_close(module.head.weight.grad, expected)
+    weights = (sum(p.numel() for p in each.parameters()) for each in (apart, module))
+    assert next(weights) - next(weights) == 4 * 3
+    for options in ({}, {"embedding": 0}):
+        with pytest.raises(UserError, match=r"task\.tied=true: task\.embedding=.* must equal the 4 features"):
+            model(tied=True, **options)
+
+
+@pytest.mark.parametrize(("large", "changing"), [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
+def test_penalties_on_outputs(large: float, changing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Merity et al. 2017, as means over outputs by torch's own GRU."""
+    windows = [torch.tensor([[0, 1, 2, 2, 3, 1], [3, 3, 1, 0, 2, 0]])]
+    torch.manual_seed(3)
+    mask = F.dropout(torch.ones(2, 4, dtype=torch.float64), 0.5)
+    plain, module = (model(dropout=0.5, activation_penalty=a, change_penalty=c) for a, c in ((0, 0), (large, changing)))
+    gru = nn.GRU(3, 4).double()
+    gru.load_state_dict(module.layer.torch_state_dict())
+    h, _ = gru(module.embed(windows[0].T[:-1]))
+    found = []
+    for each in (module, plain):
+        torch.manual_seed(3)
+        found += training_losses(each, windows, monkeypatch)
+    expected = large * (h * mask).square().mean() + changing * (h[1:] - h[:-1]).square().mean()
+    assert found[0] - found[1] == pytest.approx(expected.item(), rel=1e-9)
+    window_of_one = [torch.tensor([[0, 1], [3, 3]])]
+    assert math.isfinite(training_losses(module, window_of_one, monkeypatch)[0])
+
+
+def test_dynamic_evaluation_learns_from_each_window_after_it() -> None:
+    """The same by torch's modules and its SGD; the model itself is as before."""
+    data = characters("hello" * 40, window=7, streams=3)
+    module = model(dynamic_rate=0.5, dropout=0.5).eval()
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    twin = nn.ModuleList([nn.Embedding(4, 3), nn.GRU(3, 4), nn.Linear(4, 4)]).double()
+    embed, gru, head = twin
+    for own, theirs in ((embed, module.embed), (head, module.head)):
+        own.load_state_dict(theirs.state_dict())
+    gru.load_state_dict(module.layer.torch_state_dict())
+    gru.bias_hh_l0.register_hook(lambda gradient: gradient * (torch.arange(12) >= 8))  # gates of ours have one bias
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.5)
+    state, total, count = None, 0.0, 0
+    with torch.inference_mode():
+        module.on_validation_epoch_start()
+        for batch in data.val_dataloader():
+            module.validation_step(batch, 0)
+    for batch in data.val_dataloader():
+        output, state = gru(embed(batch.T[:-1]), state)
+        state = state.detach()
+        loss = F.cross_entropy(head(output).flatten(0, 1), batch.T[1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, count = total + loss.item() * batch[:, 1:].numel(), count + batch[:, 1:].numel()
+    assert module.adapted is not None and module.adapted.loss == pytest.approx(total / count, rel=1e-6)
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
+    assert total / count < float(nats(module, data.val).mean())
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
+
+
 def test_what_the_model_refuses() -> None:
     with pytest.raises(UserError, match=r"task\.sample_prime: 'XY' not in the text"):
         model(sample_prime="heYlXlo")
@@ -358,6 +433,17 @@ def test_hello_is_learned(train: Callable[..., Path]) -> None:
     assert samples[-1].read_text().startswith("hellohello")
 
 
+def test_all_regularisers_in_a_run(train: Callable[..., Path]) -> None:
+    folder = train(
+        *TOY, "model.weight_drop=0.2", "model.projection=4", "task.tied=true", "task.activation_penalty=0.1",
+        "task.change_penalty=0.1", "task.dynamic_rate=0.1", "averaging.patience=1", "trainer.max_epochs=3",
+        "trainer.limit_train_batches=4",
+    )  # fmt: skip
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    assert {"val/loss", "val/dynamic_loss", "test/loss", "test/dynamic_loss"} <= metrics.keys()
+    assert metrics["test/dynamic_loss"] < metrics["test/loss"]
+
+
 def test_samples_do_not_disturb_the_training(train: Callable[..., Path]) -> None:
     few = ("trainer.max_epochs=2", "trainer.limit_train_batches=4", "task.dropout=0.5")
     with_samples, without = train(*TOY, *few), train(*TOY, *few, "task.sample_length=0")
@@ -393,6 +479,9 @@ def test_three_thousand_characters_and_one_hot_input(tmp_path: Path, train: Call
         ("task.test_fraction=1", "task.test_fraction=1: should be less than 1"),
         ("task.val_fraction=0.5 task.test_fraction=0.6", "fraction"),
         ("task.temperature=-1", "task.temperature=-1: should be greater than or equal to 0"),
+        ("task.tied=true", "task.tied=true: task.embedding=4 must equal the 16 features"),
+        ("task.activation_penalty=-1", "task.activation_penalty=-1: should be greater than or equal to 0"),
+        ("task.dynamic_rate=-1", "task.dynamic_rate=-1: should be greater than or equal to 0"),
         ("task.dropout=1", "task.dropout=1: should be less than 1"),
         ("task.restart=-0.1", "task.restart=-0.1: should be greater than or equal to 0"),
         ("task.embedding=-1", "task.embedding=-1: should be greater than or equal to 0"),
