@@ -31,7 +31,7 @@ from rnnzoo.plain import printable
 from rnnzoo.play.views import Text
 from rnnzoo.recurrent import State
 
-from .corpora import characters_of
+from .corpora import characters_of, codes_of
 from .dynamic_evaluation import DynamicEvaluation
 from .one_hot import OneHot
 
@@ -63,16 +63,13 @@ class Characters(SequenceData):
 
     def prepare_data(self) -> None:
         if self.text is None:
-            characters_of(None, self.corpus)
+            characters_of(self.corpus)
 
     def read(self) -> None:
-        characters = characters_of(self.text, self.corpus)
+        self.alphabet, codes = codes_of(self.text, self.corpus)
         source = f"task.text={self.text}" if self.text else f"task.corpus={self.corpus}"
-        if not characters:
+        if not len(codes):
             raise UserError(f"{source}: the text is empty")
-        self.alphabet = "".join(sorted(set(characters)))
-        number = {character: index for index, character in enumerate(self.alphabet)}
-        codes = torch.tensor([number[character] for character in characters])
         parts = codes.split(parts_of(len(codes), *self.fractions))
         if len(parts[0]) <= self.window:
             raise UserError(
@@ -99,7 +96,7 @@ class Characters(SequenceData):
 
     def _window(self, streams: Tensor, start: int) -> Tensor:
         """Characters [B, T + 1] from `start` on, fewer at a stream's end; the last is only a target."""
-        return share(streams[:, start : start + self.window + 1])
+        return share(streams[:, start : start + self.window + 1].long())
 
 
 def _streams(codes: Tensor, streams: int, window: int) -> Tensor:

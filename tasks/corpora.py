@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
-from rnnzoo.files import expanded
+from rnnzoo.files import cache_folder, expanded, writing
+from rnnzoo.plain import printable
 
-from .download import download
-from .text_files import is_data, read_text
+from .download import download, one_at_a_time
+from .text_files import is_data, pieces, read_text
+
+LARGE = 1 << 26
+"""Bytes of a file above which its numbers are kept in the cache."""
+
+BLOCK = 1 << 24
+"""Bytes of it that are read at a time."""
+
+FORMAT = "1"
+"""Part of the cache's key; to be raised with any change to how texts are read."""
 
 
 def _hello() -> str:
@@ -43,13 +61,79 @@ def _tinyshakespeare() -> str:
 CORPORA = {"hello": _hello, "pydocs": _pydocs, "stdlib": _stdlib, "tinyshakespeare": _tinyshakespeare}
 
 
-def characters_of(text: str | None, corpus: str) -> str:
-    """The characters of the file `text`, or of the named corpus if it is None; `UserError` for what is no text."""
+def characters_of(corpus: str) -> str:
+    """The characters of a corpus by name."""
+    if corpus not in CORPORA:
+        raise UserError(f"task.corpus={corpus}: unknown; {nearest(corpus, CORPORA)}; or task.text=FILE")
+    return CORPORA[corpus]()
+
+
+def codes_of(text: str | None, corpus: str) -> tuple[str, Tensor]:
+    """All different characters in order, and the text as their numbers [N], in the smallest type that has room.
+
+    Those of the file `text`, or of the named corpus if it is None. Of a large file the numbers stand in the cache and
+    are mapped into memory, which then holds only what is being read. Raises `UserError` for what is no text.
+    """
     if text is None:
-        if corpus not in CORPORA:
-            raise UserError(f"task.corpus={corpus}: unknown; {nearest(corpus, CORPORA)}; or task.text=FILE")
-        return CORPORA[corpus]()
-    path = expanded(text)
-    if not path.is_file():
-        raise UserError(f"task.text={text}: no such file")
-    return read_text(path, f"task.text={text}")
+        characters = characters_of(corpus)
+    else:
+        path, source = expanded(text), f"task.text={text}"
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        if path.stat().st_size > LARGE:
+            return _mapped(path, source)
+        characters = read_text(path, source)
+    return _numbered(lambda again: iter([characters]), np.empty)
+
+
+@one_at_a_time()
+def _mapped(path: Path, source: str) -> tuple[str, Tensor]:
+    """The same of a file in the cache, made there unless this very file was numbered before."""
+    facts = path.resolve(), path.stat().st_size, path.stat().st_mtime_ns, FORMAT
+    key = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    numbers, characters = (cache_folder() / f"text_{key}.{kind}" for kind in ("npy", "txt"))
+    if not characters.is_file():
+        print(printable(f"{source}: numbering its characters in {numbers}"), flush=True)
+
+        def made(count: int, dtype: np.dtype[Any]) -> Any:
+            return np.lib.format.open_memmap(partial, "w+", dtype, (count,))
+
+        with writing(numbers) as partial:
+            alphabet, _ = _numbered(lambda again: pieces(_blocks(path, source), source, quiet=again), made)
+        with writing(characters) as partial:  # the last, so that where it is the other is, too
+            partial.write_bytes(alphabet.encode("utf-32-le"))
+    try:
+        alphabet = characters.read_bytes().decode("utf-32-le")
+        # copies what is written to, which nobody does: torch has no tensors that may not be
+        return alphabet, torch.from_numpy(np.load(numbers, mmap_mode="c"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{numbers}: cannot be read ({error}); delete it and {characters.name} beside it") from None
+
+
+def _blocks(path: Path, source: str) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}") from None
+
+
+def _numbered(read: Callable[[bool], Iterator[str]], make: Callable[[int, np.dtype[Any]], Any]) -> tuple[str, Tensor]:
+    """Read a text once to see what characters there are, and again to write their numbers into what is made."""
+    seen, count = np.zeros(sys.maxunicode + 1, bool), 0
+    for points in map(_points, read(False)):
+        seen[points] = True
+        count += len(points)
+    known = seen.nonzero()[0]
+    dtype = np.dtype(np.uint8 if len(known) <= 256 else np.int32)
+    number, numbers, done = np.zeros(len(seen), dtype), make(count, dtype), 0
+    number[known] = np.arange(len(known))
+    for points in map(_points, read(True)):
+        numbers[done : done + len(points)] = number[points]
+        done += len(points)
+    return "".join(map(chr, known)), torch.from_numpy(numbers)
+
+
+def _points(characters: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from codecs import (
+    BOM_UTF8,
+    BOM_UTF16_BE,
+    BOM_UTF16_LE,
+    BOM_UTF32_BE,
+    BOM_UTF32_LE,
+    getincrementaldecoder,
+)
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -83,10 +90,20 @@ def read_text(path: Path, source: str) -> str:
 
     Raises `UserError` that begins with `source` for what is no text.
     """
-    text = decode(read_bytes(path, source), source)
-    if text.found != PLAIN:
-        print(printable(f"{source}: read as {text.found}"), file=sys.stderr)
-    return text.characters
+    return "".join(pieces(iter([read_bytes(path, source)]), source))
+
+
+def pieces(blocks: Iterator[bytes], source: str, quiet: bool = False) -> Iterator[str]:
+    """The characters of a text file that is read block by block, as `decode` finds them.
+
+    The first block tells the encoding; it should be large. What is not plain UTF-8 is said at the end unless `quiet`.
+    """
+    found = PLAIN
+    for text in _decoded(blocks, source):
+        found = text.found
+        yield text.characters
+    if found != PLAIN and not quiet:
+        print(printable(f"{source}: read as {found}"), file=sys.stderr)
 
 
 def decode(raw: bytes, source: str) -> Text:
@@ -95,35 +112,50 @@ def decode(raw: bytes, source: str) -> Text:
     Byte order marks are no characters of the text, wherever they are: files put together keep each one's own.
     Raises `UserError` naming the line of the first byte that does not fit.
     """
-    mark = next((mark for mark in MARKS if raw.startswith(mark)), b"")
+    [text] = _decoded(iter([raw]), source)
+    return text
+
+
+def _decoded(blocks: Iterator[bytes], source: str) -> Iterator[Text]:
+    """Of each block the characters that end in it, and what the encoding is, as far as it is known."""
+    block, following = next(blocks, b""), next(blocks, None)
+    mark = next((mark for mark in MARKS if block.startswith(mark)), b"")
     encoding, found = MARKS.get(mark, "utf-8"), PLAIN
     if mark:
         found = f"{encoding.upper()} with a byte order mark"
-    elif b"\0" in raw:
-        encoding = _told_by_zeros(raw, source)
+    elif b"\0" in block:
+        encoding = _told_by_zeros(block, source, following is None)
         found = f"{encoding.upper()} without a byte order mark"
-    try:
-        characters = raw[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        start = error.start + len(mark)
-        name = PLAIN if encoding == "utf-8" else encoding.upper()
-        line = raw.count(b"\n", 0, start) + 1
-        cure = "; convert it first, as by iconv -f WINDOWS-1252 -t UTF-8" if encoding == "utf-8" else "; it is damaged"
-        raise UserError(f"{source}: not {name} in line {line} (byte {start}){cure}") from None
-    if "\0" in characters:
-        raise UserError(f"{source}: holds the character NUL, as no text does; is it the right file?")
-    if "\ufeff" in characters:
-        characters = characters.replace("\ufeff", "")
-        found = f"{encoding.upper()} with byte order marks"
-    return Text(characters, found)
+    decoder = getincrementaldecoder(encoding)()
+    block, start, lines = block[len(mark) :], len(mark), 1
+    while True:
+        try:
+            characters = decoder.decode(block, following is None)
+        except UnicodeDecodeError as error:
+            place = start + len(block) - len(error.object) + error.start  # what was left of the block before is in it
+            line = lines + error.object.count(b"\n", 0, error.start)
+            name = PLAIN if encoding == "utf-8" else encoding.upper()
+            iconv = "; convert it first, as by iconv -f WINDOWS-1252 -t UTF-8"
+            cure = iconv if encoding == "utf-8" else "; it is damaged"
+            raise UserError(f"{source}: not {name} in line {line} (byte {place}){cure}") from None
+        if "\0" in characters:
+            raise UserError(f"{source}: holds the character NUL, as no text does; is it the right file?")
+        lines += characters.count("\n")
+        if "\ufeff" in characters:
+            characters = characters.replace("\ufeff", "")
+            found = f"{encoding.upper()} with byte order marks"
+        yield Text(characters, found)
+        if following is None:
+            return
+        start, block, following = start + len(block), following, next(blocks, None)
 
 
-def _told_by_zeros(raw: bytes, source: str) -> str:
+def _told_by_zeros(raw: bytes, source: str, final: bool) -> str:
     """The wide encoding in which the bytes are text."""
     fitting = {}
     for encoding in WIDE:
-        try:
-            different = set(raw.decode(encoding))
+        try:  # a block may end within a character
+            different = set(getincrementaldecoder(encoding)().decode(raw, final))
         except UnicodeDecodeError:
             continue
         if not any(unicodedata.category(c) in ("Cc", "Cn", "Co") and c not in "\t\n\v\f\r\x85" for c in different):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,10 @@ from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
+from rnnzoo.files import cache_folder
+from rnnzoo.tasks import corpora
 from rnnzoo.tasks.char_lm import Characters, CharLM
-from rnnzoo.tasks.corpora import CORPORA, characters_of
+from rnnzoo.tasks.corpora import CORPORA, codes_of
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 TASK = {
@@ -42,6 +45,20 @@ def all_different(length: int) -> str:
 def characters(text: str, window: int = 5, streams: int = 2, val: float = 0.25, test: float = 0.25) -> Characters:
     with patch.dict(CORPORA, {"given": lambda: text}):
         return ready(Characters("given", None, window, streams, val, test))
+
+
+def text_of(path: str | None, corpus: str = "hello") -> str:
+    """A text put together again from the numbers of its characters."""
+    alphabet, codes = codes_of(path, corpus)
+    return "".join(np.array(list(alphabet))[codes.numpy()])
+
+
+@pytest.fixture(params=["in memory", "mapped, from blocks of 64 bytes"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to hold a file."""
+    if request.param != "in memory":
+        monkeypatch.setattr(corpora, "LARGE", 0)
+        monkeypatch.setattr(corpora, "BLOCK", 64)
 
 
 def model(alphabet: str = "ehlo", cell: str = "gru", seed: int = 1, **options: Any) -> CharLM:
@@ -127,14 +144,35 @@ def test_too_little_to_validate_on_is_refused(val: float, characters_held_out: i
         characters(all_different(30), val=val, test=0.0)
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     text = "Ünïcödé\r\n\t吾輩は猫である\n" * 20
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
-    assert characters_of(str(path), "hello") == text
+    assert text_of(str(path), "hello") == text
     data = ready(Characters("hello", str(path), 5, 1, 0.1, 0.0))
     assert data.alphabet == "".join(sorted(set(text)))
     assert "".join(data.alphabet[code] for code in data.train[0]) == text[: len(text) - len(text) // 10]
+    batch = next(iter(data.train_dataloader()))
+    assert batch.dtype == torch.int64 and "".join(data.alphabet[code] for code in batch[0]) == text[:6]
+
+
+def test_a_large_file_is_numbered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its numbers are kept until it is changed; more than 256 characters take more than a byte each."""
+    monkeypatch.setattr(corpora, "LARGE", 10)
+    path = tmp_path / "text.txt"
+    for text, size in (("a\nb" * 9, 1), (all_different(300) + "a", 4)):
+        path.write_text(text, encoding="utf-8")
+        for said in (f"task.text={path}: numbering its characters in ", ""):
+            alphabet, codes = codes_of(str(path), "hello")
+            assert alphabet == "".join(sorted(set(text))) and codes.element_size() == size
+            assert text_of(str(path)) == text and capsys.readouterr().out.startswith(said)
+    for numbers in cache_folder().glob("text_*.npy"):
+        numbers.write_bytes(b"no numbers")
+    with pytest.raises(UserError, match=r"text_\w+\.npy: cannot be read .*; delete it and text_\w+\.txt beside it"):
+        codes_of(str(path), "hello")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +188,7 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
         ("utf-32-be", "UTF-32-BE without a byte order mark"),
     ],
 )
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("text", ["plain words", "Ünïcödé: 吾輩は猫である\r\n\t🐱\n", "一 二\n三"])
 def test_an_encoding_is_told_and_said(
     encoding: str, found: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -157,16 +196,17 @@ def test_an_encoding_is_told_and_said(
     """A mark is no character of the text, which no sample may hold."""
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode(encoding))
-    assert characters_of(str(path), "hello") == text
+    assert text_of(str(path), "hello") == text
     assert capsys.readouterr().err == (f"task.text={path}: read as {found}\n" if found else "")
 
 
+@pytest.mark.usefixtures("ways")
 def test_marks_of_files_that_were_put_together_are_no_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "text.txt"
-    path.write_bytes("one\n".encode("utf-8-sig") + "two\n".encode("utf-8-sig"))
-    assert characters_of(str(path), "hello") == "one\ntwo\n"
+    path.write_bytes("one\n".encode("utf-8-sig") * 30 + "two\n".encode("utf-8-sig"))
+    assert text_of(str(path), "hello") == "one\n" * 30 + "two\n"
     assert "read as UTF-8 with byte order marks" in capsys.readouterr().err
 
 
@@ -175,9 +215,10 @@ def test_larger_than_can_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.
     path.write_text("hello" * 100)
     monkeypatch.setattr("rnnzoo.tasks.text_files.read_bytes.__defaults__", (499,))
     with pytest.raises(UserError, match=r"task\.text=.*text\.txt: larger than 499 bytes"):
-        characters_of(str(path), "hello")
+        text_of(str(path), "hello")
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -185,6 +226,7 @@ def test_larger_than_can_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.
         (b"abc", "3 characters to train on are fewer than a window of 5"),
         (b"abcdef", "character"),
         (b"line\nline\nline \xff\nline\n" * 9, r"not UTF-8 in line 3 \(byte 15\)"),
+        ("é".encode() * 40 + b"\n" * 30 + "日".encode() * 20 + b"\xe6\n", r"not UTF-8 in line 31 \(byte 170\)"),
         ("latin-1: é\n".encode("latin-1"), "not UTF-8 in line 1"),
         ("a text in UTF-16".encode("utf-16")[:-1], r"not UTF-16-LE in line 1 \(byte 32\); it is damaged"),
         (b"\x7fELF\2\1\1\0\0\0\n\0", "holds zero bytes, as no text does, the first in line 1"),
@@ -202,9 +244,9 @@ def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> N
 def test_a_file_or_corpus_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.txt", tmp_path):
         with pytest.raises(UserError, match=r"task\.text=.*: no such file"):
-            characters_of(str(path), "hello")
+            text_of(str(path), "hello")
     with pytest.raises(UserError, match=r"task\.corpus=pydoc: unknown; did you mean pydocs\?.*task\.text=FILE"):
-        characters_of(None, "pydoc")
+        text_of(None, "pydoc")
 
 
 def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +254,11 @@ def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert characters_of(None, "hello") == "hello" * 1000
-    assert "with" in characters_of(None, "pydocs") and len(characters_of(None, "pydocs")) > 300_000
-    stdlib = characters_of(None, "stdlib")
+    assert text_of(None, "hello") == "hello" * 1000
+    assert "with" in text_of(None, "pydocs") and len(text_of(None, "pydocs")) > 300_000
+    stdlib = text_of(None, "stdlib")
     assert len(stdlib) > 1_000_000 and "def dataclass(" in stdlib
-    assert characters_of(None, "stdlib") == stdlib
+    assert text_of(None, "stdlib") == stdlib
 
 
 # The model
@@ -245,7 +287,7 @@ def test_the_state_is_carried_from_window_to_window(monkeypatch: pytest.MonkeyPa
     windows = [batches.fetch(start) for start in batches.plan(0)]
     assert len(windows) > 3
     module = model()
-    long_run = nats(module, data.train)
+    long_run = nats(module, data.train.long())
     expected = [float(long_run[:, 7 * k : 7 * (k + 1)].mean()) for k in range(len(windows))]
     assert training_losses(module, windows, monkeypatch) == pytest.approx(expected, rel=1e-12)
     assert isinstance(module.carried, Tensor) and not module.carried.requires_grad
@@ -268,7 +310,9 @@ def test_evaluation_reads_the_streams_to_their_ends() -> None:
     module.on_validation_epoch_start()
     for window in data.val_dataloader():
         module.validation_step(window, 0)
-    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(
+        float(nats(module, data.val.long()).mean()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
@@ -360,8 +404,10 @@ def test_dynamic_evaluation_learns_from_each_window_after_it() -> None:
         optimizer.step()
         total, count = total + loss.item() * batch[:, 1:].numel(), count + batch[:, 1:].numel()
     assert module.adapted is not None and module.adapted.loss == pytest.approx(total / count, rel=1e-6)
-    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
-    assert total / count < float(nats(module, data.val).mean())
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(
+        float(nats(module, data.val.long()).mean()), rel=1e-6
+    )
+    assert total / count < float(nats(module, data.val.long()).mean())
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
 
 

@@ -116,7 +116,7 @@ def compared(units: Tensor, text: str) -> Iterator[tuple[str, Tensor]]:
 
 def read(module: Any, data: Any) -> tuple[str, Tensor]:
     """The beginning of the validation text, and the layer's outputs over it [T, B, H]."""
-    codes = data.val.flatten()[:CHARACTERS]
+    codes = data.val.flatten()[:CHARACTERS].long()
     streams = STREAMS if len(codes) >= STREAMS * SHOWN else 1
     codes = codes[: len(codes) // streams * streams]
     output, _ = module.layer(module.embed(codes.reshape(streams, -1).T.to(module.device)))
