@@ -21,7 +21,7 @@ from rnnzoo.plain import printable
 from .download import download, one_at_a_time
 from .text_files import is_data, pieces, read_text
 
-LARGE = 1 << 26
+LARGE = 1 << 24
 """Bytes of a file above which its numbers are kept in the cache."""
 
 BLOCK = 1 << 24

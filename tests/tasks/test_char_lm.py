@@ -266,6 +266,7 @@ def test_corpora_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nats(module: CharLM, codes: Tensor) -> Tensor:
     """Losses [B, T] of the model's weights, by torch's own GRU, from a zero state over all of codes [B, T + 1]."""
+    codes = codes.long()
     gru = nn.GRU(module.layer.input_size, module.layer.hidden_size).double()
     gru.load_state_dict(module.layer.torch_state_dict())
     with torch.no_grad():
@@ -287,7 +288,7 @@ def test_the_state_is_carried_from_window_to_window(monkeypatch: pytest.MonkeyPa
     windows = [batches.fetch(start) for start in batches.plan(0)]
     assert len(windows) > 3
     module = model()
-    long_run = nats(module, data.train.long())
+    long_run = nats(module, data.train)
     expected = [float(long_run[:, 7 * k : 7 * (k + 1)].mean()) for k in range(len(windows))]
     assert training_losses(module, windows, monkeypatch) == pytest.approx(expected, rel=1e-12)
     assert isinstance(module.carried, Tensor) and not module.carried.requires_grad
@@ -310,9 +311,7 @@ def test_evaluation_reads_the_streams_to_their_ends() -> None:
     module.on_validation_epoch_start()
     for window in data.val_dataloader():
         module.validation_step(window, 0)
-    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(
-        float(nats(module, data.val.long()).mean()), rel=1e-6
-    )
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
@@ -404,10 +403,8 @@ def test_dynamic_evaluation_learns_from_each_window_after_it() -> None:
         optimizer.step()
         total, count = total + loss.item() * batch[:, 1:].numel(), count + batch[:, 1:].numel()
     assert module.adapted is not None and module.adapted.loss == pytest.approx(total / count, rel=1e-6)
-    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(
-        float(nats(module, data.val.long()).mean()), rel=1e-6
-    )
-    assert total / count < float(nats(module, data.val.long()).mean())
+    assert float(module.val_metrics.compute()["loss"]) == pytest.approx(float(nats(module, data.val).mean()), rel=1e-6)
+    assert total / count < float(nats(module, data.val).mean())
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
 
 
