@@ -308,6 +308,7 @@ def test_claims_are_there_once_they_have_been_tried(tmp_path: Path, monkeypatch:
     rows = [
         ["irnn", "irnn", "Le 2015", "solves it", "0", "T = 150", "test/mse", "irnn 0.0004; rnn 0.1658", "yes", "90"],
         ["old", "a_cell_of_before lstm", "X <1990>", "a & b", "1", "T", "test/mse", "old 2", "no: old < 1", "30"],
+        ["new", "gru", "Y 2000", "c", "1", "T", "test/mse", "", "2 of 2 runs are missing", "0"],
     ]
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([claims.COLUMNS, *rows])
@@ -315,6 +316,7 @@ def test_claims_are_there_once_they_have_been_tried(tmp_path: Path, monkeypatch:
     for language, count in (("en", "1 held"), ("ja", "1 件が成り立ちました")):
         page = Page(claims.ESSAY.body(language))
         assert page.open == [] and "irnn.html" in page.links and "a_cell_of_before.html" not in page.links
+        assert ": new" in page.text and "Y 2000" not in page.text
         assert count in page.text and "irnn 0.0004; rnn 0.1658" in page.text and "X <1990>" in page.text
     for text in ("", "claim,cells\n", ",".join(claims.COLUMNS) + "\nirnn,irnn\n"):
         path.write_text(text)

@@ -110,7 +110,7 @@ def _write(
     for script in ("gallery.js", "table.js"):
         text, _, _ = pages.loader.get_source(pages, script)  # type: ignore[union-attr]
         (folder / script).write_text(text, encoding="utf-8")
-    tried = claims.read(claims.RESULTS) if claims.RESULTS.is_file() else []
+    tried = claims.found()["tried"] if claims.RESULTS.is_file() else []
     places = league.places()
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")

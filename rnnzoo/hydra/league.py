@@ -12,7 +12,7 @@ import csv
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from rnnzoo.errors import UserError, nearest
-from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained
+from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, read
 from rnnzoo.files import writing
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.done import is_done, naming, summary
@@ -52,26 +52,6 @@ class Task:
     def arguments(self, cell: str, rate: str, seed: str) -> list[str]:
         return [f"experiment=league/{self.name}", f"model={cell}", f"optimizer.lr={rate}", f"seed={seed}"]
 
-    def result(self, out: Path, cell: str, rate: str, seed: str) -> Trained | None:
-        """A run's line of the table, if it has ended."""
-        folder = self.folder(out, cell, rate, seed)
-        with naming(folder / "summary.json"):
-            ended = summary(folder)
-            if ended is None:
-                return None
-            measured, metric = ended["metrics"], f"test/{self.metric}"
-            return Trained(
-                cell, self.name, metric, float(measured[metric]), float(measured[f"val/{self.metric}"]), int(seed),
-                int(ended["parameters"]), float(rate), float(ended["seconds_training"]),
-            )  # fmt: skip
-
-    def best_rate(self, out: Path, cell: str) -> str | None:
-        """That of the best validation, once the first seed has been run at all rates that come to an end."""
-        found = {rate: self.result(out, cell, rate, self.seeds[0]) for rate in self.rates}
-        sign = 1 if self.metric.endswith(LOWER) else -1
-        tried = {rate: sign * run.validation for rate, run in found.items() if run and math.isfinite(run.validation)}
-        return min(tried, key=lambda rate: tried[rate]) if tried else None
-
 
 def find(names: Sequence[str]) -> list[Task]:
     """The league's tasks of these names, all of them for none. Raises `UserError` for an unknown one."""
@@ -97,7 +77,7 @@ def play(
     Args:
         cells: that play; none for all registered ones.
         tasks: by name; none for all.
-        out: the folder of the runs.
+        out: the folder of the runs. Those in its league.csv count as done, also without their folders.
         more: arguments for every run, such as hydra/launcher=joblib.
         only_show: do nothing that is missing.
 
@@ -107,68 +87,87 @@ def play(
     for cell in cells:
         if cell not in known:
             raise UserError(f"no cell is named {cell!r}; {nearest(cell, known)}")
-    playing, listed = find(tasks), list(cells) or known
+    playing, listed, league = find(tasks), list(cells) or known, League(out, more, only_show)
     for number in range(max(len(task.rates) for task in playing)):
         for task in playing:
             for rate in task.rates[number : number + 1]:
-                _piece(task, listed, rate, task.seeds[0], out, more, only_show)
+                league.piece(task, listed, rate, task.seeds[0])
     for number in range(1, max(len(task.seeds) for task in playing)):
         for task in playing:
             for seed in task.seeds[number : number + 1]:
                 for rate in task.rates:
-                    of_rate = [cell for cell in listed if task.best_rate(out, cell) == rate]
-                    _piece(task, of_rate, rate, seed, out, more, only_show)
-    table = _write(out)
-    _report(playing, listed, table, out)
-    return table
-
-
-def _piece(
-    task: Task, cells: Sequence[str], rate: str, seed: str, out: Path, more: Sequence[str], only_show: bool
-) -> None:
-    """Those of a task's runs at one rate and seed that are missing, in one process."""
-    missing = [
-        cell
-        for cell in cells
-        if not is_done(task.folder(out, cell, rate, seed), [*task.arguments(cell, rate, seed), *more])
-    ]
-    if only_show or not missing:
-        return
-    print(printable(f"{task.name}, learning rate {rate}, seed {seed}: {len(missing)} cells"), flush=True)
-    arguments = [*task.arguments(",".join(missing), rate, seed), *more, f"hydra.sweep.dir={out / task.name}"]
-    code = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *arguments]).returncode
-    if code not in (0, 1):  # 1: some were refused or diverged, which it has said
-        raise UserError(f"rnnzoo train {' '.join(arguments)}: ended with {code}; rnnzoo league goes on where it was")
-    _write(out)
-
-
-def _write(out: Path) -> list[Trained]:
-    """All that is there of any task, cell, rate and seed of the league, as a table and as the file."""
-    table = sorted(_found(out), key=lambda run: (run.task, run.cell, run.learning_rate, run.seed))
-    out.mkdir(parents=True, exist_ok=True)
-    with writing(out / "league.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, COLUMNS)
-        rows.writeheader()
-        rows.writerows({column: getattr(run, column) for column in COLUMNS} for run in table)
-    return table
-
-
-def _found(out: Path) -> Iterator[Trained]:
-    for task in find([]):
-        for cell in list_cells():
-            for rate in task.rates:
-                for seed in task.seeds:
-                    run = task.result(out, cell, rate, seed)
-                    if run is not None:
-                        yield run
-
-
-def _report(playing: Sequence[Task], cells: Sequence[str], table: Sequence[Trained], out: Path) -> None:
-    """What is there and what is missing, and where it stands."""
+                    league.piece(task, [cell for cell in listed if league.best_rate(task, cell) == rate], rate, seed)
+    table = league.write()
     there = {(run.task, run.cell) for run in table}
     for task in playing:
         runs = [run for run in table if run.task == task.name]
-        without = [cell for cell in cells if (task.name, cell) not in there]
+        without = [cell for cell in listed if (task.name, cell) not in there]
         told = f"{task.name}: {len(runs)} runs of {len({run.cell for run in runs})} cells"
         print(printable(f"{told}; none of {', '.join(without)}" if without else told))
-    print(printable(f"written: {out / 'league.csv'}"))
+    print(printable(f"written: {league.path}"))
+    return table
+
+
+class League:
+    """The runs in a folder and in the table there. Arguments as `play` has them."""
+
+    def __init__(self, out: Path, more: Sequence[str], only_show: bool) -> None:
+        self.out, self.more, self.only_show, self.path = out, more, only_show, out / "league.csv"
+        kept = read(self.path) if self.path.is_file() else []
+        self.kept = {(run.task, run.cell, run.learning_rate, run.seed): run for run in kept}
+
+    def result(self, task: Task, cell: str, rate: str, seed: str) -> Trained | None:
+        """A run's line of the table, if it has ended."""
+        folder = task.folder(self.out, cell, rate, seed)
+        with naming(folder / "summary.json"):
+            ended = summary(folder)
+            if ended is None:
+                return self.kept.get((task.name, cell, float(rate), int(seed)))
+            measured, metric = ended["metrics"], f"test/{task.metric}"
+            return Trained(
+                cell, task.name, metric, float(measured[metric]), float(measured[f"val/{task.metric}"]), int(seed),
+                int(ended["parameters"]), float(rate), float(ended["seconds_training"]),
+            )  # fmt: skip
+
+    def best_rate(self, task: Task, cell: str) -> str | None:
+        """That of the first seed's best validation, of the rates at which it has come to a number."""
+        found = {rate: self.result(task, cell, rate, task.seeds[0]) for rate in task.rates}
+        sign = 1 if task.metric.endswith(LOWER) else -1
+        tried = {rate: sign * run.validation for rate, run in found.items() if run and math.isfinite(run.validation)}
+        return min(tried, key=lambda rate: tried[rate]) if tried else None
+
+    def piece(self, task: Task, cells: Sequence[str], rate: str, seed: str) -> None:
+        """Do those of a task's runs at one rate and seed that are missing, in one process."""
+        missing = []
+        for cell in cells:
+            wanted = [*task.arguments(cell, rate, seed), *self.more]
+            if not is_done(task.folder(self.out, cell, rate, seed), wanted):
+                missing += [cell] if self.result(task, cell, rate, seed) is None else []
+        if self.only_show or not missing:
+            return
+        print(printable(f"{task.name}, learning rate {rate}, seed {seed}: {len(missing)} cells"), flush=True)
+        arguments = [*task.arguments(",".join(missing), rate, seed), *self.more]
+        arguments.append(f"hydra.sweep.dir={self.out / task.name}")
+        code = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *arguments]).returncode
+        if code not in (0, 1):  # 1: some were refused or diverged, which it has said
+            raise UserError(
+                f"rnnzoo train {' '.join(arguments)}: ended with {code}; rnnzoo league goes on where it was"
+            )
+        self.write()
+
+    def write(self) -> list[Trained]:
+        """All that is there of any cell, task, rate and seed of the league, as a table and as the file."""
+        found = [
+            self.result(task, cell, rate, seed)
+            for task in find([])
+            for cell in sorted({*list_cells(), *(run.cell for run in self.kept.values())})
+            for rate in sorted(task.rates, key=float)
+            for seed in task.seeds
+        ]
+        table = [run for run in found if run is not None]
+        self.out.mkdir(parents=True, exist_ok=True)
+        with writing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, COLUMNS)
+            rows.writeheader()
+            rows.writerows({column: getattr(run, column) for column in COLUMNS} for run in table)
+        return table

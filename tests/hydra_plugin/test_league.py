@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,13 +102,17 @@ def test_what_is_there_is_not_repeated(started: list[dict[str, str]], tmp_path: 
     play(["gru", "rnn"], ["recall"], tmp_path)
     assert [given["model"] for given in started] == ["gru", "gru", "rnn", "rnn"]
     assert len(play([], [], tmp_path, only_show=True)) == len(started) == 4
+    shutil.rmtree(tmp_path / "recall" / "gru-0.003-1")
+    assert len(play(["gru"], ["recall"], tmp_path)) == len(started) == 4  # the table knows of it
+    (tmp_path / "league.csv").unlink()
+    assert len(play(["gru"], ["recall"], tmp_path)) == 4 and len(started) == 5
     with pytest.raises(UserError, match=r"gru-0.003-1: made by .*, now it is .*trainer.max_epochs=9"):
         play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"])
 
 
 def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, -9))
-    with pytest.raises(UserError, match=r"model=gru .*: ended with -9; rnnzoo league goes on where it was"):
+    with pytest.raises(UserError, match=r"model=gru .*: ended with -9; the same command goes on"):
         play(["gru"], ["recall"], tmp_path)
 
 

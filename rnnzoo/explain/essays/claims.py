@@ -46,9 +46,11 @@ def read(path: Path) -> list[Tried]:
 
 
 def found() -> dict[str, Any]:
-    tried = read(RESULTS)
+    rows = read(RESULTS)
+    tried = [row for row in rows if not row.held.endswith("missing")]
     return {
         "tried": tried,
+        "untried": [row.claim for row in rows if row not in tried],
         "held": sum(row.held == "yes" for row in tried),
         "minutes": sum(float(row.seconds) for row in tried) / 60,
     }

@@ -114,10 +114,11 @@ def read(path: Path) -> list[Trained]:
     """The lines of a league's file. Raises `UserError` naming file, line and column for what is not as it should be."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    missing = [column for column in COLUMNS if not rows or column not in rows[0]]
+    missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise UserError(f"{path}: has no results with the column {missing[0]}; columns are {', '.join(COLUMNS)}")
     found = []
