@@ -150,9 +150,7 @@ class League:
         arguments.append(f"hydra.sweep.dir={self.out / task.name}")
         code = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *arguments]).returncode
         if code not in (0, 1):  # 1: some were refused or diverged, which it has said
-            raise UserError(
-                f"rnnzoo train {' '.join(arguments)}: ended with {code}; rnnzoo league goes on where it was"
-            )
+            raise UserError(f"rnnzoo train {' '.join(arguments)}: ended with {code}; the same command goes on")
         self.write()
 
     def write(self) -> list[Trained]:
