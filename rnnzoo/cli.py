@@ -196,6 +196,23 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         help="of the runs; default: outputs/claims",
     )
 
+    playing = add("league", "every cell on the same short tasks, as large as the others: one fair table", _league)
+    playing.add_argument(
+        "cells",
+        nargs="*",
+        metavar="CELL",
+        help="that play; all without; KEY=VALUE is for each run, as in hydra/launcher=joblib",
+    )
+    playing.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="files of conf/experiment/league")
+    playing.add_argument("--show", action="store_true", help="only what has been run already")
+    playing.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/league"),
+        metavar="FOLDER",
+        help="of the runs and of league.csv; default: outputs/league",
+    )
+
     probing = add("probe", "the dynamics of a run's model: gradients, Jacobians, fixed points, gates", _probe)
     probing.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; several stand side by side")
     probing.add_argument("--out", type=Path, metavar="FOLDER", help="default: probe in each run's folder")
@@ -309,6 +326,13 @@ def _claims(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.claims import publish
 
     publish(options.names, options.out, options.show)
+
+
+def _league(options: argparse.Namespace) -> None:
+    from rnnzoo.hydra.league import play
+
+    more = [argument for argument in options.cells if "=" in argument]
+    play([cell for cell in options.cells if cell not in more], options.tasks, options.out, more, options.show)
 
 
 def _probe(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
@@ -171,24 +171,27 @@ class Adding(SequenceModule):
     """Values and marks through a recurrent layer, and a linear head on its last output.
 
     Args:
+        embedding: size of the vector that a learned linear map makes of what is read; 0 for none.
         base: see `SequenceModule`.
     """
 
     features = 2
     """Numbers read at each step."""
 
-    def __init__(self, **base: Any) -> None:
+    def __init__(self, embedding: NonNegativeInt = 0, **base: Any) -> None:
         super().__init__(**base)
         self.start()
 
     def build(self) -> None:
-        self.layer = self.recurrent(self.features, FORWARD_ONLY)
+        size = self.hparams["embedding"]
+        self.embed = nn.Linear(self.features, size) if size else nn.Identity()
+        self.layer = self.recurrent(size or self.features, FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError())
 
     def forward(self, x: Tensor) -> Tensor:
         """What is read [T, B, features] to the answers [B], of the last step."""
-        output, _ = self.layer(x.to(self.head.weight.dtype))
+        output, _ = self.layer(self.embed(x.to(self.head.weight.dtype)))
         return self.single(self.head(output[-1])).squeeze(-1)
 
     def variables(self, batch: Batch) -> dict[str, Tensor]:
@@ -205,11 +208,7 @@ class Adding(SequenceModule):
 
 
 class First(Adding):
-    """Values through a recurrent layer, and a linear head on its last output.
-
-    Args:
-        base: see `SequenceModule`.
-    """
+    """Values through a recurrent layer, and a linear head on its last output; arguments as `Adding` has them."""
 
     features = 1
 

@@ -36,7 +36,7 @@ def variants():
             choices = declared.choices or ((True, False) if declared.type is bool else ())
             others = [choice for choice in choices if choice != declared.default]
             found += [pytest.param(name, {key: choice}, id=f"{name}-{choice}") for choice in others]
-    return found
+    return [*found, pytest.param("indrnn", {"bound": 0.4}, id="indrnn-bound")]
 
 
 def random_cell(name, options):

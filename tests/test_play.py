@@ -25,8 +25,9 @@ from rnnzoo import Cell, Recurrent, UserError, cli, list_cells
 from rnnzoo.cell import gate
 from rnnzoo.explain.living import Living
 from rnnzoo.play import save, server, untrained
-from rnnzoo.play.machine import pack
+from rnnzoo.play.machine import Machine, pack
 from rnnzoo.play.session import Hold, record
+from rnnzoo.play.views import Text
 
 ROWS = [[0.5], [-1.0], [0.25], [2.0]]
 
@@ -338,6 +339,59 @@ def test_memory_is_bounded() -> None:
     for value in range(9):
         machine.answer({"rows": [[float(value)]]})
     assert len(machine._sessions) == 4
+
+
+class Letters(nn.Module):
+    """A language model of the letters abc."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.read = Recurrent("lstm", 3, 5, **options), []
+
+    def forward(self, text: str, start: int, choice: str, state: Any) -> tuple[Tensor, Any]:
+        codes = ["abc".index(letter) for letter in text[start:]]
+        self.read.append(len(codes))
+        return self.layer(torch.eye(3)[codes][:, None], state)
+
+
+def letters(**options: Any) -> Machine:
+    view = Text("abc", list("abcde"), lambda module, *given: module(*given), lambda *_: torch.tensor(0), "ab")
+    return Machine("letters", Letters(**options).eval(), view)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}], ids=["one layer", "two"])
+def test_only_what_may_have_changed_is_read_again(options: dict[str, Any]) -> None:
+    """And the numbers are those of a machine that reads all of it."""
+    first = {"cell": 0, "name": "f", "value": 0.5, "start": 2}
+    late, edit = {**first, "name": "o", "start": 4}, {**first, "name": "c", "value": 2.0, "unit": 1, "stop": 3}
+    requests: list[tuple[str, list[Any], int]] = [
+        ("abcabc", [], 6), ("abcabca", [], 1), ("abcabca", [late], 3), ("abcabca", [first, late], 5),
+        ("abcbbca", [first, late], 4), ("abcbbca", [late, first], 5), ("abcbbca", [edit, late], 5), ("bbc", [], 3),
+        ("abcabca", [], 5), ("abc", [], 1),
+    ]  # fmt: skip
+    machine = letters(**options)
+    for text, holds, read in requests:
+        request = {"text": text, "holds": holds, "cell": 0, "name": "c"}
+        found, true = machine.answer(request), letters(**options).answer(request)
+        assert machine.module.read[-1] == read
+        assert found.pop("values")["data"] == true.pop("values")["data"] and found == true
+        step = len(text) - 1
+        mine, theirs = (m.look({**request, "step": step}) for m in (machine, letters(**options)))
+        assert mine == theirs
+
+
+def test_a_text_that_begins_before_its_first_letter() -> None:
+    view = Text("abc", list("abc"), lambda *_: None, lambda *_: torch.tensor(0), "", begins="□")
+    for earlier, text, steps in (("ab", "", 0), ("", "a", 1), ("ab", "ab", 2), ("ab", "abc", 3), ("ab", "bb", 1)):
+        assert view.shared({"choice": "", "text": earlier}, {"choice": "", "text": text}) == steps
+
+
+def test_what_reads_backward_reads_all_of_it_again() -> None:
+    machine = letters(bidirectional=True)
+    for text in ("abcabc", "abcabb"):
+        machine.answer({"text": text})
+        assert machine.module.read[-1] == 6
 
 
 def test_a_saved_session_holds_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, matrix_exp, nn, relu, remainder, roll, sigmoid, sign, tanh, where
+from torch import Tensor, clamp, matrix_exp, nn, relu, remainder, roll, sigmoid, sign, tanh, where
 from torch.nn.functional import layer_norm
 
 from rnnzoo.cell import Bias, Cell, Diagonal, InputWeight, RecurrentWeight, State, Weight, finest, gate
@@ -47,16 +47,18 @@ class IRNN(Cell):
 class IndRNN(Cell):
     """Each unit sees the input and only its own past.
 
-    Differs: the bound on |u|, which the authors enforce after each update, belongs to training and is not here.
-    u starts uniform in (0, 1), as their code has it.
+    Differs: the bound on |u|, which the authors enforce after each update, is applied where u is read, and 0 is none;
+    they have 2^(1/T) for T steps. A unit beyond it learns no u any more. u starts uniform in (0, 1), as in their code.
     """
 
     nonlinearity: Literal["relu", "tanh"] = "relu"
+    bound: float = 0.0
 
     W, u, b = InputWeight(), Diagonal(init=nn.init.uniform_), Bias()
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
-        a = x @ self.W + self.u * h + self.b
+        u = clamp(self.u, -self.bound, self.bound) if self.bound else self.u
+        a = x @ self.W + u * h + self.b
         return relu(a) if self.nonlinearity == "relu" else tanh(a)
 
 

@@ -144,8 +144,7 @@ class _Rhythm(Cell):
 class PhasedLSTM(_Rhythm):
     """Peephole LSTM whose units change only in a short open phase of their own period τ.
 
-    Differs: t counts steps, or is the input's first number if `timed`, and then no gate reads it; τ is learned as its
-    logarithm.
+    Differs: t counts steps, or is the input's first number, read by no gate, if `timed`; τ is learned as its logarithm.
     In the authors' layer too, r_on is not learned by default and the leak alpha is there in training only; their
     freq_task.py draws such periods. The layer has t + s for t - s, and starts f's bias at 2.
     """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rnnzoo import registry
 from rnnzoo.errors import UserError
 from rnnzoo.explain.card import SIZES, Card, stylesheet, templates
-from rnnzoo.explain.essays import gates, league, scan, start, units, vanishing
+from rnnzoo.explain.essays import claims, gates, league, scan, start, units, vanishing
 from rnnzoo.explain.essays.page import Essay, texts
 from rnnzoo.explain.notation import MathML
 from rnnzoo.explain.relatives import Anatomy, anatomy, differences, likeness, relatives
@@ -54,9 +54,9 @@ class Relative:
 
 
 def essays() -> list[Essay]:
-    """The essays in the order in which they are to be read; that on the league once there has been one."""
+    """The essays in the order in which they are to be read; those on claims and league once they have been tried."""
     found = [start.ESSAY, vanishing.ESSAY, gates.ESSAY, scan.ESSAY, units.ESSAY]
-    return [*found, league.ESSAY] if league.RESULTS.is_file() else found
+    return [*found, *(page.ESSAY for page in (claims, league) if page.RESULTS.is_file())]
 
 
 def build(out: Path, results: Path | None = None, language: str = "en") -> dict[str, str]:
@@ -107,8 +107,11 @@ def _write(
 
     (folder / "diagrams").mkdir()
     (folder / "style.css").write_text(stylesheet(), encoding="utf-8")
-    script, _, _ = pages.loader.get_source(pages, "gallery.js")  # type: ignore[union-attr]
-    (folder / "gallery.js").write_text(script, encoding="utf-8")
+    for script in ("gallery.js", "table.js"):
+        text, _, _ = pages.loader.get_source(pages, script)  # type: ignore[union-attr]
+        (folder / script).write_text(text, encoding="utf-8")
+    tried = claims.read(claims.RESULTS) if claims.RESULTS.is_file() else []
+    places = league.places()
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
         found = tables.get(card.name, []), list(_relatives(card.name, anatomies))
@@ -116,7 +119,9 @@ def _write(
         if playing:
             machine = untrained.machine(card.name, *PLAYED)
             (folder / playing).write_text(save.page([machine], {}), encoding="utf-8")
-        write(f"{card.name}.html", "cell.html", card=card, results=found[0], relatives=found[1], playing=playing)
+        values = {"results": found[0], "relatives": found[1], "playing": playing}
+        about = [claim for claim in tried if card.name in claim.cells.split()]
+        write(f"{card.name}.html", "cell.html", card=card, claims=about, places=places.get(card.name, []), **values)
     years = [card.year for card in cards if card.year is not None]
     written = essays()
     write(

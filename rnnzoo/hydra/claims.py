@@ -8,14 +8,12 @@ the runs' mean metrics that must hold. A run that is there already is not repeat
 from __future__ import annotations
 
 import csv
-import json
 import operator
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from rich.table import Table
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.files import writing
 from rnnzoo.hydra.command_line import CONF
+from rnnzoo.hydra.done import is_done, naming, summary
 from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
@@ -105,7 +104,7 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
     for claim in find(names):
         jobs = claim.jobs(out)
         for (run, seed), (folder, arguments) in jobs.items():
-            if not only_show and not _is_done(folder, arguments):
+            if not only_show and not is_done(folder, arguments):
                 print(printable(f"{claim.name}: {run}, seed {seed}"), flush=True)
                 _train(folder, arguments)
         rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
@@ -117,27 +116,6 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
     _print(rows)
     print(printable(f"written: {out / 'claims.csv'}"))
     return rows
-
-
-def _is_done(folder: Path, arguments: list[str]) -> bool:
-    record = folder / ".hydra" / "overrides.yaml"
-    if record.is_file():
-        with _naming(record):
-            had = [a for a in yaml.safe_load(record.read_text(encoding="utf-8")) if not a.startswith("hydra.")]
-        if had != arguments:
-            raise UserError(f"{folder}: made by {shlex.join(had)}, now it is {shlex.join(arguments)}; delete it")
-    return (folder / "summary.json").is_file()
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Within, whatever a damaged file of a run raises is a `UserError` that names it."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path}: damaged ({' '.join(str(error).split())}); delete its folder, to run it again"
-        ) from error
 
 
 def _train(folder: Path, arguments: list[str]) -> None:
@@ -154,17 +132,16 @@ def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str
     found: dict[str, list[float]] = {}
     seconds, missing = 0.0, 0
     for (run, _), folder in folders.items():
-        path = folder / "summary.json"
-        if not path.is_file():
-            missing += 1
-            continue
-        with _naming(path):
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            found.setdefault(run, []).append(float(summary["metrics"][claim.metric]))
+        with naming(folder / "summary.json"):
+            ended = summary(folder)
+            if ended is None:
+                missing += 1
+                continue
+            found.setdefault(run, []).append(float(ended["metrics"][claim.metric]))
             trivial = f"baseline/trivial_{claim.metric.rpartition('/')[2]}"
-            if trivial in summary["metrics"]:
-                found["trivial"] = [float(summary["metrics"][trivial])]
-            seconds += float(summary["seconds_training"]) + float(summary["seconds_validation"])
+            if trivial in ended["metrics"]:
+                found["trivial"] = [float(ended["metrics"][trivial])]
+            seconds += float(ended["seconds_training"]) + float(ended["seconds_validation"])
     means = {name: statistics.fmean(values) for name, values in found.items()}
     verdict = f"{missing} of {len(folders)} runs are missing" if missing else judge(claim.holds, means)
     return {

@@ -19,7 +19,7 @@ from rnnzoo import registry
 from rnnzoo.errors import UserError
 from rnnzoo.files import expanded, writing
 
-SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None, "claim": None, "probe": False}
+SINCE_THEN = {"param_match": None, "pictures": False, "sweep": None, "claim": None, "league": None, "probe": False}
 """Keys that runs recorded by earlier versions lack, with what these did."""
 
 NEEDED = {

@@ -35,7 +35,7 @@ def resolve(config: DictConfig, folder: Path) -> dict[str, Any]:
     kinds |= dict.fromkeys(("test_only", "pictures", "probe"), (bool,))
     kinds |= dict.fromkeys(("cells", "resume", "ckpt"), (str, type(None))) | {"param_match": (int, type(None))}
     kinds |= dict.fromkeys(("checkpoint", "early_stopping", "trainer", *GROUPS[:5]), (dict,))
-    kinds |= dict.fromkeys(("sweep", "claim"), (dict, type(None)))
+    kinds |= dict.fromkeys(("sweep", "claim", "league"), (dict, type(None)))
     for key in settings.keys() ^ kinds.keys():
         raise UserError(f"{key}: " + ("no such key; " + nearest(key, kinds) if key in settings else "is missing"))
     for key, kind in kinds.items():

@@ -6,8 +6,11 @@ Shapes: T time steps, n numbers of a value.
 from __future__ import annotations
 
 import base64
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from rnnzoo.errors import UserError
 from rnnzoo.explain.living import Living
 from rnnzoo.play.session import Hold, Recorded, cells_of, record
 from rnnzoo.play.view import Request, Session, View, holds_in, text_in, whole_in
+from rnnzoo.states import join
 
 KEPT = 4
 """Sessions in memory; an older one is run again when it is asked for."""
@@ -70,8 +74,7 @@ class Machine:
         return self._sessions[key]
 
     def _run(self, given: dict[str, Any], holds: tuple[Hold, ...]) -> Session:
-        before = [s for s in self._sessions.values() if s.holds == holds and self.view.continues(s.given, given)]
-        known = max(before, key=lambda session: len(session.labels), default=None)
+        known = self._begun(given, holds)
         if known is None:
             (labels, found), cells = record(self.module, lambda module: self.view.run(module, given), holds)
             total = max(cell.start + len(cell.x) for cell in cells)
@@ -82,6 +85,29 @@ class Machine:
         )
         cells = [_joined(old, new) for old, new in zip(known.cells, cells)]
         return Session(given, holds, known.labels + labels, self.view.joined(known.found, found), cells)
+
+    def _begun(self, given: dict[str, Any], holds: tuple[Hold, ...]) -> Session | None:
+        """The longest beginning that a session in memory has in common with one of this input and these holds."""
+        best, steps = None, 0
+        one_forward_layer = not any(layer.bidirectional or layer is not self.cells[0][1] for _, layer, *_ in self.cells)
+        for session in self._sessions.values():
+            common = int(min(self.view.shared(session.given, given), _same_until(session.holds, holds)))
+            if steps < common and (one_forward_layer or common == len(session.labels)):
+                steps, best = common, session
+        return best if best is None or steps == len(best.labels) else self._cut(best, steps)
+
+    def _cut(self, session: Session, steps: int) -> Session:
+        """The beginning of a session of one layer that reads forward."""
+        state = join([tuple(tensor[None] for tensor in cell.before[steps]) for cell in session.cells])
+        given, found = self.view.cut(session.given, session.found, steps, state)
+        cells = [
+            replace(
+                cell, x=cell.x[:steps], before=cell.before[:steps],
+                names={name: values[:steps] for name, values in cell.names.items()},
+            )
+            for cell in session.cells
+        ]  # fmt: skip
+        return Session(given, session.holds, session.labels[:steps], found, cells)
 
     def answer(self, request: Request) -> dict[str, Any]:
         """Labels and the view's reply from the step `have` on, and the values of one variable, `name` of `cell`."""
@@ -121,6 +147,12 @@ class Machine:
         if holds_in(request, len(self.cells)):
             raise UserError("this is said of the model as it is; let go of what is held")
         return self.view.more(self.module, self.view.read(request), request)
+
+
+def _same_until(some: tuple[Hold, ...], others: tuple[Hold, ...]) -> float:
+    """The first step where other things may be held; of two that hold the same thing the later one in order counts."""
+    different = [hold for pair in zip_longest(some, others) if pair[0] != pair[1] for hold in pair if hold]
+    return min((hold.start for hold in different), default=math.inf)
 
 
 def _joined(old: Recorded, new: Recorded) -> Recorded:

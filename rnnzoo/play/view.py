@@ -15,6 +15,7 @@ from torch import nn
 
 from rnnzoo.errors import UserError
 from rnnzoo.play.session import Hold, Recorded
+from rnnzoo.states import State
 
 Request = Mapping[str, Any]
 """What a page sends: plain values that anybody may have written."""
@@ -58,14 +59,17 @@ class View:
     def run(self, module: nn.Module, given: dict[str, Any], before: Session | None = None) -> tuple[list[str], Any]:
         """Run a model over an input, recorded: labels of the time steps, and what came out.
 
-        `before` is a session of the same holds whose input `continues` this one's; the run then goes on from its end,
-        and says of the new steps alone.
+        `before` is a session of this one's beginning; the run then goes on from its end, and says of new steps alone.
         """
         raise NotImplementedError
 
-    def continues(self, before: dict[str, Any], given: dict[str, Any]) -> bool:
-        """Whether an input goes on from another's end."""
-        return False
+    def shared(self, before: dict[str, Any], given: dict[str, Any]) -> int:
+        """How many steps at the beginning of an input were done for another one; less than all of its own."""
+        return 0
+
+    def cut(self, given: dict[str, Any], found: Any, steps: int, state: State) -> tuple[dict[str, Any], Any]:
+        """The first steps of an input, and what `run` would have found in them; `state` is the layer's after them."""
+        raise NotImplementedError
 
     def joined(self, before: Any, found: Any) -> Any:
         """What `run` found in both parts of an input."""

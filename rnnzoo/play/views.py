@@ -6,6 +6,7 @@ Shapes: T time steps, B = 1 sequence, A symbols of an alphabet, n columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from rnnzoo.errors import UserError
 from rnnzoo.plain import VISIBLE
 from rnnzoo.play.view import LONGEST, Request, Session, View, number_in, rows_in, text_in, whole_in
+from rnnzoo.states import State
 
 LIKELY = 5
 """Next symbols that are shown."""
@@ -65,8 +67,14 @@ class Text(View):
             raise UserError("write something for the model to go on from")
         return {"text": text, "choice": choice}
 
-    def continues(self, before: dict[str, Any], given: dict[str, Any]) -> bool:
-        return before["choice"] == given["choice"] and given["text"].startswith(before["text"])
+    def shared(self, before: dict[str, Any], given: dict[str, Any]) -> int:
+        if before["choice"] != given["choice"] or not given["text"]:
+            return 0
+        pairs = zip(before["text"], given["text"][:-1])
+        return bool(self.begins) + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def cut(self, given: dict[str, Any], found: Any, steps: int, state: State) -> tuple[dict[str, Any], Any]:
+        return {**given, "text": given["text"][: steps - bool(self.begins)]}, (found[0][:steps], state)
 
     def run(self, module: nn.Module, given: dict[str, Any], before: Session | None = None) -> tuple[list[str], Any]:
         text, known = given["text"], 0 if before is None else len(before.given["text"])

@@ -40,9 +40,13 @@ def _torch_twin(cell, nonlinearity):
     return lambda x, h: (twin(x, h),)
 
 
-def indrnn(p, x, h, nonlinearity):
-    """Li et al. 2018, eq. 2, as an ordinary network with diagonal recurrent matrix (their section 4)."""
-    a = p.W @ x + np.diag(p.u) @ h + p.b
+def indrnn(p, x, h, nonlinearity, bound):
+    """Li et al. 2018, eq. 2, as an ordinary network with diagonal recurrent matrix (their section 4).
+
+    Their section 4.1 keeps |u| below a bound; here it is as if the update had been cut off there.
+    """
+    u = np.clip(p.u, -bound, bound) if bound else p.u
+    a = p.W @ x + np.diag(u) @ h + p.b
     h = {"tanh": tanh, "relu": relu}[nonlinearity](a)
     return h, (h,)
 
@@ -52,7 +56,7 @@ def indrnn_twin(cell):
     twin = torchrecurrent.IndRNNCell(cell.input_size, cell.hidden_size, nonlinearity=nonlinearity, dtype=cell.W.dtype)
     with torch.no_grad():
         twin.weight_ih.copy_(cell.W.T)
-        twin.vector_u.copy_(cell.u)
+        twin.vector_u.copy_(cell.u.clamp(-cell.bound, cell.bound) if cell.bound else cell.u)
         twin.bias_ih.copy_(cell.b)
         twin.bias_hh.zero_()
     return lambda x, h: (twin(x, h),)

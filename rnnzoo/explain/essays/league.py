@@ -1,6 +1,7 @@
 """Which cell for what: what a league of all cells on several tasks has come to, read from its CSV file.
 
-Columns: cell, task, metric, value, seed, parameters, learning_rate, seconds; a line for each training.
+Columns: cell, task, metric, value, validation (the same metric on the part that chooses the learning rate), seed,
+parameters, learning_rate, seconds; a line for each training.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from rnnzoo.errors import UserError
@@ -23,10 +25,13 @@ from rnnzoo.explain.essays.page import Essay, Found
 RESULTS = Path(__file__).parents[1] / "league.csv"
 """Where the league leaves its results."""
 
-COLUMNS = ("cell", "task", "metric", "value", "seed", "parameters", "learning_rate", "seconds")
+COLUMNS = ("cell", "task", "metric", "value", "validation", "seed", "parameters", "learning_rate", "seconds")
 
 LOWER = ("loss", "mse", "mae", "rmse", "perplexity", "bits_per_character", "error")
 """What a metric's name ends in that is best where it is lowest."""
+
+ROUNDS = 300
+"""Bootstrap samples."""
 
 BEST = 10
 """Cells that a task's table has."""
@@ -40,6 +45,7 @@ class Trained:
     task: str
     metric: str
     value: float
+    validation: float
     seed: int
     parameters: int
     learning_rate: float
@@ -48,10 +54,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell on a task, at the learning rate whose median over the seeds is best.
+    """A cell on a task, at the learning rate of the most seeds, and of those the best by the median validation.
 
     Args:
         values: of each seed, best first.
+        place: from 1 on.
         tied: whether its values overlap with those of the task's first.
     """
 
@@ -60,11 +67,17 @@ class Entry:
     parameters: int
     learning_rate: float
     seconds: float
+    place: int = 0
     tied: bool = False
 
     @property
     def middle(self) -> float:
         return median(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the seeds, where there are several."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,8 @@ class Standing:
 
     Args:
         rank: 0 for first of all, 1 for last, the mean over tasks, which may have different numbers of cells.
+        low: the 5 % quantile of that rank over bootstrap samples of tasks and seeds (Efron 1979), and
+        high: the 95 % quantile.
         leads: tasks on which it was among the best.
         seconds: of a training, the median over tasks.
     """
@@ -91,6 +106,8 @@ class Standing:
     leads: int
     tasks: int
     seconds: float
+    low: float
+    high: float
 
 
 def read(path: Path) -> list[Trained]:
@@ -132,38 +149,68 @@ def _ranked(metric: str, runs: list[Trained]) -> list[Entry]:
     tries: dict[tuple[str, float], list[Trained]] = defaultdict(list)
     for run in runs:
         tries[run.cell, run.learning_rate].append(run)
-    best: dict[str, Entry] = {}
+    best: dict[str, tuple[tuple[int, float], Entry]] = {}
     for (cell, rate), of_rate in tries.items():
         values = sorted((run.value for run in of_rate), key=worth)
         entry = Entry(cell, values, of_rate[0].parameters, rate, median(run.seconds for run in of_rate))
-        if cell not in best or worth(entry.middle) < worth(best[cell].middle):
-            best[cell] = entry
-    first, *others = sorted(best.values(), key=lambda entry: (worth(entry.middle), entry.cell))
-    last = worth(first.values[-1])
-    return [Entry(**{**vars(entry), "tied": worth(entry.values[0]) <= last}) for entry in (first, *others)]
+        choice = (-len(values), median(worth(run.validation) for run in of_rate))
+        if cell not in best or choice < best[cell][0]:
+            best[cell] = choice, entry
+    entries = sorted((entry for _, entry in best.values()), key=lambda entry: (worth(entry.middle), entry.cell))
+    last = worth(entries[0].values[-1])
+    return [replace(entry, place=place, tied=worth(entry.values[0]) <= last) for place, entry in enumerate(entries, 1)]
 
 
 def standings(tasks: list[Task]) -> list[Standing]:
     """All cells, best mean rank first."""
-    ranks: dict[str, list[float]] = defaultdict(list)
-    leads: dict[str, int] = defaultdict(int)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for task in tasks:
-        for place, entry in enumerate(task.entries):
-            ranks[entry.cell].append(place / max(len(task.entries) - 1, 1))
-            leads[entry.cell] += entry.tied
-            seconds[entry.cell].append(entry.seconds)
-    found = [Standing(cell, mean(r), leads[cell], len(r), median(seconds[cell])) for cell, r in ranks.items()]
+    cells = sorted({entry.cell for task in tasks for entry in task.entries})
+    entries = {cell: [entry for task in tasks for entry in task.entries if entry.cell == cell] for cell in cells}
+    generator = np.random.default_rng(1)
+    ranks = np.array([_mean_ranks(tasks, cells)] + [_mean_ranks(tasks, cells, generator) for _ in range(ROUNDS)])
+    low, high = np.nanquantile(ranks[1:], (0.05, 0.95), axis=0)
+    found = []
+    for k, cell in enumerate(cells):
+        leads, seconds = sum(e.tied for e in entries[cell]), median(e.seconds for e in entries[cell])
+        found.append(Standing(cell, ranks[0, k], leads, len(entries[cell]), seconds, low[k], high[k]))
     return sorted(found, key=lambda standing: (standing.rank, standing.cell))
+
+
+def _mean_ranks(tasks: list[Task], cells: list[str], generator: np.random.Generator | None = None) -> np.ndarray:
+    """Each cell's mean rank over tasks, by the median of its seeds; tasks and seeds drawn anew by a generator."""
+    number = {cell: k for k, cell in enumerate(cells)}
+    drawn = tasks if generator is None else [tasks[k] for k in generator.integers(len(tasks), size=len(tasks))]
+    ranks = np.full((len(drawn), len(cells)), np.nan)
+    for row, task in zip(ranks, drawn):
+        sign = 1 if task.metric.endswith(LOWER) else -1
+        found = []
+        for entry in task.entries:
+            values = np.nan_to_num(sign * np.array(entry.values), nan=np.inf)
+            found.append(np.median(values if generator is None else generator.choice(values, len(values))))
+        order = np.argsort(found, kind="stable")  # entries come best first, so that equals keep their order
+        for place, k in enumerate(order):
+            row[number[task.entries[k].cell]] = place / max(len(order) - 1, 1)
+    there = np.isfinite(ranks).sum(0)  # of the tasks drawn, a cell may have been on none
+    return np.where(there > 0, np.nansum(ranks, axis=0) / np.maximum(there, 1), np.nan)
+
+
+def places() -> dict[str, list[tuple[Task, Entry]]]:
+    """Each cell's entries on the tasks of the committed league; nothing where there has been no league yet."""
+    found: dict[str, list[tuple[Task, Entry]]] = defaultdict(list)
+    for task in rank(read(RESULTS)) if RESULTS.is_file() else []:
+        for entry in task.entries:
+            found[entry.cell].append((task, entry))
+    return found
 
 
 def found() -> dict[str, Any]:
     """Not kept: reading takes no time, and the file may be another one."""
     trained = read(RESULTS)
     tasks = rank(trained)
+    by_cell = {(task.name, entry.cell): entry for task in tasks for entry in task.entries}
     return {
         "tasks": tasks,
         "standings": standings(tasks),
+        "by_cell": by_cell,
         "trainings": len(trained),
         "cells": len({run.cell for run in trained}),
         "seeds": len({run.seed for run in trained}),

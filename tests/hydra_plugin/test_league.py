@@ -1,0 +1,145 @@
+"""`rnnzoo league`: what it runs, in which order, what it does not repeat, and the table that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from rnnzoo import UserError, cli
+from rnnzoo.explain.essays import league as page
+from rnnzoo.hydra import league
+from rnnzoo.hydra.command_line import CONF
+from rnnzoo.hydra.league import Task, find, play
+from rnnzoo.hydra.models import register_models
+from rnnzoo.hydra.settings import resolve
+
+
+@pytest.mark.parametrize("task", find([]), ids=lambda task: task.name)
+def test_each_task_can_be_composed(task: Task, tmp_path: Path) -> None:
+    register_models(None)
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        settings = resolve(compose("config", overrides=task.arguments("gru", task.rates[0], "1")), tmp_path)
+    assert 39_000 < settings["param_match"] < 41_000
+    assert settings["optimizer"]["lr"] == float(task.rates[0])
+    assert len(task.rates) == len(set(map(float, task.rates))) == 3 and task.seeds == ["1", "2", "3"]
+
+
+TOY = [Task("adding", "mse", ["3e-3", "1e-3"], ["1", "2"]), Task("recall", "accuracy", ["3e-3"], ["1", "2"])]
+
+MEASURED = {  # (test, validation): rnn is the better one on adding by the test and the worse one by validation
+    ("adding", "gru", "0.003"): (0.30, 0.30), ("adding", "gru", "0.001"): (0.10, 0.20),
+    ("adding", "rnn", "0.003"): (0.50, 0.40), ("adding", "rnn", "0.001"): (0.40, 0.50),
+    ("recall", "gru", "0.003"): (0.90, 0.80), ("recall", "rnn", "0.003"): (0.20, 0.10),
+}  # fmt: skip
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The arguments of each process that was started; what is written are the summaries of its runs."""
+    seen = []
+
+    def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        assert command[1:4] == ["-m", "rnnzoo", "train"]
+        given = dict(argument.split("=", 1) for argument in command[4:])
+        seen.append(given)
+        task, metric = Path(given["experiment"]).name, {"adding": "mse", "recall": "accuracy"}
+        rate = str(float(given["optimizer.lr"]))
+        for cell in given["model"].split(","):
+            if (task, cell, rate) not in MEASURED:
+                continue  # as of one that is refused
+            folder = Path(given["hydra.sweep.dir"]) / f"{cell}-{rate}-{given['seed']}"
+            (folder / ".hydra").mkdir(parents=True)
+            overrides = [f"{key}={cell if key == 'model' else value}" for key, value in given.items()]
+            (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+            test, validation = MEASURED[task, cell, rate]
+            metrics = {f"test/{metric[task]}": test, f"val/{metric[task]}": validation}
+            summary = {"metrics": metrics, "parameters": 40123, "seconds_training": 1.5}
+            (folder / "summary.json").write_text(json.dumps(summary))
+        return subprocess.CompletedProcess(command, 0 if len(seen) > 1 else 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(league, "find", lambda names: [task for task in TOY if not names or task.name in names])
+    return seen
+
+
+def test_the_first_seed_at_every_rate_and_the_others_at_the_best(
+    started: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(["gru", "rnn", "esn"], [], tmp_path, ["hydra/launcher=joblib"])
+    told = [(given["experiment"], given["model"], given["optimizer.lr"], given["seed"]) for given in started]
+    assert told == [
+        ("league/adding", "gru,rnn,esn", "3e-3", "1"), ("league/recall", "gru,rnn,esn", "3e-3", "1"),
+        ("league/adding", "gru,rnn,esn", "1e-3", "1"), ("league/adding", "rnn", "3e-3", "2"),
+        ("league/adding", "gru", "1e-3", "2"), ("league/recall", "gru,rnn", "3e-3", "2"),
+    ]  # fmt: skip
+    assert all(given["hydra/launcher"] == "joblib" for given in started)
+    output = capsys.readouterr().out
+    assert "adding, learning rate 3e-3, seed 1: 3 cells\n" in output
+    assert "adding: 6 runs of 2 cells; none of esn\n" in output and "recall: 4 runs of 2 cells; none of esn" in output
+    with (tmp_path / "league.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 and set(rows[0]) == set(page.COLUMNS)
+    assert rows[0] == {
+        "cell": "gru", "task": "adding", "metric": "test/mse", "value": "0.1", "validation": "0.2", "seed": "1",
+        "parameters": "40123", "learning_rate": "0.001", "seconds": "1.5",
+    }  # fmt: skip
+    adding, recall = page.rank(page.read(tmp_path / "league.csv"))
+    assert [(entry.cell, entry.middle) for entry in adding.entries] == [("gru", 0.1), ("rnn", 0.5)]
+    assert [(entry.cell, entry.place) for entry in recall.entries] == [("gru", 1), ("rnn", 2)]
+
+
+def test_what_is_there_is_not_repeated(started: list[dict[str, str]], tmp_path: Path) -> None:
+    assert play(["gru"], [], tmp_path, only_show=True) == [] and not started
+    done = play(["gru"], ["recall"], tmp_path)
+    assert len(done) == len(started) == 2
+    play(["gru", "rnn"], ["recall"], tmp_path)
+    assert [given["model"] for given in started] == ["gru", "gru", "rnn", "rnn"]
+    assert len(play([], [], tmp_path, only_show=True)) == len(started) == 4
+    with pytest.raises(UserError, match=r"gru-0.003-1: made by .*, now it is .*trainer.max_epochs=9"):
+        play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"])
+
+
+def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command: subprocess.CompletedProcess(command, -9))
+    with pytest.raises(UserError, match=r"model=gru .*: ended with -9; rnnzoo league goes on where it was"):
+        play(["gru"], ["recall"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["gruu"], "no cell is named 'gruu'; did you mean gru"), (["gru", "--tasks", "recal"], "did you mean recall")],
+    ids=str,
+)
+def test_unknown_names(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["league", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_it_is_played(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """A real piece: two cells on one task for a batch, and no third process for what is there."""
+    ended, really = [], subprocess.run
+
+    def run(given: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as as_it_was:
+            as_it_was.setattr(subprocess, "run", really)
+            ended.append(command(*given[1:]))
+        return ended[-1]
+
+    monkeypatch.setattr(subprocess, "run", run)
+    task = Task("adding", "mse", ["3e-3"], ["1"])
+    monkeypatch.setattr(league, "find", lambda names: [task])
+    little = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
+    found = play(["rnn", "esn", "indrnn"], [], tmp_path, [*little, "trainer.max_epochs=1", "task.T=5"])
+    assert ended[0].returncode == 1 and "esn has 0 parameters to learn at any size" in ended[0].stderr
+    assert [(run.cell, run.task, run.metric) for run in found] == [(c, "adding", "test/mse") for c in ("indrnn", "rnn")]
+    assert all(abs(run.parameters - 39_350) < 3000 and run.value > 0 and run.validation > 0 for run in found)
