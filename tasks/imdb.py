@@ -30,6 +30,7 @@ from rnnzoo.plain import printable
 
 from .nb_svm import MeansAccuracy, nb_svm
 from .ratios import Ratios, folds_of
+from .review_lm import pretrain
 from .review_view import Words
 from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
 from .text_files import decode, read_text
@@ -83,7 +84,6 @@ class Sentiments(SequenceData):
     def read(self) -> None:
         self.vocabulary, train, self.test = load_cached(find(self.data), self.size, self.maxlen)
         self.train, self.val = hold_out(train, self.val_fraction, self.seed)
-        self.folds = folds_of(self.train.labels)
         self.judged = self._judged() if self.combine else {}
 
     def facts(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Sentiments(SequenceData):
 
     def batch(self, part: Reviews, rows: Tensor) -> Batch:
         words = nn.utils.rnn.pad_sequence([part[row] for row in rows], padding_value=PADDING)
-        folds = self.folds[rows] if part is self.train else None
+        folds = folds_of(part.labels)[rows] if part is self.train else None
         judged = [logit[rows] for split, logit in self.judged.items() if part is getattr(self, split)]
         return Batch(words, part.lengths[rows], part.labels[rows], folds, *judged)
 
@@ -135,12 +135,15 @@ class Sentiment(SequenceModule):
         dropout: probability of dropping a feature of the pooled output.
         ngrams: words of the longest n-gram whose log-count ratios are features of its last word, N; see `Ratios`.
         buckets: cells of the table of counts for each length.
+        pretrain_epochs: epochs in which embedding and layer learn to tell a review's words before it is judged.
         combine: whether the accuracy of a weighted mean with NB-SVM is measured, too; validation chooses the weight.
         base: see `SequenceModule`.
     """
 
     monitor = "val/accuracy"
     told = ("words", "maxlen")
+
+    chosen: Tensor
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ class Sentiment(SequenceModule):
         dropout: Fraction = 0.4,
         ngrams: NonNegativeInt = 0,
         buckets: PositiveInt = 2**21,
+        pretrain_epochs: NonNegativeInt = 0,
         combine: bool = False,
         **base: Any,
     ) -> None:
@@ -182,6 +186,11 @@ class Sentiment(SequenceModule):
         super().setup(stage)
         if self.ratios is not None and stage == "fit":
             self.ratios.count(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.hparams["pretrain_epochs"] and self.trainer.ckpt_path is None:
+            pretrain(self, self.trainer.datamodule, self.hparams["pretrain_epochs"])  # type: ignore[attr-defined]
 
     @classmethod
     def renewed(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from array import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torchmetrics import Metric
 from .review_files import read_reviews
 from .reviews import held_out, kept, key_of
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 """Words, and punctuation marks one by one: they tell, too."""

@@ -1,9 +1,9 @@
 """How much more often a review's n-grams stand in positive reviews than in negative ones, as features of its words.
 
-The log-count ratios of Wang and Manning 2012 (ACL, P12-2018), each smoothed in several ways: a rare n-gram is to be trusted
-less. A training review would find itself in the counts, and the reviews of the same film beside it, as no new review does.
-So it is read with the counts of the other folds; a fold is a stretch of the reviews in their order, where a film's are
-neighbours.
+The log-count ratios of Wang and Manning 2012 (ACL, P12-2018), each smoothed in several ways: a rare n-gram is to be
+trusted less. A training review would find itself in the counts, and the reviews of the same film beside it, as no new
+review does. So it is read with the counts of the other folds; a fold is a stretch of the reviews in their order, where
+a film's are neighbours.
 
 Shapes: T time steps (words), B reviews, N lengths of n-grams, S smoothings, R training reviews.
 """
@@ -20,6 +20,7 @@ SMOOTHINGS = 1.0, 8.0, 32.0
 FOLDS = 8
 PRIME, MODULUS = 1_000_003, 2**31 - 1
 """Of the hash of an n-gram; their product fits into 64 bits."""
+
 AT_ONCE = 256
 """Reviews that are counted together."""
 
