@@ -52,12 +52,12 @@ class Ratios(nn.Module):
 
     def cells(self, words: Tensor) -> list[Tensor]:
         """The cell of the n-gram that ends at each word [T, B], for each length; before a review there is padding."""
-        words = words.long()
-        hashed, found = words, []
-        for before in range(1, len(self.counts) + 1):
+        longest, steps = len(self.counts), words.shape[0]
+        padded = F.pad(words.long(), (0, 0, longest, 0), value=PADDING)
+        hashed, found = padded.narrow(0, longest, steps), []
+        for before in range(1, longest + 1):
             found.append(hashed % self.counts.shape[1])
-            earlier = F.pad(words, (0, 0, before, 0), value=PADDING)[: len(words)]
-            hashed = (hashed * PRIME + earlier + 1) % MODULUS
+            hashed = (hashed * PRIME + padded.narrow(0, longest - before, steps) + 1) % MODULUS
         return found
 
     def count(self, reviews: Reviews) -> None:
