@@ -44,7 +44,7 @@ def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor
         tokens, ends, labels, test = _tokens(source)
         val = np.zeros_like(test)
         val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed)
-        grams, reviews = occurrences(tokens, ends)
+        grams, reviews = occurrences(tokens, ends, LONGEST)
         logit = judge(grams, reviews, labels, ~test & ~val, val)
         return {"val": logit[val], "test": logit[test]}
 
@@ -65,7 +65,7 @@ def _tokens(source: Path) -> tuple[Array, Array, Array, Array]:
     return np.array(tokens), np.array(ends), np.array(labels), np.array(test, dtype=bool)
 
 
-def occurrences(tokens: Array, ends: Array, longest: int = LONGEST) -> tuple[Array, Array]:
+def occurrences(tokens: Array, ends: Array, longest: int) -> tuple[Array, Array]:
     """Which n-grams of up to `longest` tokens occur in which review: n-grams, ascending, and reviews, both [P]."""
     of_token = np.repeat(np.arange(len(ends) - 1, dtype=np.int32), np.diff(ends))
     beginning, size = np.zeros(len(tokens), np.int64), int(tokens.max(initial=0)) + 1

@@ -36,7 +36,7 @@ def grams_of(review: list[int], n: int) -> set[tuple[int, ...]]:
 @settings(deadline=None, max_examples=40)
 @given(reviews=st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=6))
 def test_occurrences_are_those_of_sets(reviews: Words) -> None:
-    grams, rows = occurrences(*end_to_end(reviews))
+    grams, rows = occurrences(*end_to_end(reviews), 3)
     found: dict[int, list[int]] = {}
     for gram, row in zip(grams.tolist(), rows.tolist()):
         found.setdefault(gram, []).append(row)
@@ -71,7 +71,7 @@ def parts(count: int) -> tuple[Any, Any]:
 
 def test_what_only_pairs_tell_is_told() -> None:
     reviews, labels = random_reviews(80, 1, 0)
-    logit = judge(*occurrences(*end_to_end(reviews)), np.array(labels), *parts(80))
+    logit = judge(*occurrences(*end_to_end(reviews), 3), np.array(labels), *parts(80))
     assert ((logit > 0) == np.array(labels)).all()
 
 
@@ -96,11 +96,11 @@ def test_nb_svm_is_logistic_regression_on_ratios() -> None:
     right = {strength: ((z > 0) == y)[val].mean() for strength, z in found.items()}
     best = max(STRENGTHS, key=lambda strength: (right[strength], -strength))
     assert len({round(share, 6) for share in right.values()}) > 1  # the choice is one
-    assert judge(*occurrences(*end_to_end(reviews)), y, train, val) == pytest.approx(found[best], abs=2e-3)
+    assert judge(*occurrences(*end_to_end(reviews), 3), y, train, val) == pytest.approx(found[best], abs=2e-3)
 
 
 def test_a_training_part_without_words_knows_nothing() -> None:
-    logit = judge(*occurrences(*end_to_end([[], [], [1]])), np.array([1, 0, 1]), *(np.arange(3) < 2,) * 2)
+    logit = judge(*occurrences(*end_to_end([[], [], [1]]), 3), np.array([1, 0, 1]), *(np.arange(3) < 2,) * 2)
     assert np.isfinite(logit).all()
 
 
