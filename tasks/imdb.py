@@ -314,7 +314,7 @@ class Sentiment(SequenceModule):
             if split == "val":
                 self.chosen.fill_(accuracy.argmax())
             found[f"{split}/combined_accuracy"] = float(accuracy[self.chosen])
-            self.log(f"{split}/combined_accuracy", accuracy[self.chosen])
+            self.log(f"{split}/combined_accuracy", accuracy[self.chosen], sync_dist=True)
         return found
 
 
