@@ -190,6 +190,8 @@ class Sentiment(SequenceModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.hparams["pretrain_epochs"] and self.trainer.ckpt_path is None:
+            if self.trainer.world_size > 1:  # whose weights would drift apart
+                raise UserError("task.pretrain_epochs: pretraining takes one process; choose hardware=cpu or gpu")
             pretrain(self, self.trainer.datamodule, self.hparams["pretrain_epochs"])  # type: ignore[attr-defined]
 
     @classmethod
