@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
@@ -28,18 +28,25 @@ from rnnzoo.lightning.pictures.picture import Picture, Seen, fading, panels
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import printable
 
-from .bag_of_words import bag_of_words
+from .nb_svm import MeansAccuracy, nb_svm
+from .ratios import Ratios, folds_of
+from .review_lm import pretrain
 from .review_view import Words
 from .reviews import LONGEST, PADDING, UNKNOWN, Reviews, find, hold_out, load_cached, number, tokenize
 from .text_files import decode, read_text
 
 
 class Batch(NamedTuple):
-    """words [T, B] filled up with `PADDING`, lengths [B], labels [B] (1 for a positive review)."""
+    """words [T, B] filled up with `PADDING`, lengths [B], labels [B] (1 for a positive review).
+
+    Of training reviews also the fold [B], see `Ratios`; of others, where they are to be combined, NB-SVM's logit [B].
+    """
 
     words: Tensor
     lengths: Tensor
     labels: Tensor
+    folds: Tensor | None = None
+    baseline: Tensor | None = None
 
 
 class Sentiments(SequenceData):
@@ -53,6 +60,7 @@ class Sentiments(SequenceData):
         pool: batches whose reviews are sorted by length together: larger wastes less, smaller mixes better.
         val_fraction: the share of the training part held out, stratified, for choosing the epoch.
         seed: of held-out reviews and order.
+        combine: whether reviews that are evaluated bring along what NB-SVM says of them.
     """
 
     def __init__(
@@ -64,10 +72,11 @@ class Sentiments(SequenceData):
         pool: PositiveInt = 100,
         val_fraction: Portion = 0.1,
         seed: int = 1,
+        combine: bool = False,
     ) -> None:
         super().__init__()
         self.data, self.size, self.maxlen, self.val_fraction = data, vocabulary, maxlen, val_fraction
-        self.batch_size, self.pool, self.seed = batch_size, pool, seed
+        self.batch_size, self.pool, self.seed, self.combine = batch_size, pool, seed, combine
 
     def prepare_data(self) -> None:
         find(self.data)
@@ -75,13 +84,20 @@ class Sentiments(SequenceData):
     def read(self) -> None:
         self.vocabulary, train, self.test = load_cached(find(self.data), self.size, self.maxlen)
         self.train, self.val = hold_out(train, self.val_fraction, self.seed)
+        self.judged = self._judged() if self.combine else {}
 
     def facts(self) -> dict[str, Any]:
         return {"words": self.vocabulary, "maxlen": self.maxlen}
 
     def baseline(self) -> dict[str, float]:
-        """A linear classifier on the same words, trained in seconds: see `bag_of_words`."""
-        return bag_of_words(self.train, self.val, self.test, len(self.vocabulary))
+        """A linear classifier of words, pairs and triples: see `nb_svm`."""
+        return {
+            f"baseline/{split}_accuracy": float(((logit > 0) == getattr(self, split).labels).double().mean())
+            for split, logit in (self.judged or self._judged()).items()
+        }
+
+    def _judged(self) -> dict[str, Tensor]:
+        return dict(zip(("val", "test"), nb_svm(find(self.data), self.val_fraction, self.seed)))
 
     def count(self, part: Reviews) -> int:
         return len(part.labels)
@@ -101,7 +117,9 @@ class Sentiments(SequenceData):
 
     def batch(self, part: Reviews, rows: Tensor) -> Batch:
         words = nn.utils.rnn.pad_sequence([part[row] for row in rows], padding_value=PADDING)
-        return Batch(words, part.lengths[rows], part.labels[rows])
+        folds = folds_of(part.labels)[rows] if part is self.train else None
+        judged = [logit[rows] for split, logit in self.judged.items() if part is getattr(self, split)]
+        return Batch(words, part.lengths[rows], part.labels[rows], folds, *judged)
 
 
 class Sentiment(SequenceModule):
@@ -115,11 +133,17 @@ class Sentiment(SequenceModule):
         word_dropout: probability that a word is taken for an unknown one.
         embedding_dropout: probability of dropping a feature of a word.
         dropout: probability of dropping a feature of the pooled output.
+        ngrams: words of the longest n-gram whose log-count ratios are features of its last word, N; see `Ratios`.
+        buckets: cells of the table of counts for each length.
+        pretrain_epochs: epochs in which embedding and layer learn to tell a review's words before it is judged.
+        combine: whether the accuracy of a weighted mean with NB-SVM is measured, too; validation chooses the weight.
         base: see `SequenceModule`.
     """
 
     monitor = "val/accuracy"
     told = ("words", "maxlen")
+
+    chosen: Tensor
 
     def __init__(
         self,
@@ -130,6 +154,10 @@ class Sentiment(SequenceModule):
         word_dropout: Fraction = 0.05,
         embedding_dropout: Fraction = 0.3,
         dropout: Fraction = 0.4,
+        ngrams: NonNegativeInt = 0,
+        buckets: PositiveInt = 2**21,
+        pretrain_epochs: NonNegativeInt = 0,
+        combine: bool = False,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -140,7 +168,8 @@ class Sentiment(SequenceModule):
         self.embed = nn.Embedding(len(self.hparams["words"]), embedding)
         # Small, so that a rare word stays near nothing: at torch's scale of 1 it keeps the noise that it starts from.
         nn.init.normal_(self.embed.weight, std=0.1)
-        self.layer = self.recurrent(embedding)
+        self.ratios = Ratios(self.hparams["ngrams"], self.hparams["buckets"]) if self.hparams["ngrams"] else None
+        self.layer = self.recurrent(embedding + (self.ratios.features if self.ratios is not None else 0))
         self.drop = nn.Dropout(self.hparams["dropout"])
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(
@@ -149,6 +178,21 @@ class Sentiment(SequenceModule):
             auroc=BinaryAUROC(thresholds=500, validate_args=False),  # fixed thresholds keep memory flat
             calibration_error=BinaryCalibrationError(n_bins=15, validate_args=False),
         )
+        if self.hparams["combine"]:
+            self.combined = MeansAccuracy()
+            self.register_buffer("chosen", torch.tensor(0))  # weight of the mean
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.ratios is not None and stage == "fit":
+            self.ratios.count(self.trainer.datamodule.train)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.hparams["pretrain_epochs"] and self.trainer.ckpt_path is None:
+            if self.trainer.world_size > 1:  # whose weights would drift apart
+                raise UserError("task.pretrain_epochs: pretraining takes one process; choose hardware=cpu or gpu")
+            pretrain(self, self.trainer.datamodule, self.hparams["pretrain_epochs"])  # type: ignore[attr-defined]
 
     @classmethod
     def renewed(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,16 +213,26 @@ class Sentiment(SequenceModule):
     def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
         return {"words": torch.randint(2, len(self.hparams["words"]), (steps, batch))}
 
-    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """Words [T, B] and lengths [B] to the logit of a positive review [B]."""
+    def forward(self, words: Tensor, lengths: Tensor, folds: Tensor | None = None) -> Tensor:
+        """Words [T, B] and lengths [B] to the logit of a positive review [B].
+
+        `folds` are those [B] of training reviews, see `Ratios`.
+        """
+        return self.of_features(self.features(words, folds), lengths)
+
+    def features(self, words: Tensor, folds: Tensor | None = None) -> Tensor:
+        """Words [T, B] to what the layer reads of each [T, B, E + N·S]."""
+        known = words
         if self.training:
             unknown = torch.rand(words.shape, device=words.device) < self.hparams["word_dropout"]
-            words = words.masked_fill(unknown, UNKNOWN)
-        return self.of_features(self.embed(words), lengths)
+            known = words.masked_fill(unknown, UNKNOWN)
+        features = F.dropout(self.embed(known), self.hparams["embedding_dropout"], self.training)
+        if self.ratios is None:
+            return features
+        return torch.cat([features, self.ratios(words, folds).to(features.dtype)], -1)
 
     def of_features(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """The same from words that are embedded already [T, B, E]."""
-        features = F.dropout(features, self.hparams["embedding_dropout"], self.training)
+        """What the layer reads [T, B, E + N·S] to the logit [B]."""
         output, _ = self.layer(features, lengths=lengths)  # [T, B, D·H]
         return self.single(self.head(self.drop(self._pool(output, lengths))).squeeze(-1))
 
@@ -242,10 +296,28 @@ class Sentiment(SequenceModule):
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
         """Also how probable it is that each review is positive, and the labels [B]."""
-        logit = self(batch.words, batch.lengths)
+        logit = self(batch.words, batch.lengths, batch.folds if self.training else None)
+        if self.hparams["combine"] and batch.baseline is not None:
+            self.combined.update(logit, batch.baseline, batch.labels)
         loss = F.binary_cross_entropy_with_logits(logit, batch.labels.to(logit.dtype))
         # probabilities, not logits: torchmetrics takes all values within [0, 1] for probabilities already
         return loss, len(logit), logit.sigmoid(), batch.labels
+
+    def on_validation_epoch_start(self) -> None:
+        if self.hparams["combine"]:
+            self.combined.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def log_metrics(self, split: Literal["val", "test"]) -> dict[str, float]:
+        found = super().log_metrics(split)
+        if self.hparams["combine"]:
+            accuracy = self.combined.compute()
+            if split == "val":
+                self.chosen.fill_(accuracy.argmax())
+            found[f"{split}/combined_accuracy"] = float(accuracy[self.chosen])
+            self.log(f"{split}/combined_accuracy", accuracy[self.chosen], sync_dist=True)
+        return found
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -67,7 +67,7 @@ class Words(View):
     def _gradient(self, module: Any, codes: Tensor) -> list[float]:
         """The gradient of the logit by the word's features, times these."""
         with torch.enable_grad():
-            features = module.embed(codes[:, None]).detach().requires_grad_()  # [T, 1, E]
+            features = module.features(codes[:, None]).detach().requires_grad_()  # [T, 1, E]
             logit = module.of_features(features, torch.tensor([len(codes)]))
             (gradient,) = torch.autograd.grad(logit.sum(), features)
         return (gradient * features).sum(-1)[:, 0].tolist()

@@ -11,13 +11,14 @@ import warnings
 import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnzoo import UserError
@@ -33,6 +34,7 @@ PADDING, UNKNOWN = 0, 1
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 LONGEST = 1 << 20
 """Characters of a review that is judged."""
+SPLITS = "train", "test"
 FORMAT = "2"
 """Part of the cache's key; to be raised with any change to how reviews are read."""
 
@@ -72,12 +74,28 @@ def find(data: str | None) -> Path:
     return path
 
 
-@one_at_a_time()
 def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
-    """Vocabulary, training part and test part, from the cache if these very data were read before.
+    """Vocabulary, training part and test part, from the cache if these very data were read before."""
 
-    The key is the file's checksum, or the names, sizes and times of those of a folder that are read, with the
-    settings. A cache file that is damaged is made anew, with a warning.
+    def read() -> dict[str, NDArray[Any]]:
+        print(printable(f"reading the reviews of {source}"), flush=True)
+        words, train, test = encode(read_reviews(source), vocabulary, maxlen)
+        arrays = {
+            f"{split}_{k}": v.numpy() for split, r in (("train", train), ("test", test)) for k, v in r._asdict().items()
+        }
+        return {"vocabulary": np.array("\n".join(words)), **arrays}
+
+    stored = kept(f"imdb_{key_of(source, vocabulary, maxlen)}", read)
+    train, test = (
+        Reviews(*(torch.from_numpy(stored[f"{split}_{field}"]) for field in Reviews._fields)) for split in SPLITS
+    )
+    return str(stored["vocabulary"]).split("\n"), train, test
+
+
+def key_of(source: Path, *settings: float) -> str:
+    """What the cache knows something by that was made of these very data with these settings.
+
+    Of the data it is the file's checksum, or the names, sizes and times of those of a folder that are read.
     """
     if source.is_dir():
         files = ((name, path.stat()) for name, path in files_of(source))
@@ -85,28 +103,24 @@ def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], 
     else:
         contents = digest(source)
     # names of files need not be UTF-8
-    settings = f"{FORMAT} {vocabulary} {maxlen} {contents}".encode("utf-8", "surrogateescape")
-    key = hashlib.sha256(settings).hexdigest()[:16]
-    path = cache_folder() / f"imdb_{key}.npz"
+    key = " ".join(map(str, (FORMAT, *settings, contents))).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+@one_at_a_time()
+def kept(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Arrays from the cache, or as they are made the first time; a damaged file is made anew, with a warning."""
+    path = cache_folder() / f"{name}.npz"
     if path.is_file():
         try:
             with path.open("rb") as cached, np.load(cached) as stored:
-                words = str(stored["vocabulary"]).split("\n")
-                train, test = (
-                    Reviews(*(torch.from_numpy(stored[f"{split}_{field}"]) for field in Reviews._fields))
-                    for split in ("train", "test")
-                )
-                return words, train, test
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(printable(f"{path} is damaged ({error}) and will be made anew"), stacklevel=2)
-    print(printable(f"reading the reviews of {source}"), flush=True)
-    words, train, test = encode(read_reviews(source), vocabulary, maxlen)
-    arrays = {
-        f"{split}_{k}": v.numpy() for split, r in (("train", train), ("test", test)) for k, v in r._asdict().items()
-    }
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(printable(f"{path} is damaged ({error}) and will be made anew"), stacklevel=3)
+    arrays = make()
     with writing(path) as partial, partial.open("wb") as file:
-        np.savez(file, vocabulary=np.array("\n".join(words)), **arrays)
-    return words, train, test
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return arrays
 
 
 def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:
@@ -149,17 +163,23 @@ def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int
     return ["<padding>", "<unknown>", *(word[code] for code in frequent)], numbered("train"), numbered("test")
 
 
-def hold_out(reviews: Reviews, fraction: float, seed: int) -> tuple[Reviews, Reviews]:
-    """Split off `fraction` of the reviews of each class, drawn at random."""
+def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Which reviews are held out [reviews]: `fraction` of each class, drawn at random."""
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(reviews.labels), dtype=torch.bool)
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in (0, 1):
-        rows = (reviews.labels == label).nonzero()[:, 0]
+        rows = (labels == label).nonzero()[:, 0]
         chosen = rows[torch.randperm(len(rows), generator=generator)]
-        held_out[chosen[: max(1, round(fraction * len(rows)))]] = True
-    if held_out.all():
-        raise UserError(f"task.data: {len(held_out)} training reviews are too few to hold some out")
-    return _select(reviews, ~held_out), _select(reviews, held_out)
+        drawn[chosen[: max(1, round(fraction * len(rows)))]] = True
+    if drawn.all():
+        raise UserError(f"task.data: {len(drawn)} training reviews are too few to hold some out")
+    return drawn
+
+
+def hold_out(reviews: Reviews, fraction: float, seed: int) -> tuple[Reviews, Reviews]:
+    """The reviews without and with those that are held out."""
+    drawn = held_out(reviews.labels, fraction, seed)
+    return _select(reviews, ~drawn), _select(reviews, drawn)
 
 
 def _select(reviews: Reviews, mask: Tensor) -> Reviews:

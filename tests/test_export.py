@@ -136,8 +136,8 @@ def test_sine(form: str) -> None:
     assert str(Path(__file__).parent.parent).encode() not in file  # the file does not tell where it was made
 
 
-@pytest.mark.parametrize(("pooling", "form"), [("max", "pt2"), ("last", "onnx")])
-def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
+@pytest.mark.parametrize(("pooling", "ngrams", "form"), [("max", 3, "pt2"), ("last", 0, "onnx")])
+def test_reviews_of_different_lengths(pooling: str, ngrams: int, form: str) -> None:
     torch.manual_seed(2)
     model = Sentiment(
         model=settings("lstm", bidirectional=True),
@@ -151,8 +151,12 @@ def test_reviews_of_different_lengths(pooling: str, form: str) -> None:
         word_dropout=0.1,
         embedding_dropout=0.1,
         dropout=0.1,
+        ngrams=ngrams,
+        buckets=50,
     )
     random_weights(model)
+    if model.ratios is not None:
+        model.ratios.counts.random_(0, 9)
 
     def given(T: int, B: int) -> tuple[Tensor, Tensor]:
         return torch.randint(20, (T, B)), torch.randint(1, T + 1, (B,))

@@ -1,4 +1,4 @@
-"""Film reviews: how they are read, numbered, cached and put into batches, what the model sees, and the baseline.
+"""Film reviews: how they are read, numbered, cached and put into batches, and what the model sees.
 
 The reviews are made here: a small aclImdb tree with all that the real one holds besides labelled reviews.
 """
@@ -26,7 +26,6 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError
-from rnnzoo.tasks.bag_of_words import bag_of_words
 from rnnzoo.tasks.imdb import Batch, Sentiment, Sentiments
 from rnnzoo.tasks.reviews import Reviews, encode, load_cached, tokenize
 
@@ -686,7 +685,7 @@ def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.tensor([2.0, 1.0, -1.0, -2.0, 0.5, -3.0])
     labels = torch.tensor([1, 0, 1, 0, 1, 0])
     answers = iter(logits.split(4))
-    monkeypatch.setattr(module, "forward", lambda words, lengths: next(answers))
+    monkeypatch.setattr(module, "forward", lambda *_: next(answers))
     for part in labels.split(4):
         module.test_step(Batch(torch.ones(1, len(part)), torch.ones(len(part)), part), 0)
     found = {name: float(value) for name, value in module.test_metrics.compute().items()}
@@ -703,58 +702,6 @@ def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     gaps = [abs(p - label) for p, label in zip(probabilities, labels.tolist())]
     assert len({math.floor(15 * p) for p in probabilities}) == 6
     assert found["calibration_error"] == pytest.approx(sum(gaps) / 6, abs=1e-5)
-
-
-# The baseline
-
-
-def bags(texts_and_labels: list[tuple[list[int], int]]) -> Reviews:
-    words = [word for text, _ in texts_and_labels for word in text]
-    ends = torch.tensor([0, *(len(text) for text, _ in texts_and_labels)]).cumsum(0)
-    labels = torch.tensor([label for _, label in texts_and_labels])
-    return Reviews(torch.tensor(words, dtype=torch.int32), ends, labels)
-
-
-def random_bags(rows: int, signal: float, seed: int) -> Reviews:
-    """Word 2 marks positive reviews and word 3 negative ones, reliably so with `signal` 1; the others say nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for row in range(rows):
-        label = row % 2
-        truthful = bool(torch.rand((), generator=generator) < signal)
-        noise = torch.randint(4, 20, (6,), generator=generator).tolist()
-        made.append(([*noise, 3 - label if truthful else 2 + label], label))
-    return bags(made)
-
-
-def test_the_baseline_separates_what_can_be_separated() -> None:
-    found = bag_of_words(random_bags(60, 1, 0), random_bags(20, 1, 1), random_bags(30, 1, 2), 20)
-    assert found == {"baseline/val_accuracy": 1.0, "baseline/test_accuracy": 1.0}
-
-
-def test_the_baseline_is_logistic_regression_with_its_penalty_chosen_on_validation() -> None:
-    """Plain gradient descent, to the end, on mean log-loss + penalty·|w|² without the bias, for each penalty."""
-    parts = [random_bags(200, 0.7, 3), random_bags(61, 0.7, 4), random_bags(61, 0.7, 5)]
-    dense = []
-    for part in parts:
-        present = torch.zeros(len(part.labels), 21, dtype=torch.float64)
-        present[:, -1] = 1
-        for row in range(len(part.labels)):
-            present[row, part[row].long()] = 1
-        dense.append((present, part.labels.double()))
-    (x, y), (x_val, y_val), (x_test, y_test) = dense
-    scores = []
-    for penalty in (1e-4, 3e-4, 1e-3):
-        w = torch.zeros(21, dtype=torch.float64)
-        shrink = torch.full_like(w, 2 * penalty)
-        shrink[-1] = 0
-        for _ in range(20_000):
-            w -= 1.0 * (x.T @ ((x @ w).sigmoid() - y) / len(y) + shrink * w)
-        accuracy = [float(((a @ w > 0) == b).double().mean()) for a, b in ((x_val, y_val), (x_test, y_test))]
-        scores.append(accuracy)
-    found = bag_of_words(*parts, 20)
-    best = max(scores, key=lambda accuracy: accuracy[0])  # the weaker penalty on a tie
-    assert [found["baseline/val_accuracy"], found["baseline/test_accuracy"]] == best
 
 
 # Runs

@@ -39,7 +39,8 @@ def test_texts(name: str, alphabet: int, train: Callable[..., Path]) -> None:
     assert metrics(folder)["val/loss"] < unigram - 0.2
 
 
-def test_reviews(train: Callable[..., Path]) -> None:
+def test_reviews(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnzoo.tasks.nb_svm.LONGEST", 1)  # pairs and triples take minutes
     folder = train(
         "hardware=cpu", "task=imdb", f"task.data={DATA / 'imdb' / 'aclImdb_labelled.tar.gz'}", "task.maxlen=50",
         "task.embedding=16", "model.hidden_size=16", "trainer.max_epochs=1", "optimizer.lr=1e-2",
@@ -47,4 +48,4 @@ def test_reviews(train: Callable[..., Path]) -> None:
     )  # fmt: skip
     found = metrics(folder)
     assert found["val/accuracy"] > 0.75
-    assert found["baseline/test_accuracy"] > 0.8
+    assert found["baseline/test_accuracy"] > 0.87
