@@ -149,7 +149,7 @@ class Forecast(SequenceModule):
 
     @classmethod
     def renewed(cls, checkpoint: Any) -> dict[str, Any]:
-        return {"linear": False, **super().renewed(checkpoint)}  # which version 0.1 had not
+        return {"linear": False, **super().renewed(checkpoint)}  # which earlier runs had not
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -199,7 +199,8 @@ class Forecast(SequenceModule):
         if not self.after_linear:
             return last
         window = self.hparams["window"]
-        rows = x[(torch.arange(window, device=x.device) + (len(x) - window)).clamp(min=0)]  # before all, the first one
+        place = torch.arange(window, device=x.device) + (x.shape[0] - window)
+        rows = x[place.clamp(min=0)]  # before a window that is too short it was as in its first row
         weights = self.autoregression.to(torch.promote_types(x.dtype, self.autoregression.dtype))
         change = answered(relative(rows, ahead, self.known).to(weights), weights)
         return last + change.unflatten(1, (self.hparams["horizon"], -1)).transpose(0, 1)

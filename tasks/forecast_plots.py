@@ -70,8 +70,8 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         left.set(ylabel=drawn(name))
         left.set_title(f"the end of the test part{drawn(of_one)}", loc="left")
         left.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-        for baseline, error in errors.items():
-            style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {}
+        for n, (baseline, error) in enumerate(errors.items()):
+            style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {"color": f"C{n + (n >= 3)}"}
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
         right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
         count_along(right)
