@@ -17,6 +17,7 @@ from rnnzoo.plain import csv_cell
 from .calendars import written
 from .quantiles import middle, pinball
 from .series import Filled, Series
+from .windows import without_end
 
 
 class Rolled(NamedTuple):
@@ -31,6 +32,7 @@ class Rolled(NamedTuple):
 
 def rolled(module: Any, series: Series, share: float) -> Rolled:
     """What a `Forecast` says of the future of each row of the last `share` of a series on which all H rows follow."""
+    series = without_end(series, module.at) if module.known else series
     values, horizon = series.values, module.hparams["horizon"]
     first = max(module.hparams["window"], len(values) - int(share * len(values)))
     origins = torch.arange(first, max(first, len(values) - horizon + 1))

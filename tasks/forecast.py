@@ -38,7 +38,7 @@ from .numerals import Decimal
 from .quantiles import check, middle, ordered, pinball
 from .segments import Segments
 from .series import Filled, Missing, Series, completed, read_apart, read_csv
-from .windows import AT_ONCE, Batch, Windows
+from .windows import AT_ONCE, Batch, Windows, without_end
 
 
 class Forecast(SequenceModule):
@@ -289,16 +289,15 @@ class Forecast(SequenceModule):
         found: dict[str, Continued] = {}
         for id, series in self.series_in(data).items():
             begin = f"{data}: {self.hparams['id']}={id}" if id else str(data)
-            known = series.values[:, self.at].isnan().all(1).logical_not().nonzero()
-            rows = int(known[-1]) + 1 if self.known and len(known) else len(series.values)
-            ahead = series.values[rows : rows + horizon, self.known]
+            before = without_end(series, self.at) if self.known else series
+            rows = len(before.values)
             try:
-                forecasts = self.following(series.values[:rows], ahead)
+                forecasts = self.following(before.values, series.values[rows : rows + horizon, self.known])
             except UserError as error:
                 raise UserError(f"{begin}: {error}") from None
-            dates = following(series.dates[:rows], horizon, self.hparams["rhythm"])
-            time: list[Any] = [*series.dates[:rows], *dates] if dates else [*range(1, rows + horizon + 1)]
-            found[id] = Continued(id or data.name, series.values[:rows, self.at], forecasts, time)
+            dates = following(before.dates, horizon, self.hparams["rhythm"])
+            time: list[Any] = [*before.dates, *dates] if dates else [*range(1, rows + horizon + 1)]
+            found[id] = Continued(id or data.name, before.values[:, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:

@@ -142,7 +142,7 @@ class Windows(SequenceData):
                 raise UserError(f"task.known: {name!r} is a target, which is what is not known; leave it out of one")
         self.at, self.known = ([names.index(name) for name in chosen] for chosen in (self.targets, self.known_names))
         if self.known:
-            all_of_them = {id: _without_end(series, self.at) for id, series in all_of_them.items()}
+            all_of_them = {id: without_end(series, self.at) for id, series in all_of_them.items()}
 
         self.ids = list(all_of_them)
         sources = [f"{source}: {self.id}={id}" if self.id else source for id in self.ids]
@@ -377,7 +377,7 @@ class Windows(SequenceData):
         }
 
 
-def _without_end(series: Series, targets: list[int]) -> Series:
+def without_end(series: Series, targets: list[int]) -> Series:
     """The series up to the last row in which a target is known."""
     known = (~series.values[:, targets].isnan()).any(1).nonzero()
     rows = int(known[-1]) + 1 if len(known) else 0

@@ -142,6 +142,8 @@ def test_what_is_known_ahead_enters_the_forecast(tmp_path: Path, capsys: pytest.
     price = [float(line.split(",")[2]) for line in prices(tmp_path, ahead=4).read_text().splitlines()[81:84]]
     assert [row["day"] for row in answer] == ["2020-03-21", "2020-03-22", "2020-03-23"]
     assert [float(row["sales"]) for row in answer] == pytest.approx([100 - 3 * p for p in price], abs=0.02)
+    model.backtest(prices(tmp_path, ahead=4))
+    assert all(float(row["mae"]) < 0.02 for row in said(capsys.readouterr().out))
     for ahead in (0, 2):
         with pytest.raises(UserError, match=r"needs 3 rows of price, which are known ahead, after the last row of sal"):
             model.forecast(prices(tmp_path, ahead=ahead), str(tmp_path / "plot.png"))
