@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from calendar import day_abbr, isleap, monthrange
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 DAY, WEEK, YEAR = timedelta(days=1), timedelta(days=7), timedelta(days=365.25)
 MONDAY = datetime(1, 1, 1)  # as the first day of all was
@@ -174,3 +174,9 @@ def following(dates: list[datetime], count: int, rhythm: Rhythm | None = None) -
         return [calendar.at(calendar.numbers[-1] + row) for row in range(1, count + 1)]
     spacing = sorted(after - before for before, after in pairwise(dates))[(len(dates) - 1) // 2]  # the median
     return [dates[-1] + row * spacing for row in range(1, count + 1)]
+
+
+def written(moments: Sequence[Any]) -> list[str]:
+    """Dates as a file has them, without the time of day if all are at midnight; numbers of rows as they are."""
+    days = all(isinstance(m, datetime) and m.time() == m.time().min for m in moments)
+    return [f"{moment:%Y-%m-%d}" if days else str(moment) for moment in moments]

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -25,27 +24,29 @@ from rnnzoo import UserError
 from rnnzoo.files import refuse_missing_parent, writing
 from rnnzoo.lightning.arguments import Fraction
 from rnnzoo.lightning.data import in_order
-from rnnzoo.lightning.figures import count_along, drawn
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import csv_cell, printable
 from rnnzoo.play import views
 
-from .calendars import calendar_of, following
+from .backtest import rolled, write_errors
+from .calendars import calendar_of, following, written
+from .forecast_errors import Errors, QuantileErrors
+from .forecast_plots import Continued, of_file, of_test
+from .linear import answered, relative
 from .numerals import Decimal
+from .quantiles import check, middle, ordered, pinball
 from .segments import Segments
-from .series import Errors, Filled, Missing, completed, read_csv
-from .windows import AT_ONCE, Batch, Windows
-
-DRAWN_ROWS, DRAWN_TARGETS = 150, 6
-"""What a plot has room for, from the end of the test part."""
+from .series import Filled, Missing, Series, completed, read_apart, read_csv
+from .windows import AT_ONCE, Batch, Windows, without_end
 
 
 class Forecast(SequenceModule):
     """A recurrent layer reads a window; a linear head on its last output says how much will have changed since.
 
-    To forecast the change since the last value makes a series of any level alike, and persistence the answer of a
-    head that says nothing.
+    To forecast the change since the last value makes a series of any level alike. All rows at once are forecast by a
+    linear autoregression that is fitted before training; what it leaves over is what the layer learns, which reads the
+    window relative to its last row and begins by saying nothing.
 
     Args:
         window: rows of input, T. This and all that follows the data tell.
@@ -60,13 +61,19 @@ class Forecast(SequenceModule):
         day_first: whether dates begin with the day.
         decimal: what stands before a number's fraction.
         rhythm: of the dates, see `calendar_of`.
+        id: name of the column that says which series a row is of.
+        known: names of those columns whose rows ahead are known. The head reads them beside the layer's output.
         strategy: to forecast all rows at once (direct), or one row, which is then read as if it had come true, and so
             on (recursive); the latter forecasts all that it reads. Or segment by segment, see `Segments`.
+        linear: whether the layer is to learn what a linear autoregression leaves over, where strategy is direct.
         segment: rows of a segment.
-        dropout: of the layer's outputs before the head, in segments.
+        dropout: of the layer's outputs before the head.
         loss: mean square error (mse) or mean absolute error (mae).
+        quantiles: to forecast these, by the pinball loss; the median is the forecast then. None for one value.
         base: see `SequenceModule`.
     """
+
+    autoregression: Tensor
 
     told = ("window", "horizon", "missing", "columns", "targets", "center", "scale", "naive_error")
 
@@ -84,10 +91,14 @@ class Forecast(SequenceModule):
         day_first: bool | None = None,
         decimal: Decimal | None = None,
         rhythm: list[Any] | None = None,
+        id: str | None = None,
+        known: list[str] | None = None,
         strategy: Literal["direct", "recursive", "segments"] = "direct",
+        linear: bool = True,
         segment: PositiveInt = 24,
         dropout: Fraction = 0.0,
         loss: Literal["mse", "mae"] = "mse",
+        quantiles: list[float] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -95,25 +106,56 @@ class Forecast(SequenceModule):
 
     def build(self) -> None:
         columns, targets, scale = (self.hparams[key] for key in ("columns", "targets", "scale"))
-        self.at = [columns.index(name) for name in targets]
-        self.recursive = self.hparams["strategy"] == "recursive"
-        if self.recursive and targets != columns:
+        known, strategy, horizon = self.hparams["known"] or [], self.hparams["strategy"], self.hparams["horizon"]
+        self.at, self.known = ([columns.index(name) for name in names] for names in (targets, known))
+        self.recursive = strategy == "recursive"
+        if self.recursive and targets != [name for name in columns if name not in known]:
             raise UserError(
                 f"task.strategy=recursive: forecasts are read as the next input, so that task.targets must be all "
-                f"columns, {', '.join(columns)}"
+                f"columns{' that are not known ahead' * bool(known)}, {', '.join(n for n in columns if n not in known)}"
             )
-        if self.hparams["strategy"] == "segments":
+        self.quantiles: list[float] = self.hparams["quantiles"] or []
+        if self.quantiles:
+            check(self.quantiles)
+            if self.recursive:
+                raise UserError(
+                    "task.quantiles: a recursive forecast reads its median as if it had come true, which says nothing "
+                    "of how far it may be off; choose task.strategy=direct or segments"
+                )
+        self.median = middle(self.quantiles) if self.quantiles else 0
+        answers = max(len(self.quantiles), 1)
+        self.segments: Segments | None = None
+        self.after_linear = strategy == "direct" and self.hparams["linear"]
+        if strategy == "segments":
+            if known:
+                raise UserError("task.known: task.strategy=segments reads no rows ahead; choose direct or recursive")
             rows, dropout = self.hparams["segment"], self.hparams["dropout"]
             layer = self.recurrent(self.features, "task.strategy=segments goes on from the state after the window")
-            sizes = self.hparams["window"], self.hparams["horizon"]
-            self.segments: Segments | None = Segments(layer, len(columns), *sizes, rows, dropout)
+            self.segments = Segments(layer, len(columns), self.hparams["window"], horizon, rows, dropout, answers)
         else:
-            self.segments = None
             self.layer = self.recurrent(len(columns), "task.strategy=recursive reads on" if self.recursive else "")
-            read = self.layer.output_size * (1 + self.layer.bidirectional)
-            self.head = nn.Linear(read, (1 if self.recursive else self.hparams["horizon"]) * len(targets))
-        errors = Errors(targets, [scale[column] for column in self.at], self.hparams["naive_error"])
-        self.add_metrics(errors=errors)
+            at_once = 1 if self.recursive else horizon
+            read = self.layer.output_size * (1 + self.layer.bidirectional) + at_once * len(known)
+            ridge = self.hparams["optimizer"]["name"] == "ridge"  # which is to see all that the head will
+            self.dropout = nn.Dropout(0.0 if ridge else self.hparams["dropout"])
+            self.head = nn.Linear(read, at_once * len(targets) * answers)
+        if self.after_linear:
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
+            features = self.hparams["window"] * len(columns) + horizon * len(known)
+            self.register_buffer("autoregression", torch.zeros(features + 1, horizon * len(targets)))
+        of_errors = targets, [scale[column] for column in self.at], self.hparams["naive_error"]
+        self.add_metrics(errors=QuantileErrors(self.quantiles, *of_errors) if self.quantiles else Errors(*of_errors))
+
+    @classmethod
+    def renewed(cls, checkpoint: Any) -> dict[str, Any]:
+        return {"linear": False, **super().renewed(checkpoint)}  # which earlier runs had not
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.after_linear and isinstance(data, Windows) and not self.autoregression.any():
+            self.autoregression.copy_(data.linear)
 
     @property
     def features(self) -> int:
@@ -121,40 +163,78 @@ class Forecast(SequenceModule):
         sizes = self._own[0].hidden_size if self._own else self.hparams["model"]["hidden_size"]
         return int(sizes[0] if isinstance(sizes, (list, tuple)) else sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Windows x [T, B, n] to forecasts [H, B, K]."""
+    def forward(self, x: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """Windows x [T, B, n], and the columns known ahead [H, B, m], to forecasts [H, B, K], or [H, B, K, Q]."""
+        if ahead is None:
+            if self.known:
+                raise UserError(f"what is known ahead, {', '.join(self.hparams['known'])}, has to be given")
+            ahead = x.new_zeros(self.hparams["horizon"], x.shape[1], 0)
         if self.segments is not None:
-            return self.single(self.segments(x))[:, :, self.at]
-        read, state = self.read(x)
+            last, change = x[-1:], self.single(self.segments(x))  # [H, B, n, Q]
+            return self.answer(last[:, :, self.at], change[:, :, self.at])
         if not self.recursive:
-            change = self.single(self.head(read)).unflatten(1, (self.hparams["horizon"], -1))  # [B, H, K]
-            return x[-1:, :, self.at] + change.transpose(0, 1)
-        rows = [x[-1] + self.single(self.head(read))]
-        while len(rows) < self.hparams["horizon"]:
-            read, state = self.layer.step(rows[-1].to(read.dtype), state)
-            rows.append(rows[-1] + self.single(self.head(read)))
-        return torch.stack(rows)
+            change = self.single(self.head(self.read(x, ahead)[0]))
+            change = change.unflatten(1, (self.hparams["horizon"], len(self.at), -1)).transpose(0, 1)  # [H, B, K, Q]
+            return self.answer(self.before_layer(x, ahead), change)
+        last, rows = x[-1], list[Tensor]()
+        read, state = self.read(x, ahead[:1])
+        order = sorted(range(x.shape[2]), key=[*self.at, *self.known].__getitem__)
+        while True:
+            rows.append(last[:, self.at] + self.single(self.head(read)))
+            if len(rows) == self.hparams["horizon"]:
+                return torch.stack(rows)
+            last = torch.cat([rows[-1], ahead[len(rows) - 1].to(rows[-1].dtype)], 1)[:, order]
+            output, state = self.layer.step(last.to(read.dtype), state)
+            read = torch.cat([self.dropout(output), ahead[len(rows)].to(output.dtype)], 1)
 
-    def read(self, x: Tensor) -> tuple[Tensor, Any]:
-        """What the head reads of windows x [T, B, n], [B, F], and the layer's state after them."""
+    def answer(self, base: Tensor, change: Tensor) -> Tensor:
+        """Forecasts [H, B, K] or [H, B, K, Q], from what the head said, [H, B, K, Q], and what that is added to."""
+        if not self.quantiles:
+            return base + change[..., 0]
+        return base[..., None] + ordered(change, self.median)
+
+    def before_layer(self, x: Tensor, ahead: Tensor) -> Tensor:
+        """What is forecast without the layer, [H, B, K] or [1, B, K]: by the autoregression, or the last value."""
+        last = x[-1:, :, self.at]
+        if not self.after_linear:
+            return last
+        window = self.hparams["window"]
+        place = torch.arange(window, device=x.device) + (x.shape[0] - window)
+        rows = x[place.clamp(min=0)]  # before a window that is too short it was as in its first row
+        weights = self.autoregression.to(torch.promote_types(x.dtype, self.autoregression.dtype))
+        change = answered(relative(rows, ahead, self.known).to(weights), weights)
+        return last + change.unflatten(1, (self.hparams["horizon"], -1)).transpose(0, 1)
+
+    def read(self, x: Tensor, ahead: Tensor) -> tuple[Tensor, Any]:
+        """What the head reads of windows x [T, B, n] and rows ahead, [B, F], and the layer's state after the former."""
+        if self.after_linear:
+            moving = x.new_ones(x.shape[2])
+            moving[self.known] = 0.0  # what is known ahead speaks by its level
+            x = x - x[-1:] * moving
         output, state = self.layer(x.to(self.head.weight.dtype))
+        read = output[-1]
         if self.layer.bidirectional:  # the backward direction has read all of the window at its first row
-            return torch.cat([output[-1], output[0]], -1), state
-        return output[-1], state
+            read = torch.cat([output[-1], output[0]], -1)
+        return torch.cat([self.dropout(read), ahead.transpose(0, 1).flatten(1).to(read.dtype)], 1), state
 
     @torch.no_grad()
     def regression(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features and changes of those windows whose targets are all known."""
         if self.segments is not None:
             raise UserError("optimizer=ridge: task.strategy=segments has more to learn than a head; choose direct")
-        read, _ = self.read(batch.x)
-        rows = batch.y[:1] if self.recursive else batch.y
-        change = (rows - batch.x[-1:, :, self.at]).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
+        if self.quantiles:
+            raise UserError("optimizer=ridge: least squares lead to means; leave out task.quantiles")
+        ahead, rows = (batch.ahead[:1], batch.y[:1]) if self.recursive else (batch.ahead, batch.y)
+        read, _ = self.read(batch.x, ahead)
+        change = (rows - self.before_layer(batch.x, batch.ahead)).transpose(0, 1).flatten(1)  # [B, H·K], or [B, K]
         known = ~change.isnan().any(1)
         return read[known], change[known].to(read.dtype)
 
     def view(self, data: Callable[[], Any]) -> views.Series:
-        """Begins with the last window whose future is known, or if the data are not there, with a wave."""
+        """Begins with the last window whose future is known, or if the data are not there, with a wave.
+
+        What is known ahead is what followed that window.
+        """
         columns, targets, window = (self.hparams[key] for key in ("columns", "targets", "window"))
         center, scale = (torch.tensor(self.hparams[key], dtype=torch.float64) for key in ("center", "scale"))
         wave = torch.sin(torch.arange(window + self.hparams["horizon"], dtype=torch.float64) * 2 * torch.pi / 24)
@@ -162,23 +242,37 @@ class Forecast(SequenceModule):
         with suppress(UserError):
             known = data().series.values[-len(rows) :]
             rows = known if len(known) == len(rows) and bool(known.isfinite().all()) else rows
-        ahead = rows[window:, self.at].tolist()
-        return views.Series(columns, rows[:window].tolist(), Forecast.following_rows, ahead, targets, window, window)
+        ahead = rows[window:]
+
+        def onwards(module: Forecast, rows: Tensor) -> Tensor:
+            return module.following_rows(rows, ahead[:, module.known])
+
+        truth = ahead[:, self.at].tolist()
+        return views.Series(columns, rows[:window].tolist(), onwards, truth, targets, window, window)
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The loss over the known targets; also forecasts and truth [H, B, K]."""
-        forecasts = self(batch.x)
+        """The loss over the known targets; also forecasts [H, B, K], or [H, B, K, Q], and truth [H, B, K]."""
+        forecasts = self(batch.x, batch.ahead)
         known = ~batch.y.isnan()
+        points = forecasts[..., self.median] if self.quantiles else forecasts
         # what is unknown is made right and not left out: for its number a GPU would be waited for
-        truth, count = torch.where(known, batch.y, forecasts.detach()), known.sum()
-        loss = F.mse_loss if self.hparams["loss"] == "mse" else F.l1_loss
-        return loss(forecasts, truth, reduction="sum") / count, count, forecasts, batch.y
+        truth, count = torch.where(known, batch.y, points.detach()), known.sum()
+        if self.quantiles:
+            error = pinball(forecasts, truth, forecasts.new_tensor(self.quantiles)).mean(-1).where(known, 0).sum()
+        else:
+            error = (F.mse_loss if self.hparams["loss"] == "mse" else F.l1_loss)(points, truth, reduction="sum")
+        return error / count, count, forecasts, batch.y
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, Windows):
-            self.draw("forecast", lambda: _figure(data, lambda x: self(x.to(self.device)).cpu()))
+            median = self.median if self.quantiles else None
+
+            def model(batch: Batch) -> Tensor:
+                return self(batch.x.to(self.device), batch.ahead.to(self.device)).cpu()
+
+            self.draw("forecast", lambda: of_test(data, model, median))
 
     @verb
     def forecast(self, data: Path, plot: str = "forecast.png") -> None:
@@ -188,93 +282,115 @@ class Forecast(SequenceModule):
             data: a CSV file with the columns that the run was trained on.
             plot: the picture's file.
 
-        Raises `UserError` for a file that lacks a column or rows of the run's, or holds what is no number.
+        What is known ahead stands in the file's rows after the last known target. Raises `UserError` for a file that
+        lacks a column or rows of the run's, or holds what is no number.
         """
-        targets = self.hparams["targets"]
-        form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
-        series = read_csv(str(data), source=str(data), **form)
-        rhythm = self.hparams["rhythm"]
-        series = completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], str(data))
-        try:
-            rows = self.following_rows(series.values).tolist()
-        except UserError as error:
-            raise UserError(f"{data}: {error}") from None
-        dates = following(series.dates, len(rows), rhythm)
-        time: list[Any] = [*series.dates, *dates] if dates else [*range(1, len(series.values) + len(rows) + 1)]
-        figure = Figure(figsize=(10, 3 * len(targets)), layout="constrained")
-        shown = slice(max(len(series.values) - max(DRAWN_ROWS, 3 * len(rows)), 0), len(series.values))
-        for k, (name, axes) in enumerate(zip(targets, figure.subplots(len(targets), squeeze=False)[:, 0])):
-            before = series.values[shown, self.at[k]]
-            axes.plot(time[shown], before, color="0.6", linewidth=2, label=drawn(data.name))
-            axes.plot(time[-len(rows) :], [row[k] for row in rows], ".-", color="C3", label="forecast")
-            axes.set(ylabel=drawn(name))
-            axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+        targets, horizon = self.hparams["targets"], self.hparams["horizon"]
+        found: dict[str, Continued] = {}
+        for id, series in self.series_in(data).items():
+            begin = f"{data}: {self.hparams['id']}={id}" if id else str(data)
+            before = without_end(series, self.at) if self.known else series
+            rows = len(before.values)
+            try:
+                forecasts = self.following(before.values, series.values[rows : rows + horizon, self.known])
+            except UserError as error:
+                raise UserError(f"{begin}: {error}") from None
+            dates = following(before.dates, horizon, self.hparams["rhythm"])
+            time: list[Any] = [*before.dates, *dates] if dates else [*range(1, rows + horizon + 1)]
+            found[id] = Continued(id or data.name, before.values[:, self.at], forecasts, time)
+        figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
             figure.savefig(partial, dpi=120, format="png")
         print(printable(f"written: {plot}"), file=sys.stderr)
-        clock = all(date == date.replace(hour=0, minute=0, second=0, microsecond=0) for date in dates)
-        written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerow([csv_cell(name) for name in (series.date or "row", *targets)])
-        for moment, row in zip(time[-len(rows) :], rows):
-            written.writerow([f"{moment:%Y-%m-%d}" if dates and clock else moment, *(f"{v:.6g}" for v in row)])
+        kept = [self.median, *(k for k in range(len(self.quantiles)) if k != self.median)]
+        names = [name + (f"_{self.quantiles[k]:g}" if k != self.median else "") for name in targets for k in kept]
+        head = [self.hparams["id"]] if self.hparams["id"] else []
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerow([csv_cell(name) for name in (*head, self.hparams["date"] or "row", *names)])
+        moments = iter(written([moment for each in found.values() for moment in each.time[-horizon:]]))
+        for id, each in found.items():
+            for row in each.rows[:, :, kept].flatten(1).tolist():
+                lines.writerow([*([csv_cell(id)] if head else []), next(moments), *(f"{v:.6g}" for v in row)])
 
-    @torch.no_grad()
-    def following_rows(self, values: Tensor) -> Tensor:
+    @verb
+    def backtest(self, data: Path, by: str = "lead", share: float = 0.2) -> None:
+        """Errors of forecasts from every row of a CSV file's end, as CSV; the model stays as it is.
+
+        Args:
+            data: a CSV file with the columns that the run was trained on.
+            by: lead for a line for each number of rows ahead, origin for one for each row forecast from.
+            share: how much of each series, at its end, is forecast.
+
+        Beside the mean absolute error, the root mean square error and the mean error stands the mean absolute error of
+        the last value. Raises `UserError` as `forecast` does, and where there is no row to forecast.
+        """
+        if by not in ("lead", "origin"):
+            raise UserError(f"--by {by}: must be lead or origin")
+        if not 0 < share <= 1:
+            raise UserError(f"--share {share:g}: must be more than 0 and at most 1")
+        found = {id: rolled(self, series, share) for id, series in self.series_in(data).items()}
+        if not any(len(each.times) for each in found.values()):
+            raise UserError(
+                f"{data}: there is no row to forecast from; before it must be {self.hparams['window']} rows, and from "
+                f"it on {self.hparams['horizon']}"
+            )
+        head = [self.hparams["id"]] if self.hparams["id"] else [], self.hparams["date"] or "row"
+        write_errors(sys.stdout, by, found, head, self.hparams["targets"], self.quantiles)
+
+    def series_in(self, data: Path) -> dict[str, Series]:
+        """The series in a file like the run's, by what its column `id` says, with rows for the dates that they lack."""
+        id, rhythm = self.hparams["id"], self.hparams["rhythm"]
+        form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
+        source = str(data)
+        read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
+        return {
+            name: completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], source)
+            for name, series in read.items()
+        }
+
+    def following_rows(self, values: Tensor, ahead: Tensor | None = None) -> Tensor:
         """The next H rows of the targets [H, K], from at least T rows of the columns [N, n], in the data's units.
 
-        Raises `UserError` for fewer rows or other columns, and for gaps unless `missing` says how they are filled.
+        `ahead` is what is known of those rows, [H, m]. Raises `UserError` for fewer rows or other columns, and for gaps
+        unless `missing` says how they are filled.
         """
-        window, columns = self.hparams["window"], self.hparams["columns"]
+        return self.following(values, ahead)[:, :, self.median]
+
+    def following(self, values: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """The same with all quantiles, [H, K, Q]; Q is 1 without them."""
+        window, horizon, columns = (self.hparams[key] for key in ("window", "horizon", "columns"))
         if values.dim() != 2 or len(values) < window or values.shape[1] != len(columns):
             raise UserError(
                 f"a forecast needs at least {window} rows of {', '.join(columns)}, not values of shape "
                 f"{list(values.shape)}"
             )
+        if not self.known:
+            ahead = values.new_zeros(horizon, 0)
+        if ahead is None or len(ahead) < horizon or bool(ahead.isnan().any()):
+            raise UserError(
+                f"a forecast needs {horizon} rows of {', '.join(self.hparams['known'])}, which are known ahead, after "
+                f"the last row of {', '.join(self.hparams['targets'])}"
+            )
+        return self.at_origins(values, torch.tensor([len(values)]), ahead[:, None])[:, 0]
+
+    @torch.no_grad()
+    def at_origins(self, values: Tensor, origins: Tensor, ahead: Tensor) -> Tensor:
+        """Forecasts [H, B, K, Q] from the windows of values [N, n] before the rows `origins` [B], in the data's units.
+
+        `ahead` [H, B, m] is what is known of the rows from there on.
+        """
         center, scale = (torch.tensor(self.hparams[name], dtype=torch.float64) for name in ("center", "scale"))
-        filled = Filled((values.double() - center) / scale, self.hparams["missing"], "values", columns)
-        x = filled.windows(torch.tensor([len(values)]), window)  # [T, 1, n]
+        filled = Filled((values.double() - center) / scale, self.hparams["missing"], "values", self.hparams["columns"])
+        ahead = (ahead.double() - center[self.known]) / scale[self.known]
         training = self.training
         self.eval()
-        scaled = self(x.float().to(self.device))[:, 0].cpu().double()
+        pieces = [
+            self(filled.windows(origins[rows], self.hparams["window"]).float().to(self.device),
+                 ahead[:, rows].float().to(self.device)).cpu().double()
+            for rows in in_order(len(origins), AT_ONCE)
+        ]  # fmt: skip
         self.train(training)
-        return scaled * scale[self.at] + center[self.at]
-
-
-def _figure(data: Windows, model: Callable[[Tensor], Tensor]) -> Figure:
-    """The end of the test part with forecasts that follow each other, and the mean error by rows ahead."""
-    pieces = [data.test[rows] for rows in in_order(len(data.test), AT_ONCE)]
-    target = torch.cat([data.targets_of(piece) for piece in pieces], 1)
-    of_model = torch.cat([model(data.windows_at(piece).x) for piece in pieces], 1)
-    of_others = [data.baselines(piece) for piece in pieces]
-    errors = {
-        name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
-    } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
-
-    rows = len(data.y)
-    first = max(int(data.test[0]), rows - max(DRAWN_ROWS, data.horizon))  # one forecast at least
-    origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
-    forecasts = model(data.windows_at(origins).x)  # [H, B, K]
-    time: Any = data.series.dates or range(rows)
-    scale, center = data.scale[data.at], data.center[data.at]
-    targets = data.targets[:DRAWN_TARGETS]
-    figure = Figure(figsize=(12, 3.2 * len(targets)), layout="constrained")
-    for k, (name, (left, right)) in enumerate(
-        zip(targets, figure.subplots(len(targets), 2, width_ratios=(3, 1), squeeze=False))
-    ):
-        shown = slice(int(origins[0]), rows)
-        left.plot(time[shown], data.series.values[shown, data.at[k]], color="0.6", linewidth=3, label="truth")
-        for b, origin in enumerate(origins.tolist()):
-            label = f"forecasts of {data.horizon} rows" if b == 0 else None
-            values = forecasts[:, b, k] * scale[k] + center[k]
-            left.plot(time[origin : origin + data.horizon], values, ".-", color="C3", linewidth=1.5, label=label)
-        left.set(ylabel=drawn(name))
-        left.set_title("the end of the test part", loc="left")
-        left.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-        for baseline, error in errors.items():
-            style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {}
-            right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
-        right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
-        count_along(right)
-        right.legend(frameon=False)
-    return figure
+        found = torch.cat(pieces, 1)
+        found = found if self.quantiles else found[..., None]
+        return found * scale[self.at, None] + center[self.at, None]

@@ -5,7 +5,7 @@ weights; all segments ahead are answered at once, each by one step from the stat
 which segment and which column it is.
 
 Shapes: T rows of a window, B batch, n columns, H rows ahead, S segments of R rows in a window, A segments ahead,
-E features of the layer's input.
+E features of the layer's input, Q answers to each row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rnnzoo import Recurrent, UserError
 
 
 class Segments(nn.Module):
-    """Windows to forecasts, in scaled units.
+    """Windows to changes since their last rows, in scaled units.
 
     Args:
         layer: E to F features, forwards only; E is even.
@@ -26,9 +26,12 @@ class Segments(nn.Module):
         horizon: rows ahead, H.
         rows: of a segment, R; the window is a multiple of it.
         dropout: of the layer's outputs, before the head.
+        answers: to each row, Q.
     """
 
-    def __init__(self, layer: Recurrent, columns: int, window: int, horizon: int, rows: int, dropout: float) -> None:
+    def __init__(
+        self, layer: Recurrent, columns: int, window: int, horizon: int, rows: int, dropout: float, answers: int = 1
+    ) -> None:
         super().__init__()
         if window % rows:
             raise UserError(f"task.segment={rows}: must divide task.window={window}")
@@ -39,13 +42,12 @@ class Segments(nn.Module):
         self.places = nn.Parameter(torch.randn(-(-horizon // rows), 1, layer.input_size // 2))
         self.columns = nn.Parameter(torch.randn(1, columns, layer.input_size // 2))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(layer.output_size, rows)
+        self.head = nn.Linear(layer.output_size, rows * answers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Windows x [T, B, n] to forecasts [H, B, n] of all columns."""
+        """Windows x [T, B, n] to how all columns will have changed since, [H, B, n, Q]."""
         B, n = x.shape[1:]
-        last = x[-1]
-        pieces = (x - last).unflatten(0, (-1, self.rows)).permute(0, 2, 3, 1).flatten(1, 2)  # [S, B·n, R]
+        pieces = (x - x[-1]).unflatten(0, (-1, self.rows)).permute(0, 2, 3, 1).flatten(1, 2)  # [S, B·n, R]
         _, state = self.layer(torch.relu(self.embed(pieces.to(self.embed.weight.dtype))))
         ahead = len(self.places)
         asked = torch.cat([self.places.expand(-1, n, -1), self.columns.expand(ahead, -1, -1)], -1)  # [A, n, E]
@@ -53,5 +55,5 @@ class Segments(nn.Module):
         states = (state,) if isinstance(state, Tensor) else state
         repeated = tuple(s[:, None].expand(-1, ahead, *[-1] * (s.dim() - 1)).flatten(1, 2) for s in states)
         output, _ = self.layer.step(asked, repeated[0] if isinstance(state, Tensor) else repeated)
-        change = self.head(self.dropout(output)).unflatten(0, (ahead, B, n))  # [A, B, n, R]
-        return last + change.permute(0, 3, 1, 2).flatten(0, 1)[: self.horizon].to(x.dtype)
+        change = self.head(self.dropout(output)).unflatten(0, (ahead, B, n)).unflatten(3, (self.rows, -1))
+        return change.permute(0, 3, 1, 2, 4).flatten(0, 1)[: self.horizon]  # from [A, B, n, R, Q]

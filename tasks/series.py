@@ -1,18 +1,17 @@
-"""Time series: read from a CSV file and checked, scaled, gaps filled; forecasts' errors; a series made on the spot.
+"""Time series: read from a CSV file and checked, scaled, gaps filled; a series made on the spot.
 
 Shapes: N rows, n columns, K of them targets, T rows of a window, B windows. A missing value is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
@@ -71,7 +70,35 @@ def read_csv(
     Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
     and for dates that are not in order or come twice.
     """
-    source = source or f"task.data={data}"
+    header, rows = _table(data, source or f"task.data={data}")
+    return _series(data, header, rows, source, date, columns, targets, day_first, decimal)
+
+
+def read_apart(data: str, id: str, source: str | None = None, **form: Any) -> dict[str, Series]:
+    """The series in a CSV file whose column `id` says to which one a row belongs, by what it says, in their order.
+
+    Columns and the way of writing are found in the first series and are those of all; `form` is as in `read_csv`.
+    """
+    begin = source or f"task.data={data}"
+    header, rows = _table(data, begin)
+    if id not in header:
+        raise UserError(f"{'' if source else 'task.id: '}no column {id!r} in {data}; {nearest(id, header)}")
+    at = header.index(id)
+    apart: dict[str, list[tuple[int, list[str]]]] = {}
+    for line, fields in rows:
+        if not fields[at]:
+            raise UserError(f"{begin}: line {line}: column {id!r} is empty; say there which series the row is of")
+        apart.setdefault(fields[at], []).append((line, fields[:at] + fields[at + 1 :]))
+    header = header[:at] + header[at + 1 :]
+    found: dict[str, Series] = {}
+    for name, own in apart.items():
+        series = found[name] = _series(data, header, own, source=source, **form)
+        form |= {key: getattr(series, key) for key in ("date", "columns", "day_first", "decimal")}
+    return found
+
+
+def _table(data: str, source: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a CSV file, and its rows with their lines, each as long as the header."""
     lines = read_lines(expanded(data), source)
     _, header = next(lines)
     rows = list(lines)
@@ -84,18 +111,34 @@ def read_csv(
     for line, fields in rows:
         if len(fields) != len(header):
             raise UserError(f"{source}: line {line} has {len(fields)} fields, but the header {len(header)}")
+    return header, rows
 
+
+def _series(
+    data: str,
+    header: list[str],
+    rows: list[tuple[int, list[str]]],
+    source: str | None = None,
+    date: str | None = None,
+    columns: list[str] | None = None,
+    targets: Collection[str] | None = None,
+    day_first: bool | None = None,
+    decimal: Decimal | None = None,
+) -> Series:
+    """The series in rows of a file, see `read_csv`."""
+    key = "" if source else "task."
+    source = source or f"task.data={data}"
     if date is None:
         dated = [name for name, text in zip(header, rows[0][1]) if is_date(text) and not is_number(text)]
         if len(dated) > 1:
             raise UserError(f"{source}: {' and '.join(dated)} hold dates; choose with task.date=NAME")
         date = dated[0] if dated else None
     chosen = columns or [name for name in header if name != date]
-    for key, names in (("columns", chosen), ("date", [date] if date is not None else [])):
+    for what, names in (("columns", chosen), ("date", [date] if date is not None else [])):
         for name in names:
             if name not in header:
-                key = f"task.{key}: " if source == f"task.data={data}" else ""
-                raise UserError(f"{key}no column {name!r} in {data}; {nearest(name, header)}")
+                begin = f"{key}{what}: " if key else ""
+                raise UserError(f"{begin}no column {name!r} in {data}; {nearest(name, header)}")
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"task.columns: {data} needs at least one column besides the dates, and each only once")
 
@@ -227,70 +270,19 @@ class Filled:
             share = (row - before).double() / (self.following - before).clamp(min=1)
             self.linear = self.previous + share * (after - self.previous)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Filled]) -> Filled:
+        """Several series one behind the other, each filled from its own values alone."""
+        whole = cls.__new__(cls)
+        starts = accumulate((len(part.previous) for part in parts), initial=0)
+        whole.previous, whole.linear = (torch.cat([getattr(p, key) for p in parts]) for key in ("previous", "linear"))
+        whole.following = torch.cat([part.following + start for part, start in zip(parts, starts)])
+        return whole
+
     def windows(self, ends: Tensor, length: int) -> Tensor:
         """The `length` rows that end before the rows `ends` [B], as [T, B, n]."""
         rows = ends + torch.arange(-length, 0)[:, None]  # [T, B]
         return torch.where(self.following[rows] < ends[:, None], self.linear[rows], self.previous[rows])
-
-
-class Errors(Metric):
-    """Mean absolute error, root mean square error, and MASE of scaled forecasts, in the data's units, by target.
-
-    MASE is the mean absolute error divided by that of the value a season before, over the training part (Hyndman &
-    Koehler 2006). `rmse_last` is the root mean square error of the last row ahead alone. With several targets the names
-    of the errors end in theirs. `scaled_mse` and `scaled_mae` are means over all targets in scaled units, as benchmarks
-    of long horizons report them.
-
-    Args:
-        targets: names, K.
-        scale: what the target was divided by, K.
-        naive_error: mean absolute change over a season in the training part, K.
-        options: keywords of `Metric`.
-    """
-
-    total_absolute: Tensor
-    total_square: Tensor
-    count: Tensor
-    last_square: Tensor
-    last_count: Tensor
-    scale: Tensor
-    naive_error: Tensor
-
-    def __init__(self, targets: list[str], scale: list[float], naive_error: list[float], **options: Any) -> None:
-        super().__init__(**options)
-        self.suffixes = [f"_{name}" for name in targets] if len(targets) > 1 else [""]
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
-        self.register_buffer("naive_error", torch.tensor(naive_error), persistent=False)
-        for name in ("total_absolute", "total_square", "count", "last_square", "last_count"):
-            dtype = torch.long if name.endswith("count") else torch.float
-            self.add_state(name, torch.zeros(len(targets), dtype=dtype), dist_reduce_fx="sum")
-
-    def update(self, forecast: Tensor, target: Tensor) -> None:
-        """Add a batch [H, ..., K] of either; what is not known of the target is left out."""
-        known = ~target.isnan()
-        error = ((forecast - target) * self.scale).where(known, 0)
-        over = tuple(range(error.dim() - 1))
-        self.total_absolute += error.abs().sum(over)
-        self.total_square += error.square().sum(over)
-        self.count += known.sum(over)
-        self.last_square += error[-1:].square().sum(over)
-        self.last_count += known[-1:].sum(over)
-
-    def compute(self) -> dict[str, Tensor]:
-        mae = self.total_absolute / self.count
-        errors = {
-            "mae": mae,
-            "rmse": (self.total_square / self.count).sqrt(),
-            "rmse_last": (self.last_square / self.last_count).sqrt(),
-            "mase": mae / self.naive_error,
-        }
-        count = self.count.sum()
-        scaled = {
-            "scaled_mse": (self.total_square / self.scale.square()).sum() / count,
-            "scaled_mae": (self.total_absolute / self.scale).sum() / count,
-        }
-        by_target = {name + s: value[k] for name, value in errors.items() for k, s in enumerate(self.suffixes)}
-        return by_target | scaled
 
 
 def mackey_glass(rows: int = 2000, every: int = 3) -> Series:

@@ -1,19 +1,19 @@
-"""Windows of a series, in parts that follow each other in time, and what simple methods forecast in them.
+"""Windows of one series or several, in parts that follow each other in time, and what simple methods forecast in them.
 
 Windows of T rows over n columns make data of shape [M, T, n], gathered batch by batch, in scaled units.
 
-Shapes: N rows, M windows, T rows of a window (τ), n columns, H rows ahead (the horizon), K targets, B batch.
+Shapes: N rows, M windows, T rows of a window (τ), n columns, H rows ahead (the horizon), K targets, m columns known
+ahead, B batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -24,27 +24,40 @@ from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
 
 from .calendars import Rhythm, calendar_of
+from .forecast_errors import Errors
+from .linear import answered, apart, decomposed, relative, ridge
 from .numerals import Decimal
-from .series import TURN, Errors, Filled, Missing, Scaling, center_and_scale, completed, mackey_glass, read_csv
+from .series import (
+    TURN,
+    Filled,
+    Missing,
+    Scaling,
+    Series,
+    center_and_scale,
+    completed,
+    mackey_glass,
+    read_apart,
+    read_csv,
+)  # fmt: skip
 
 AT_ONCE = 1024
 """Windows evaluated at once."""
 
-PENALTIES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of the linear autoregression, as shares of its features' mean square."""
-
 
 class Batch(NamedTuple):
-    """Windows x [T, B, n] without gaps, and what followed, y [H, B, K], NaN where it is not known."""
+    """Windows x [T, B, n] without gaps; what followed, y [H, B, K], NaN where it is not known; and what was known of
+    that before, ahead [H, B, m]."""
 
     x: Tensor
     y: Tensor
+    ahead: Tensor
 
 
 class Windows(SequenceData):
-    """A series split by time into training, validation and test part, and the windows in it.
+    """Series split by time into training, validation and test part, and the windows in them.
 
-    A window belongs to the part that all of its targets lie in; its input may reach back into the part before.
+    A window belongs to the part that all of its targets lie in; its input may reach back into the part before, but not
+    into another series. Several series are each split by themselves, and share center and scale of their columns.
     Gaps are filled in the input only: what is not known is neither learned nor scored.
 
     Args:
@@ -68,6 +81,9 @@ class Windows(SequenceData):
         decimal: what stands before a number's fraction, in a file where that is not plain; None to find it.
         rows: of the series that is made on the spot; None for 2000.
         every: units of time from one of them to the next; None for 3.
+        id: the column that says which series a row is of; None for a file of one.
+        known: columns whose rows ahead are known when a forecast is made, and are no targets. Rows at the end without
+            any target are left out then.
     """
 
     at_once = AT_ONCE
@@ -93,68 +109,116 @@ class Windows(SequenceData):
         rows: PositiveInt | None = None,
         every: PositiveInt | None = None,
         split: Literal["fractions", "ett"] = "fractions",
+        id: str | None = None,
+        known: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.day_first, self.decimal = day_first, decimal
         self.batch_size, self.seed, self.window, self.horizon, self.stride = batch_size, seed, window, horizon, stride
-        self.chosen = data, date, columns, targets
+        self.chosen, self.id, self.known_names = (data, date, columns, targets), id, known or []
         self.missing, self.scaling, self.given_season = missing, scaling, season
         self.fractions, self.split = (val_fraction, test_fraction), split
-        if data is None and (date, columns) != (None, None):
-            raise UserError("task.date and task.columns choose from a file; give one with task.data=FILE")
+        if data is None and (date, columns, id) != (None, None, None):
+            raise UserError("task.date, task.columns and task.id choose from a file; give one with task.data=FILE")
         if data is not None and (rows, every) != (None, None):
             raise UserError("task.rows and task.every are of the series made on the spot, with task.data=null")
         self.made = {"rows": rows or 2000, "every": every or 3}
 
     def read(self) -> None:
-        data, date, columns, targets = self.chosen
-        window, horizon = self.window, self.horizon
+        data, *_, targets = self.chosen
         source = f"task.data={data or 'null'}"
-        self.rhythm: Rhythm | None = None
-        self.season = self.given_season or 1
-        if data is None:
-            self.season = self.given_season or round(TURN / self.made["every"])
-            self.series, rhythm = mackey_glass(**self.made), ""
-        else:
-            read = read_csv(data, date, columns, targets=targets, day_first=self.day_first, decimal=self.decimal)
-            calendar = calendar_of(read.dates)
-            self.rhythm = calendar.rhythm if calendar else None
-            if calendar is None and len(read.dates) > 1 and self.given_season is None:
-                raise UserError(
-                    f"{source}: the dates of {read.date!r} come in no rhythm of months, days or hours; say with "
-                    f"task.season=ROWS, 1 for none, that each row is to follow the one before all the same"
-                )
-            self.series, rhythm = (
-                completed(read, calendar, self.missing, source),
-                f", {calendar.name}," if calendar else "",
-            )
-            self.season = self.given_season or (calendar.season if calendar else 1)
-        values, names = self.series.values, self.series.columns
-        self.targets = names if targets is None else targets
-        for name in self.targets:
-            if name not in names:
-                raise UserError(f"task.targets: no column {name!r} is read; {nearest(name, names)}")
+        all_of_them = self._read_series(source)
+        first = next(iter(all_of_them.values()))
+        names = first.columns
+        self.targets = [name for name in names if name not in self.known_names] if targets is None else targets
+        for key, chosen in (("targets", self.targets), ("known", self.known_names)):
+            for name in chosen:
+                if name not in names:
+                    raise UserError(f"task.{key}: no column {name!r} is read; {nearest(name, names)}")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise UserError("task.targets: name at least one column, and each only once; null for all")
-        self.at = [names.index(name) for name in self.targets]
+        for name in self.known_names:
+            if name in self.targets:
+                raise UserError(f"task.known: {name!r} is a target, which is what is not known; leave it out of one")
+        self.at, self.known = ([names.index(name) for name in chosen] for chosen in (self.targets, self.known_names))
+        if self.known:
+            all_of_them = {id: without_end(series, self.at) for id, series in all_of_them.items()}
 
-        rows, held_out, tested = self._parts(len(values), source)
-        if rows < window + horizon:
+        self.ids = list(all_of_them)
+        sources = [f"{source}: {self.id}={id}" if self.id else source for id in self.ids]
+        parts = [self._parts(series, begin) for series, begin in zip(all_of_them.values(), sources)]
+        learned = [series.values[: rows[0]] for series, rows in zip(all_of_them.values(), parts)]
+        training = torch.cat(learned)
+        self.center, self.scale = center_and_scale(training, self.scaling)
+        scaled = [(series.values - self.center) / self.scale for series in all_of_them.values()]
+        self.filled = Filled.joined(
+            [Filled(values, self.missing, begin, names) for values, begin in zip(scaled, sources)]
+        )
+        self.y = torch.cat(scaled)[:, self.at]
+        changes = torch.cat([values[self.season :] - values[: -self.season] for values in learned])
+        self.naive_error = changes.abs().nanmean(0)[self.at]
+        self._refuse_what_does_not_change(training, source)
+        self.starts = [*accumulate((len(values) for values in scaled), initial=0)]
+        self.series = Series(
+            names, torch.cat([series.values for series in all_of_them.values()]), first.date,
+            [*chain.from_iterable(series.dates for series in all_of_them.values())], first.day_first, first.decimal,
+        )  # fmt: skip
+        found = [
+            [self._origins(start, *part) for part in pairwise(accumulate(rows, initial=0))]
+            for start, rows in zip(self.starts, parts)
+        ]
+        self.has_test = self.fractions[1] > 0
+        for begin, of_one, series in zip(sources, found, all_of_them.values()):
+            for name, part in zip(("train", "validate", "test"), of_one):
+                if not len(part) and (name != "test" or self.has_test):
+                    raise UserError(
+                        f"{begin}: of {len(series.values)} rows, those to {name} on are too few for a horizon of "
+                        f"{self.horizon}; lower it, or change task.val_fraction and task.test_fraction"
+                    )
+        self.train, self.val, self.test = (torch.cat(part) for part in zip(*found))
+        several = f" of {len(self.ids)} series" if self.id else ""
+        span = [date for series in all_of_them.values() for date in series.dates]
+        dates = f" from {min(span):%Y-%m-%d} to {max(span):%Y-%m-%d}" if span else ""
+        rhythm = f", {self.rhythm_name}," if self.rhythm_name else ""
+        season = f"a season is {self.season} row{'s' * (self.season > 1)}"
+        rows = f"{len(self.y):,} rows{several} of {', '.join(names)}"
+        print(printable(f"{source}: {rows}{rhythm}{dates}; {season}"))
+
+    def _read_series(self, source: str) -> dict[str, Series]:
+        """The series by what the column `id` calls them, with rows for the dates that they lack."""
+        data, date, columns, targets = self.chosen
+        self.rhythm: Rhythm | None = None
+        self.rhythm_name = ""
+        if data is None:
+            self.season = self.given_season or round(TURN / self.made["every"])
+            return {"": mackey_glass(**self.made)}
+        form: dict[str, Any] = {"day_first": self.day_first, "decimal": self.decimal}
+        kept = [*(targets or ()), *self.known_names]
+        if self.id:
+            read = read_apart(data, self.id, date=date, columns=columns, targets=kept, **form)
+        else:
+            read = {"": read_csv(data, date, columns, targets=kept, **form)}
+        longest = max(read.values(), key=lambda series: len(series.dates))
+        calendar = calendar_of(longest.dates)
+        if calendar is None and len(longest.dates) > 1 and self.given_season is None:
             raise UserError(
-                f"{source}: of {len(values)} rows, the {rows} to train on are too few for one window of {window} and a "
-                f"horizon of {horizon}; lower task.window or task.horizon, or give more rows"
+                f"{source}: the dates of {longest.date!r} come in no rhythm of months, days or hours; say with "
+                f"task.season=ROWS, 1 for none, that each row is to follow the one before all the same"
             )
-        if rows <= self.season:
-            raise UserError(
-                f"{source}: of {len(values)} rows, the {rows} to train on are no more than a season of {self.season}; "
-                f"set task.season, 1 for none, or give more rows"
+        if calendar is not None:
+            self.rhythm, self.rhythm_name = calendar.rhythm, calendar.name
+        self.season = self.given_season or (calendar.season if calendar else 1)
+        return {
+            id: completed(
+                series, calendar_of(series.dates, self.rhythm), self.missing,
+                f"{source}: {self.id}={id}" if self.id else source,
             )
-        self.center, self.scale = center_and_scale(values[:rows], self.scaling)
-        scaled = (values - self.center) / self.scale
-        self.filled, self.y = Filled(scaled, self.missing, source, names), scaled[:, self.at]
-        self.naive_error = (values[self.season : rows] - values[: rows - self.season]).abs().nanmean(0)[self.at]
+            for id, series in read.items()
+        }  # fmt: skip
+
+    def _refuse_what_does_not_change(self, training: Tensor, source: str) -> None:
         for name, error, at in zip(self.targets, self.naive_error, self.at):
-            known = values[:rows, at][~values[:rows, at].isnan()]
+            known = training[~training[:, at].isnan(), at]
             if len(known) and (known == known[0]).all():
                 others = ",".join(other for other in self.targets if other != name)
                 raise UserError(
@@ -167,35 +231,40 @@ class Windows(SequenceData):
                     f"task.season={self.season}: in the training part, {name!r} is never known to differ from a season "
                     f"before, which leaves MASE without a scale; set another task.season"
                 )
-        ends = [0, rows, rows + held_out, rows + held_out + tested]
-        self.train, self.val, self.test = (self._origins(*part) for part in pairwise(ends))
-        self.has_test = self.fractions[1] > 0
-        for name, part in (("train", self.train), ("validate", self.val), ("test", self.test)):
-            if not len(part) and (name != "test" or self.has_test):
-                raise UserError(
-                    f"{source}: of {len(values)} rows, those to {name} on are too few for a horizon of {horizon}; "
-                    f"lower it, or change task.val_fraction and task.test_fraction"
-                )
-        span = f" from {self.series.dates[0]:%Y-%m-%d} to {self.series.dates[-1]:%Y-%m-%d}" if self.series.dates else ""
-        found = f"{len(values):,} rows of {', '.join(names)}{rhythm}{span}"
-        print(printable(f"{source}: {found}; a season is {self.season} row{'s' * (self.season > 1)}"))
 
-    def _parts(self, rows: int, source: str) -> tuple[int, int, int]:
-        """Rows of the training, validation and test part."""
+    def _parts(self, series: Series, source: str) -> tuple[int, int, int]:
+        """Rows of a series' training, validation and test part."""
+        rows = len(series.values)
         if self.split == "fractions":
-            return parts_of(rows, *self.fractions)
-        dates = self.series.dates
-        day = round(86400 / (dates[1] - dates[0]).total_seconds()) if len(dates) > 1 else 0
-        if not day or 600 * day > rows:
+            parts = parts_of(rows, *self.fractions)
+        else:
+            dates = series.dates
+            day = round(86400 / (dates[1] - dates[0]).total_seconds()) if len(dates) > 1 else 0
+            if not day or 600 * day > rows:
+                raise UserError(
+                    f"{source}: task.split=ett needs dates and 600 days, of which there are {rows // max(day, 1):,}; "
+                    "use task.split=fractions"
+                )
+            parts = 360 * day, 120 * day, 120 * day
+        if parts[0] < self.window + self.horizon:
             raise UserError(
-                f"{source}: task.split=ett needs dates and 600 days, of which there are {rows // max(day, 1):,}; use "
-                "task.split=fractions"
+                f"{source}: of {rows} rows, the {parts[0]} to train on are too few for one window of {self.window} and "
+                f"a horizon of {self.horizon}; lower task.window or task.horizon, or give more rows"
             )
-        return 360 * day, 120 * day, 120 * day
+        if parts[0] <= self.season:
+            raise UserError(
+                f"{source}: of {rows} rows, the {parts[0]} to train on are no more than a season of {self.season}; "
+                f"set task.season, 1 for none, or give more rows"
+            )
+        return parts
 
-    def _origins(self, first: int, end: int) -> Tensor:
-        """The first target row of each window of the part from row `first` to `end`, [M]; some target must be known."""
-        origins = torch.arange(max(first, self.window), max(first, self.window, end - self.horizon + 1), self.stride)
+    def _origins(self, start: int, first: int, end: int) -> Tensor:
+        """The first target row of each window of a part, [M]; some target must be known.
+
+        The series begins in row `start`, and its part in the rows from `first` to `end` after that.
+        """
+        first = max(first, self.window)
+        origins = start + torch.arange(first, max(first, end - self.horizon + 1), self.stride)
         return origins[~self.targets_of(origins).isnan().all(2).all(0)]
 
     def facts(self) -> dict[str, Any]:
@@ -209,6 +278,8 @@ class Windows(SequenceData):
             "day_first": self.series.day_first,
             "decimal": self.series.decimal,
             "rhythm": self.rhythm,
+            "id": self.id,
+            "known": self.known_names,
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
             "naive_error": self.naive_error.tolist(),
@@ -218,60 +289,77 @@ class Windows(SequenceData):
         return self.windows_at(part[rows])
 
     def windows_at(self, origins: Tensor) -> Batch:
-        """The windows before the rows `origins` [B], and what follows them."""
-        return Batch(self.filled.windows(origins, self.window).float(), self.targets_of(origins).float())
+        """The windows before the rows `origins` [B], what follows them, and what of that is known before."""
+        found = self.filled.windows(origins, self.window), self.targets_of(origins), self.ahead_of(origins)
+        return Batch(*(part.float() for part in found))
 
     def targets_of(self, origins: Tensor) -> Tensor:
         """[H, B, K] in float64."""
         return self.y[origins + torch.arange(self.horizon)[:, None]]
 
+    def ahead_of(self, origins: Tensor) -> Tensor:
+        """[H, B, m] in float64."""
+        return self.filled.linear[:, self.known][origins + torch.arange(self.horizon)[:, None]]
+
     def baselines(self, origins: Tensor) -> dict[str, Tensor]:
         """What simple methods forecast at the rows `origins` [B], each [H, B, K].
 
-        The last value; if there are seasons, the value of the last known one; and a linear function of the window.
+        The last value; if there are seasons, the value of the last known one; a linear function of the window and of
+        what is known ahead; and for each target a linear function of its own window, the same for all of them, once
+        relative to the last value (nlinear) and once apart from its moving average (dlinear).
+
+        The latter two are those of Zeng et al. 2023 (arXiv:2205.13504), here by ridge regression. Without a penalty
+        DLinear would be any linear function of the window.
         """
-        last = self.filled.windows(origins, 1)[:, :, self.at]  # [1, B, K]
+        x = self.filled.windows(origins, self.window)  # [T, B, n]
+        last = x[-1:, :, self.at]  # [1, B, K]
         found = {"persistence": last.expand(self.horizon, -1, -1)}
         if self.season > 1:
             ahead = torch.arange(self.horizon)[:, None]
             seasons = ahead // self.season + 1  # back, until a row before the origin
             found["seasonal"] = self.filled.previous[origins + ahead - seasons * self.season][:, :, self.at]
-        change = self._features(origins) @ self.linear  # [B, H·K]
+        change = answered(relative(x, self.ahead_of(origins), self.known), self.linear)  # [B, H·K]
         found["linear"] = last + change.unflatten(1, (self.horizon, -1)).transpose(0, 1)
+        own = x[:, :, self.at]
+        for name, features, weights in (
+            ("nlinear", apart(own - last), self.nlinear), ("dlinear", decomposed(apart(own)), self.dlinear),
+        ):  # fmt: skip
+            answer = answered(features, weights).unflatten(0, (-1, len(self.at))).permute(2, 0, 1)  # [H, B, K]
+            found[name] = answer + last if name == "nlinear" else answer
         return found
 
     @cached_property
     def linear(self) -> Tensor:
-        """Weights [T·n + 1, H·K] of a linear autoregression, by ridge regression on the training windows.
+        """Weights [T·n + H·m + 1, H·K] of an autoregression over all columns: how the targets change, see `relative`.
 
         Only windows whose targets are all known take part; the penalty is the best one on the validation part.
         """
-        gram: Any = 0
-        product: Any = 0
-        for origins, change in self._changes(self.train):
-            complete = ~change.isnan().any(1)
-            features = self._features(origins)[complete]
-            gram, product = gram + features.T @ features, product + features.T @ change[complete]
 
-        def fitted(penalty: float) -> Tensor:
-            ridge = penalty * gram.diagonal().mean() * torch.eye(len(gram))
-            return torch.linalg.lstsq(gram + ridge, product).solution
+        def rows(x: Tensor, y: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+            return relative(x, ahead, self.known), (y - x[-1:, :, self.at]).transpose(0, 1).flatten(1)
 
-        def error(weights: Tensor) -> float:
-            found = (self._features(origins) @ weights - change for origins, change in self._changes(self.val))
-            return float(sum(residual.square().nansum() for residual in found))
+        return self._fitted(rows)
 
-        return min(map(fitted, PENALTIES), key=error)
+    @cached_property
+    def nlinear(self) -> Tensor:
+        """Weights [T + 1, H] of the change in any target, from its window relative to the last value."""
+        return self._fitted(lambda x, y, _: (apart((x - x[-1:])[:, :, self.at]), apart(y - x[-1:, :, self.at])))
 
-    def _changes(self, part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Origins [B] and how the targets changed since the last value [B, H·K], piece by piece."""
-        for rows in in_order(len(part), AT_ONCE):
-            last = self.filled.windows(part[rows], 1)[:, :, self.at]
-            yield part[rows], (self.targets_of(part[rows]) - last).transpose(0, 1).flatten(1)
+    @cached_property
+    def dlinear(self) -> Tensor:
+        """Weights [2T + 1, H] of any target, from its window's moving average and the rest."""
+        return self._fitted(lambda x, y, _: (decomposed(apart(x[:, :, self.at])), apart(y)))
 
-    def _features(self, origins: Tensor) -> Tensor:
-        """The windows and a constant, [B, T·n + 1] in float64."""
-        return F.pad(self.filled.windows(origins, self.window).transpose(0, 1).flatten(1), (0, 1), value=1.0)
+    def _fitted(self, rows: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """The weights by which the features that `rows` makes of windows give the answers, see `ridge`."""
+
+        def pieces(part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for piece in in_order(len(part), AT_ONCE):
+                origins = part[piece]
+                window = self.filled.windows(origins, self.window)
+                yield rows(window, self.targets_of(origins), self.ahead_of(origins))
+
+        return ridge(lambda: pieces(self.train), lambda: pieces(self.val))
 
     def baseline(self) -> dict[str, float]:
         """The errors of `baselines` in the test part, measured as the model's are, but by one process alone."""
@@ -287,3 +375,10 @@ class Windows(SequenceData):
             for name, errors in found.items()
             for key, value in errors.compute().items()
         }
+
+
+def without_end(series: Series, targets: list[int]) -> Series:
+    """The series up to the last row in which a target is known."""
+    known = (~series.values[:, targets].isnan()).any(1).nonzero()
+    rows = int(known[-1]) + 1 if len(known) else 0
+    return series._replace(values=series.values[:rows], dates=series.dates[:rows])

@@ -241,7 +241,8 @@ def test_a_line_of_standard_input_is_not_read_without_end(
 
 VERBS = [
     "--help", "sample --help", "list", "show lstm", "sample text --length 2000", "predict reviews --file reviews.txt",
-    "predict reviews --text café", "forecast forecast series.csv --plot plot.png", "eval text",
+    "predict reviews --text café", "forecast forecast series.csv --plot plot.png", "backtest forecast series.csv",
+    "eval text",
 ]  # fmt: skip
 QUICK = ("--help", "sample --help", "list")
 """Those that are tried in an interpreter of their own."""

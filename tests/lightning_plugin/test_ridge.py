@@ -18,7 +18,7 @@ from rnnzoo.tasks.windows import Windows
 
 FORECAST = (
     "hardware=cpu", "task=forecast", "model=esn", "model.hidden_size=30", "optimizer=ridge", "task.rows=400",
-    "task.window=40", "task.horizon=3", "task.batch_size=50", "engine=reference",
+    "task.window=40", "task.horizon=3", "task.batch_size=50", "task.linear=false", "engine=reference",
 )  # fmt: skip
 
 

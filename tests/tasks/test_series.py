@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.tasks.calendars import calendar_of, following
-from rnnzoo.tasks.series import Errors, Filled, Missing, Series, mackey_glass, read_csv
+from rnnzoo.tasks.forecast_errors import Errors
+from rnnzoo.tasks.series import Filled, Missing, Series, mackey_glass, read_csv
 
 NAN = math.nan
 

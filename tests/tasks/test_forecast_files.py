@@ -1,0 +1,243 @@
+"""Forecasts of files: several series in one, columns known ahead, quantiles, and errors from row after row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ready import ready
+
+from rnnzoo import UserError
+from rnnzoo.tasks.forecast import Forecast
+from rnnzoo.tasks.forecast_plots import of_test
+from rnnzoo.tasks.windows import Windows
+
+SIZES: dict[str, Any] = {"window": 5, "horizon": 3}
+MODEL: dict[str, Any] = {"model": {"hidden_size": 4}}
+
+
+def shops(tmp_path: Path, **rows: int) -> Path:
+    """A file of some shops' sales by days, as many rows as are said, shop after shop: shop k's begin at 1000 k."""
+    path = tmp_path / "shops.csv"
+    lines = ["shop,day,sales"]
+    for k, (shop, count) in enumerate(rows.items()):
+        lines += [f"{shop},{date(2020, 1, 1) + timedelta(days=d)},{1000 * k + d + d % 3 / 10}" for d in range(count)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def of_shops(path: Path, **options: Any) -> Windows:
+    return ready(Windows(data=str(path), id="shop", season=7, **SIZES, **options))
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# Several series in one file
+
+
+def test_windows_stay_within_a_series_and_its_parts(tmp_path: Path) -> None:
+    data = of_shops(shops(tmp_path, east=60, west=40), scaling="none", val_fraction=0.2)
+    assert data.series.columns == ["sales"] and data.ids == ["east", "west"]
+    for part, ends in (("train", (36, 24)), ("val", (48, 32)), ("test", (60, 40))):
+        origins = getattr(data, part)
+        x, y, _ = data.windows_at(origins)
+        whole = torch.cat([x, y])[:, :, 0]  # of one window and what follows
+        shop = (whole // 1000).int()
+        assert (shop == shop[0]).all()
+        for number, end in enumerate(ends):
+            days = whole[-1, shop[0] == number] % 1000
+            assert len(days) and int(days.max()) == end - 1  # the last day of its part
+    assert len(data.train) == (36 - 7) + (24 - 7)
+
+
+def test_several_series_share_a_scale(tmp_path: Path) -> None:
+    data = of_shops(shops(tmp_path, east=60, west=40))
+    learned = np.concatenate([1000 * k + np.arange(n) + np.arange(n) % 3 / 10 for k, n in enumerate((42, 28))])
+    assert data.center.tolist() == pytest.approx([learned.mean()])
+    assert data.scale.tolist() == pytest.approx([learned.std()])
+    days = [np.arange(n) + np.arange(n) % 3 / 10 for n in (42, 28)]
+    naive = np.concatenate([np.abs(values[7:] - values[:-7]) for values in days]).mean()
+    assert data.naive_error.tolist() == pytest.approx([naive])
+    assert torch.isfinite(torch.tensor([*data.baseline().values()])).all()
+    assert len(of_test(data, lambda batch: torch.zeros(3, batch.x.shape[1], 1)).axes) == 2
+
+
+def test_series_that_cannot_be_are_named(tmp_path: Path) -> None:
+    path = shops(tmp_path, east=60, west=8)
+    with pytest.raises(UserError, match=r"shops\.csv: shop=west: of 8 rows, the 7 to train on are too few"):
+        of_shops(path)
+    with pytest.raises(UserError, match=r"task\.id: no column 'store' in .*; known: "):
+        ready(Windows(data=str(path), id="store"))
+    path.write_text(path.read_text() + "\n,2020-02-01,3")
+    with pytest.raises(UserError, match=r"line 70: column 'shop' is empty"):
+        of_shops(path)
+    lines = shops(tmp_path, east=60, west=40).read_text().splitlines()
+    lines[61] = lines[61].rpartition(",")[0] + ","
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="shop=west: 'sales' begins with a gap"):
+        of_shops(path, missing="previous")  # the last value of the shop before is none of its own
+    with pytest.raises(UserError, match=r"task\.id choose from a file"):
+        Windows(id="shop")
+
+
+def test_each_series_of_a_file_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shops(tmp_path, east=60, west=40)
+    data = of_shops(path)
+    model = Forecast(**MODEL, **data.facts()).eval()
+    model.head.reset_parameters()
+    capsys.readouterr()
+    model.forecast(path, str(tmp_path / "plot.png"))
+    rows = said(capsys.readouterr().out)
+    assert [(row["shop"], row["day"]) for row in rows] == [
+        ("east", "2020-03-01"), ("east", "2020-03-02"), ("east", "2020-03-03"),
+        ("west", "2020-02-10"), ("west", "2020-02-11"), ("west", "2020-02-12"),
+    ]  # fmt: skip
+    for shop, part in (("east", slice(0, 60)), ("west", slice(60, 100))):
+        expected = model.following_rows(data.series.values[part])[:, 0].tolist()
+        assert [float(row["sales"]) for row in rows if row["shop"] == shop] == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+# Columns known ahead
+
+
+def prices(tmp_path: Path, rows: int = 80, ahead: int = 0) -> Path:
+    """Sales that are 100 less three times the price of the same day, and some days more of which only prices stand."""
+    path = tmp_path / "prices.csv"
+    price = torch.rand(rows + ahead, generator=torch.Generator().manual_seed(0)).tolist()
+    sold = [f"{100 - 3 * p:.6f}" for p in price[:rows]] + [""] * ahead
+    days = [date(2020, 1, 1) + timedelta(days=d) for d in range(rows + ahead)]
+    path.write_text("\n".join(["day,sales,price", *(f"{d},{s},{p:.6f}" for d, s, p in zip(days, sold, price))]))
+    return path
+
+
+def of_prices(path: Path) -> Windows:
+    return ready(Windows(data=str(path), known=["price"], season=1, **SIZES))
+
+
+def test_what_is_known_ahead_enters_the_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows ahead say all; without them nothing could be said. They stand in the file behind the last sales."""
+    data = of_prices(prices(tmp_path, ahead=4))
+    assert data.targets == ["sales"] and len(data.y) == 80  # a target is not what is known, nor are rows without one
+    batch = data.windows_at(data.test)
+    rows = data.test + torch.arange(3)[:, None]
+    np.testing.assert_allclose(batch.ahead[..., 0], data.filled.previous[rows][..., 1].float())
+    found = data.baseline()
+    assert found["baseline/linear_mae"] < 0.01 * found["baseline/nlinear_mae"]
+
+    model = Forecast(**MODEL, **data.facts()).eval()
+    model.autoregression.copy_(data.linear)
+    capsys.readouterr()
+    model.forecast(prices(tmp_path, ahead=4), str(tmp_path / "plot.png"))
+    answer = said(capsys.readouterr().out)
+    price = [float(line.split(",")[2]) for line in prices(tmp_path, ahead=4).read_text().splitlines()[81:84]]
+    assert [row["day"] for row in answer] == ["2020-03-21", "2020-03-22", "2020-03-23"]
+    assert [float(row["sales"]) for row in answer] == pytest.approx([100 - 3 * p for p in price], abs=0.02)
+    model.backtest(prices(tmp_path, ahead=4))
+    assert all(float(row["mae"]) < 0.02 for row in said(capsys.readouterr().out))
+    for ahead in (0, 2):
+        with pytest.raises(UserError, match=r"needs 3 rows of price, which are known ahead, after the last row of sal"):
+            model.forecast(prices(tmp_path, ahead=ahead), str(tmp_path / "plot.png"))
+
+
+@pytest.mark.parametrize("options", [{"linear": False}, {"strategy": "recursive"}])
+def test_the_head_reads_what_is_known_ahead(tmp_path: Path, options: dict[str, Any]) -> None:
+    """At once: all of it moves all rows. Row by row: no row is moved by what comes after it."""
+    data = of_prices(prices(tmp_path))
+    model = Forecast(**MODEL, **options, **data.facts()).eval()
+    x, _, ahead = data.windows_at(data.test[:1])
+    moved = torch.autograd.functional.jacobian(lambda a: model(x, a)[:, 0, 0], ahead)[:, :, 0, 0]  # rows by rows ahead
+    assert (moved.abs() > 1e-6).equal(torch.ones(3, 3).tril().bool() if model.recursive else torch.ones(3, 3).bool())
+    with pytest.raises(UserError, match="what is known ahead, price, has to be given"):
+        model(x)
+
+
+def test_what_cannot_be_known(tmp_path: Path) -> None:
+    path = str(prices(tmp_path))
+    for options, line in (
+        ({"known": ["prize"]}, "task.known: no column 'prize' is read"),
+        ({"known": ["sales"], "targets": ["sales"]}, "task.known: 'sales' is a target"),
+        ({"known": ["sales", "price"]}, "task.targets: name at least one column"),
+    ):
+        with pytest.raises(UserError, match=line):
+            ready(Windows(data=path, **SIZES, **options))
+    with pytest.raises(UserError, match=r"task\.known: task\.strategy=segments reads no rows ahead"):
+        Forecast(strategy="segments", **MODEL, **of_prices(Path(path)).facts())
+
+
+# Quantiles
+
+
+def test_quantiles_stand_beside_the_median(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = prices(tmp_path)
+    data = ready(Windows(data=str(path), season=1, **SIZES))
+    model = Forecast(quantiles=[0.1, 0.5, 0.75], **MODEL, **data.facts()).eval()
+    capsys.readouterr()
+    model.forecast(path, str(tmp_path / "plot.png"))
+    out = capsys.readouterr().out
+    assert out.startswith("day,sales,sales_0.1,sales_0.75,price,price_0.1,price_0.75\n")
+    found = np.array([[float(value) for value in line.split(",")[1:]] for line in out.splitlines()[1:]])
+    expected = model.following(data.series.values)[:, :, [1, 0, 2]].flatten(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    figure = of_test(data, lambda batch: model(batch.x).detach(), 1)
+    assert any(collection.get_alpha() for collection in figure.axes[0].collections)  # the band
+
+
+# Errors from row after row
+
+
+def test_errors_by_lead_and_by_origin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shops(tmp_path, east=60, west=40)
+    data = of_shops(path)
+    model = Forecast(quantiles=[0.1, 0.5, 0.9], **MODEL, **data.facts()).eval()
+    model.head.reset_parameters()
+    errors: dict[str, np.ndarray] = {}
+    covered, last = [], []
+    for shop, values in (("east", data.series.values[:60]), ("west", data.series.values[60:])):
+        origins = range(len(values) - len(values) // 4, len(values) - 2)
+        found = torch.stack([model.following(values[:origin])[:, 0] for origin in origins])  # [B, H, Q]
+        truth = torch.stack([values[origin : origin + 3, 0] for origin in origins])
+        errors[shop] = (found[:, :, 1] - truth).numpy()
+        covered.append(((found[:, :, 0] <= truth) & (truth <= found[:, :, 2])).double().numpy())
+        last.append(np.abs([values[origin - 1, 0] - values[origin : origin + 3, 0] for origin in origins]))
+    capsys.readouterr()
+    model.backtest(path, share=0.25)
+    leads = said(capsys.readouterr().out)
+    error = np.concatenate([*errors.values()])
+    assert [row["rows_ahead"] for row in leads] == ["1", "2", "3"] and leads[0]["target"] == "sales"
+    for name, expected in (
+        ("mae", np.abs(error).mean(0)), ("rmse", np.sqrt((error**2).mean(0))), ("mean_error", error.mean(0)),
+        ("persistence_mae", np.concatenate(last).mean(0)), ("coverage", np.concatenate(covered).mean(0)),
+    ):  # fmt: skip
+        assert [float(row[name]) for row in leads] == pytest.approx(expected, rel=1e-4), name
+    model.backtest(path, by="origin", share=0.25)
+    rows = said(capsys.readouterr().out)
+    assert [row["shop"] for row in rows] == ["east"] * 13 + ["west"] * 8
+    assert rows[0]["day"] == "2020-02-15" and rows[13]["day"] == "2020-01-31"
+    expected = np.concatenate([np.abs(values).mean(1) for values in errors.values()])
+    assert [float(row["mae"]) for row in rows] == pytest.approx(expected, rel=1e-4)
+    for options, line in (
+        ({"by": "day"}, "--by day: must be lead or origin"), ({"share": 0.0}, "--share 0: must be more than 0"),
+        ({"share": 0.01}, "there is no row to forecast from"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=line):
+            model.backtest(path, **options)  # type: ignore[arg-type]
+
+
+def test_gaps_are_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gaps.csv"
+    path.write_text("a\n" + "\n".join("" if row == 70 else str(row + row % 2) for row in range(80)))
+    data = ready(Windows(data=str(path), columns=["a"], season=1, missing="previous", **SIZES))
+    model = Forecast(**MODEL, **data.facts()).eval()
+    capsys.readouterr()
+    model.backtest(path)
+    assert all(math.isfinite(float(row["mae"])) for row in said(capsys.readouterr().out))

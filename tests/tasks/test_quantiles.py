@@ -1,0 +1,82 @@
+"""Quantiles: the loss against what minimises it, coverage and loss against a normal distribution's, and refusals."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ready import ready
+
+from rnnzoo import UserError
+from rnnzoo.tasks.forecast import Forecast
+from rnnzoo.tasks.forecast_errors import QuantileErrors
+from rnnzoo.tasks.quantiles import middle, ordered, pinball
+from rnnzoo.tasks.windows import Windows
+
+LEVELS = [0.05, 0.3, 0.5, 0.8, 0.95]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_empirical_quantile_has_the_least_loss(level: float) -> None:
+    sample = torch.randn(101, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses = [float(pinball(c.expand(101, 1), sample, torch.tensor([level]).double()).mean()) for c in sample]
+    assert float(sample[np.argmin(losses)]) == np.quantile(sample.numpy(), level, method="inverted_cdf")
+
+
+def test_quantiles_rise_and_the_median_is_free() -> None:
+    values = 5 * torch.randn(200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = ordered(values, 2)
+    assert torch.equal(found[:, 2], values[:, 2]) and (found.diff(dim=-1) > 0).all()
+    softplus = np.log1p(np.exp(values.numpy()))
+    expected = values[:, 2].numpy() - softplus[:, 1] - softplus[:, 0]
+    np.testing.assert_allclose(found[:, 0], expected)
+
+
+def test_a_normal_distributions_quantiles_cover_what_they_should() -> None:
+    """The expected loss of its quantile at q is its density there, φ(Φ⁻¹(q)); both in the data's units."""
+    normal = NormalDist()
+    points = torch.tensor([normal.inv_cdf(level) for level in LEVELS])
+    truth = torch.randn(4, 20_000, 1, generator=torch.Generator().manual_seed(0))
+    truth[0, :5000] = math.nan
+    errors = QuantileErrors(LEVELS, ["a"], [2.0], [1.0])
+    for piece in truth.split(7000, dim=1):
+        errors.update(points.expand(*piece.shape, 5), piece)
+    found = errors.compute()
+    assert float(found["coverage"]) == pytest.approx(0.9, abs=0.005)
+    expected = 2 * np.mean([normal.pdf(float(point)) for point in points])
+    assert float(found["pinball"]) == pytest.approx(expected, rel=0.01)
+    assert float(found["mae"]) == pytest.approx(2 * math.sqrt(2 / math.pi), rel=0.01)  # of the median
+
+
+@pytest.mark.parametrize("strategy", ["direct", "segments"])
+def test_a_model_of_quantiles(strategy: str) -> None:
+    data = ready(Windows(rows=200, window=8, horizon=4))
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"model": {"hidden_size": 6}, "strategy": strategy, "segment": 2}
+    model = Forecast(quantiles=LEVELS, **options, **data.facts()).eval()
+    batch = data.windows_at(data.test)
+    loss, count, forecasts, truth = (part.detach() for part in model.score(batch))
+    assert forecasts.shape == (4, len(data.test), 1, 5) and (forecasts.diff(dim=-1) > 0).all()
+    error = truth.numpy()[..., None] - forecasts.numpy()
+    levels = np.array(LEVELS)
+    expected = np.where(error > 0, levels * error, (levels - 1) * error)
+    assert float(loss) == pytest.approx(expected.mean(), rel=1e-5) and int(count) == truth.numel()
+    values = data.series.values[:50]
+    rows = model.following(values)
+    assert torch.equal(rows[:, :, middle(LEVELS)], model.following_rows(values)) and (rows.diff(dim=-1) > 0).all()
+
+
+def test_quantiles_that_cannot_be() -> None:
+    facts = ready(Windows(rows=200, window=8, horizon=4)).facts()
+    for quantiles in ([0.1, 0.9], [0.5], [0.9, 0.5, 0.1], [0.0, 0.5], [0.5, 1.0]):
+        with pytest.raises(UserError, match=r"task\.quantiles=\[.*must rise between 0 and 1, with 0\.5"):
+            Forecast(quantiles=quantiles, **facts)
+    with pytest.raises(UserError, match=r"task\.quantiles: a recursive forecast .* choose task\.strategy=direct"):
+        Forecast(quantiles=LEVELS, strategy="recursive", **facts)
+    ridge = Forecast(quantiles=LEVELS, optimizer={"name": "ridge", "lr": 1.0}, **facts)
+    with pytest.raises(UserError, match=r"optimizer=ridge: .* leave out task\.quantiles"):
+        ridge.regression(None)  # type: ignore[arg-type]
