@@ -27,7 +27,7 @@ docs: $(VENV)/docs docs/gallery/index.html
 	$(RUN) -m mkdocs build --strict
 	@echo "written: site/index.html"
 
-EXPLAIN = $(wildcard $(addprefix rnnzoo/explain/,*.py essays/*.py league.csv templates/*.* templates/*/*))
+EXPLAIN = $(wildcard $(addprefix rnnzoo/explain/,*.py essays/*.py claims.csv league.csv templates/*.* templates/*/*))
 PLAY = $(wildcard rnnzoo/play/*.py rnnzoo/play/page/*)
 
 docs/gallery/index.html: RESULTS.md $(wildcard rnnzoo/cells/*.py) $(EXPLAIN) $(PLAY) | $(VENV)/docs
