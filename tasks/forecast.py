@@ -35,7 +35,7 @@ from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test
 from .linear import answered, relative
 from .numerals import Decimal
-from .quantiles import check, middle, ordered, pinball
+from .quantiles import check, median_first, middle, ordered, pinball
 from .segments import Segments
 from .series import Filled, Missing, Series, completed, read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, without_end
@@ -245,7 +245,7 @@ class Forecast(SequenceModule):
         ahead = rows[window:]
 
         def onwards(module: Forecast, rows: Tensor) -> Tensor:
-            return module.following_rows(rows, ahead[:, module.known])
+            return module.following(rows, ahead[:, module.known])[..., median_first(module.quantiles)]
 
         truth = ahead[:, self.at].tolist()
         return views.Series(columns, rows[:window].tolist(), onwards, truth, targets, window, window)
@@ -303,7 +303,7 @@ class Forecast(SequenceModule):
         with writing(Path(plot)) as partial:
             figure.savefig(partial, dpi=120, format="png")
         print(printable(f"written: {plot}"), file=sys.stderr)
-        kept = [self.median, *(k for k in range(len(self.quantiles)) if k != self.median)]
+        kept = median_first(self.quantiles)
         names = [name + (f"_{self.quantiles[k]:g}" if k != self.median else "") for name in targets for k in kept]
         head = [self.hparams["id"]] if self.hparams["id"] else []
         lines = csv.writer(sys.stdout, lineterminator="\n")

@@ -29,6 +29,12 @@ def middle(quantiles: Sequence[float]) -> int:
     return list(quantiles).index(0.5)
 
 
+def median_first(quantiles: Sequence[float]) -> list[int]:
+    """The places of all quantiles, the median's before the others'; the only one's without any."""
+    median = middle(quantiles) if quantiles else 0
+    return [median, *(place for place in range(len(quantiles)) if place != median)]
+
+
 def ordered(values: Tensor, median: int) -> Tensor:
     """Any numbers [..., Q] to quantiles that rise: the median as it is, each other one a positive step further out."""
     steps = F.softplus(values)

@@ -119,8 +119,8 @@ class Series(View):
         columns: their names.
         rows: an example to begin with, [T, n]; and
         truth: what followed in it, [H, k], if that is known.
-        onwards: from module and rows [T, n] to what comes next, [H, k], called where all of it is recorded; None for
-            a model that only reads.
+        onwards: from module and rows [T, n] to what comes next, [H, k], or [H, k, Q] with further quantiles behind it,
+            called where all of it is recorded; None for a model that only reads.
         targets: names of the k columns that are forecast.
         fewest: rows that it needs.
         most: rows of which the last are read.
@@ -153,12 +153,14 @@ class Series(View):
         rows = torch.tensor(given["rows"], dtype=torch.float64)
         if self.onwards is None:
             module(rows[:, None].float())
-            return [f"{row[0]:.3g}" for row in given["rows"]], []
-        following = self.onwards(module, rows).tolist()
-        return [f"{row[0]:.3g}" for row in (*given["rows"], *following)], following
+            return [f"{row[0]:.3g}" for row in given["rows"]], [[]]
+        found = self.onwards(module, rows)
+        following, *quantiles = (found[..., None] if found.dim() == 2 else found).movedim(-1, 0).tolist()
+        return [f"{row[0]:.3g}" for row in (*given["rows"], *following)], [following, *quantiles]
 
     def reply(self, session: Session, request: Request, have: int) -> dict[str, Any]:
-        return {"following": session.found}
+        following, *quantiles = session.found
+        return {"following": following, "quantiles": quantiles}
 
 
 class Examples(View):

@@ -12,6 +12,7 @@ import torch
 from ready import ready
 
 from rnnzoo import UserError
+from rnnzoo.play.view import Session
 from rnnzoo.tasks.forecast import Forecast
 from rnnzoo.tasks.forecast_errors import QuantileErrors
 from rnnzoo.tasks.quantiles import middle, ordered, pinball
@@ -68,6 +69,20 @@ def test_a_model_of_quantiles(strategy: str) -> None:
     values = data.series.values[:50]
     rows = model.following(values)
     assert torch.equal(rows[:, :, middle(LEVELS)], model.following_rows(values)) and (rows.diff(dim=-1) > 0).all()
+
+
+def test_a_page_has_the_quantiles_beside_the_median() -> None:
+    data = ready(Windows(rows=200, window=8, horizon=4))
+    torch.manual_seed(0)
+    model = Forecast(quantiles=LEVELS, model={"hidden_size": 6}, **data.facts()).eval()
+    view = model.view(lambda: data)
+    given = view.read(view.about()["given"])
+    labels, found = view.run(model, given)
+    rows = model.following(torch.tensor(given["rows"], dtype=torch.float64))
+    assert len(labels) == 12
+    reply = view.reply(Session(given, (), labels, found, []), {}, 0)
+    assert torch.equal(torch.tensor(reply["following"], dtype=torch.float64), rows[:, :, 2])
+    assert torch.equal(torch.tensor(reply["quantiles"], dtype=torch.float64).movedim(0, -1), rows[:, :, [0, 1, 3, 4]])
 
 
 def test_quantiles_that_cannot_be() -> None:

@@ -163,7 +163,9 @@ export class Series {
     const onwards = (rows) => [[start - 1, given.rows.at(-1)[column]], ...rows.map((row, k) => [start + k, row[target]])];
     if (this.truth.length) found.unshift(["truth", onwards(this.truth)]);
     (this.answers ?? []).forEach((answer, k) => {
-      if (answer.following.length) found.push([k ? "other" : "following", onwards(answer.following)]);
+      const name = k ? "other" : "following";
+      for (const rows of answer.quantiles) found.push([`${name} quantile`, onwards(rows)]);
+      if (answer.following.length) found.push([name, onwards(answer.following)]);
     });
     return found;
   }
