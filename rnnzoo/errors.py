@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-FEW = 24
+FEW = 30
 """Names that fit into a line."""
 
 

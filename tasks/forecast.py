@@ -96,7 +96,7 @@ class Forecast(SequenceModule):
         strategy: Literal["direct", "recursive", "segments"] = "direct",
         linear: bool = True,
         segment: PositiveInt = 24,
-        dropout: Fraction = 0.0,
+        dropout: Fraction = 0.5,
         loss: Literal["mse", "mae"] = "mse",
         quantiles: list[float] | None = None,
         **base: Any,

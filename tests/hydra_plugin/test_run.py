@@ -345,7 +345,8 @@ IMDB = (
     "task.embedding_dropout=0", "task.val_fraction=0.2", "model.hidden_size=4", "trainer.max_epochs=2",
 )  # fmt: skip
 FORECAST = (
-    "task=forecast", "task.window=20", "task.horizon=3", "task.stride=7", "model.hidden_size=4", "trainer.max_epochs=1",
+    "task=forecast", "task.window=20", "task.horizon=3", "task.stride=7", "task.dropout=0", "model.hidden_size=4",
+    "trainer.max_epochs=1",
 )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def one_run(python: list[str], folder: Path, alone: Path, commands: list[tuple[l
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], said
     assert said[0][0].count("│ all ") == 1 and said[1][0] == ""  # one table of parameters
-    assert not any(word in error for _, error in said for word in ("Traceback", "Warning"))
+    assert not any(word in error for _, error in said for word in ("Traceback", "Warning")), said
 
     [run] = folder.glob("outputs/*/*/*")
     assert [path.name for path in folder.iterdir()] == ["outputs"]
