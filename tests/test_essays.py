@@ -97,9 +97,8 @@ def test_pages_are_whole(essay: Essay, language: str) -> None:
     for link in page.links:
         assert str(link).startswith("https://arxiv.org/abs/") or str(link).partition("#")[0] in pages
     if language == "ja":
-        for paragraph in re.findall(
-            r'<p(?! lang="en")[ >].*?</p>|<figcaption>.*?</figcaption>|<h[12]>.*?</h[12]>', body, re.S
-        ):
+        texts = r'<p(?! lang="en")[ >].*?</p>|<figcaption>.*?</figcaption>|<h[12]>.*?</h[12]>'
+        for paragraph in re.findall(texts, body, re.S):
             assert re.search("[ぁ-んァ-ヶ一-龠]", paragraph), paragraph
 
 
