@@ -97,10 +97,10 @@ def test_forecasts_are_read_as_the_next_rows(train: Callable[..., Path]) -> None
     data.setup()
     torch.manual_seed(0)
     options = {"model": {"cell": "gru", "hidden_size": 4}, "strategy": "recursive"}
-    model = Forecast(**options, **data.facts()).double()
+    model = Forecast(**options, **data.facts()).double().eval()
     x = data.windows_at(data.test).x.double()
     found = model(x)
-    one = Forecast(**options, **{**data.facts(), "horizon": 1}).double()
+    one = Forecast(**options, **{**data.facts(), "horizon": 1}).double().eval()
     one.load_state_dict(model.state_dict())
     for row in found:
         [expected] = one(x)
