@@ -84,6 +84,7 @@ class Sentiments(SequenceData):
     def read(self) -> None:
         self.vocabulary, train, self.test = load_cached(find(self.data), self.size, self.maxlen)
         self.train, self.val = hold_out(train, self.val_fraction, self.seed)
+        self.folds = folds_of(self.train.labels)
         self.judged = self._judged() if self.combine else {}
 
     def facts(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class Sentiments(SequenceData):
 
     def batch(self, part: Reviews, rows: Tensor) -> Batch:
         words = nn.utils.rnn.pad_sequence([part[row] for row in rows], padding_value=PADDING)
-        folds = folds_of(part.labels)[rows] if part is self.train else None
+        folds = self.folds[rows] if part is self.train else None
         judged = [logit[rows] for split, logit in self.judged.items() if part is getattr(self, split)]
         return Batch(words, part.lengths[rows], part.labels[rows], folds, *judged)
 

@@ -114,14 +114,20 @@ def _write(
     places = league.places()
     for card in steps(cards, "drawing", lambda card: card.name):
         (folder / "diagrams" / f"{card.name}.svg").write_text(card.diagram, encoding="utf-8")
-        found = tables.get(card.name, []), list(_relatives(card.name, anatomies))
         playing = f"{card.name}_play.html" if card.name in FIRST else ""
         if playing:
             machine = untrained.machine(card.name, *PLAYED)
             (folder / playing).write_text(save.page([machine], {}), encoding="utf-8")
-        values = {"results": found[0], "relatives": found[1], "playing": playing}
-        about = [claim for claim in tried if card.name in claim.cells.split()]
-        write(f"{card.name}.html", "cell.html", card=card, claims=about, places=places.get(card.name, []), **values)
+        write(
+            f"{card.name}.html",
+            "cell.html",
+            card=card,
+            places=places.get(card.name, []),
+            claims=[claim for claim in tried if card.name in claim.cells.split()],
+            results=tables.get(card.name, []),
+            relatives=list(_relatives(card.name, anatomies)),
+            playing=playing,
+        )
     years = [card.year for card in cards if card.year is not None]
     written = essays()
     write(

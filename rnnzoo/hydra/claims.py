@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rnnzoo.errors import UserError, nearest
+from rnnzoo.explain.essays.claims import COLUMNS
 from rnnzoo.files import writing
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.done import is_done, naming, summary
@@ -110,7 +111,7 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / "claims.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)
     _print(rows)

@@ -572,6 +572,7 @@ def test_every_review_once_an_epoch(
 ) -> None:
     reviews = random_reviews(lengths)
     any_data.train = any_data.val = any_data.test = reviews
+    any_data.folds = torch.zeros_like(reviews.labels)
     any_data.batch_size, any_data.pool = batch_size, pool
     training = any_data.train_dataloader()
     keys = training.plan(epoch)
@@ -603,6 +604,7 @@ def test_little_is_padding(any_data: Sentiments) -> None:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 400, (2000,), generator=generator).tolist()
     any_data.train = any_data.val = random_reviews(lengths)
+    any_data.folds = torch.zeros_like(any_data.train.labels)
     any_data.batch_size, any_data.pool = 16, 20
     training = any_data.train_dataloader()
     for batches in ([training.fetch(key) for key in training.plan(0)], list(any_data.val_dataloader())):
