@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rnnzoo.errors import UserError
 
@@ -29,8 +30,9 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
 
 
 def _of_the_run(arguments: Iterable[str]) -> list[str]:
-    """Without what says where and by whom it is run."""
-    return sorted(argument for argument in arguments if not argument.startswith(("hydra.", "hydra/")))
+    """Without what says where and by whom it is run, and as a multirun writes them down, 0.003 for 3e-3."""
+    told = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith(("hydra.", "hydra/"))])
+    return sorted(f"{given.get_key_element()}={given.get_value_element_as_str()}" for given in told)
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

@@ -131,7 +131,7 @@ def test_it_is_played(
     monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A real piece: two cells on one task for a batch, and no third process for what is there."""
+    """A real piece: two cells on one task for a batch, and no second process for what is there."""
     ended, really = [], subprocess.run
 
     def run(given: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -148,3 +148,5 @@ def test_it_is_played(
     assert ended[0].returncode == 1 and "esn has 0 parameters to learn at any size" in ended[0].stderr
     assert [(run.cell, run.task, run.metric) for run in found] == [(c, "adding", "test/mse") for c in ("indrnn", "rnn")]
     assert all(abs(run.parameters - 39_350) < 3000 and run.value > 0 and run.validation > 0 for run in found)
+    assert play(["rnn", "indrnn"], [], tmp_path, [*little, "trainer.max_epochs=1", "task.T=5"]) == found
+    assert len(ended) == 1
