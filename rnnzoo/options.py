@@ -268,7 +268,9 @@ def initialise(cell: Cell, initializer: str = "default", forget_bias: float | No
     if type(chrono) is not int or chrono < 0 or chrono in (1, 2):
         raise UserError(f"chrono must be a number of time steps of 3 or more, or 0 for none, not {chrono!r}")
     if chrono and forget_bias is not None:
-        raise UserError("chrono and forget_bias both set the forget gate's bias; give one of them")
+        raise UserError(
+            "chrono and forget_bias both set the forget gate's bias; give one of them, and chrono=0 for none"
+        )
     kinds = (InputWeight, RecurrentWeight, Bias) if initializer == "torch" else RecurrentWeight
     targets = [key for key, weight in cell.weights.items() if isinstance(weight, kinds)]
     if initializer != "default" and not targets:
@@ -283,10 +285,15 @@ def initialise(cell: Cell, initializer: str = "default", forget_bias: float | No
         _set_gates(cell, forget_bias, chrono)
 
 
+def keeps(cell: Cell | type[Cell]) -> bool:
+    """Whether a cell has a gate with a bias that keeps its state or lets go of it."""
+    return any(weight.role in ("forget", "update") for weight in cell.weights.values())
+
+
 @torch.no_grad()
 def _set_gates(cell: Cell, forget_bias: float | None, chrono: int) -> None:
     roles = {key: weight.role for key, weight in cell.weights.items() if weight.role}
-    if not {"forget", "update"} & set(roles.values()):
+    if not keeps(cell):
         key = "chrono" if chrono else "forget_bias"
         raise UserError(f"{key}: {type(cell).__name__} has no gate with a bias that keeps its state or lets go of it")
     drawn = torch.empty(cell.hidden_size)

@@ -1,7 +1,7 @@
 """Addition by characters: an encoder reads "123+45", and a decoder that starts from its final state writes "168".
 
 The setting of Keras' example addition_rnn, after Sutskever et al. 2014, arXiv:1409.3215: every question and every
-answer is filled up with spaces to the same width.
+answer is filled up with spaces to the same width. Other than there, a question to learn from comes in either order.
 
 Shapes: M sums, B batch, Q = 2·digits + 1 characters of a question, W = digits + 1 of an answer, A of the alphabet.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch
 
 from rnnzoo import UserError
-from rnnzoo.lightning.data import SequenceData
+from rnnzoo.lightning.data import SequenceData, shuffled
 from rnnzoo.lightning.examples import Lines
 from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.play.views import Asked
@@ -88,8 +89,23 @@ class Sums(SequenceData):
     def read(self) -> None:
         held_out = max(self.samples // 10, 2)
         sums = draw_sums(self.digits, self.samples + 2 * held_out, self.seed)
-        rows = encode([f"{f'{a}+{b}':<{2 * self.digits + 1}}={a + b:<{self.width}}" for a, b in sums])
-        self.train, self.val, self.test = rows.split([self.samples, held_out, held_out])
+        self.train, self.val, self.test = self._rows(sums).split([self.samples, held_out, held_out])
+        self.swapped = self._rows([(b, a) for a, b in sums[: self.samples]])
+
+    def _rows(self, sums: list[tuple[int, int]]) -> Tensor:
+        return encode([f"{f'{a}+{b}':<{2 * self.digits + 1}}={a + b:<{self.width}}" for a, b in sums])
+
+    def training_plan(self, epoch: int) -> Sequence[Tensor]:
+        """Each question once, half of them, drawn anew, with their numbers swapped: M is added to their rows then."""
+        count = len(self.train)
+        [order] = shuffled(count, count, self.seed + 1, epoch)
+        return [rows + count * (order[rows] % 2) for rows in super().training_plan(epoch)]
+
+    def batch(self, part: Tensor, rows: Tensor) -> Tensor:
+        if part is not self.train:
+            return part[rows]
+        at = rows % len(part)
+        return torch.where((rows < len(part))[:, None], part[at], self.swapped[at])
 
     def facts(self) -> dict[str, Any]:
         return {"digits": self.digits}

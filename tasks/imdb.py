@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
@@ -138,6 +138,9 @@ class Sentiment(SequenceModule):
         buckets: cells of the table of counts for each length.
         pretrain_epochs: epochs in which embedding and layer learn to tell a review's words before it is judged.
         combine: whether the accuracy of a weighted mean with NB-SVM is measured, too; validation chooses the weight.
+        adversarial: length of the change to what the layer reads of a review under which it is to be judged as well:
+            the worst one, as far as the gradient tells (Miyato, Dai & Goodfellow 2017, arXiv:1605.07725, equation 3).
+            Twice the time; 0 for none.
         base: see `SequenceModule`.
     """
 
@@ -159,6 +162,7 @@ class Sentiment(SequenceModule):
         buckets: PositiveInt = 2**21,
         pretrain_epochs: NonNegativeInt = 0,
         combine: bool = False,
+        adversarial: NonNegativeFloat = 0.0,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -296,13 +300,23 @@ class Sentiment(SequenceModule):
         return torch.cat([last[:, :size], output[0, :, size:]], -1)
 
     def score(self, batch: Batch) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Also how probable it is that each review is positive, and the labels [B]."""
-        logit = self(batch.words, batch.lengths, batch.folds if self.training else None)
+        """Also how probable it is that each review is positive, and the labels [B].
+
+        In training, the loss is the sum of that of the review as it is and that of its `adversarial` change.
+        """
+        features = self.features(batch.words, batch.folds if self.training else None)
+        logit, labels = self.of_features(features, batch.lengths), batch.labels
         if self.hparams["combine"] and batch.baseline is not None:
-            self.combined.update(logit, batch.baseline, batch.labels)
-        loss = F.binary_cross_entropy_with_logits(logit, batch.labels.to(logit.dtype))
+            self.combined.update(logit, batch.baseline, labels)
+        targets = labels.to(logit.dtype)
+        loss = F.binary_cross_entropy_with_logits(logit, targets)
+        if self.training and self.hparams["adversarial"]:
+            [gradient] = torch.autograd.grad(loss, features, retain_graph=True)
+            length = torch.linalg.vector_norm(gradient, dim=(0, 2), keepdim=True)
+            changed = features + self.hparams["adversarial"] * gradient / length.clamp(min=1e-12)
+            loss = loss + F.binary_cross_entropy_with_logits(self.of_features(changed, batch.lengths), targets)
         # probabilities, not logits: torchmetrics takes all values within [0, 1] for probabilities already
-        return loss, len(logit), logit.sigmoid(), batch.labels
+        return loss, len(logit), logit.sigmoid(), labels
 
     def on_validation_epoch_start(self) -> None:
         if self.hparams["combine"]:

@@ -82,10 +82,14 @@ def _standing_alone(cell: str) -> list[Any]:
 
 
 def _within_a_run(cell: str) -> list[Any]:
+    from rnnzoo.options import keeps  # needs torch, as the cells do
+
     fields: list[Any] = [("cell", str, field(default=cell))]
     for key, parameter in _of_the_layer():
         if key not in ("input_size", "batch_first", "engine"):
             default = f"${{task.preset.{key}}}" if key in FROM_TASK else parameter.default
+            if key == "chrono" and keeps(registry.get(cell)):  # a preset need not have it
+                default = "${oc.select:task.preset.chrono,0}"
             fields.append((key, parameter.annotation, field(default=default)))
     return fields
 

@@ -161,11 +161,12 @@ FOLLOWERS = {
 def test_presets_follow_through_and_overrides_win(task: str, tmp_path: Path) -> None:
     def found(*overrides: str) -> dict[str, Any]:
         settings = settings_of(tmp_path, task, *overrides)
-        assert settings["task"]["preset"].keys() == FOLLOWERS.keys()
+        assert settings["task"]["preset"].keys() - {"chrono"} == FOLLOWERS.keys()
         return {key: settings[key.split(".")[0]][key.split(".")[1]] for key in FOLLOWERS.values()}
 
     original = found()
-    assert original == {FOLLOWERS[k]: v for k, v in settings_of(tmp_path, task)["task"]["preset"].items()}
+    preset = settings_of(tmp_path, task)["task"]["preset"]
+    assert original == {FOLLOWERS[k]: v for k, v in preset.items() if k != "chrono"}
     other = {
         "hidden_size": 17, "num_layers": 3, "bidirectional": not original["model.bidirectional"], "dropout": 0.125,
         "lr": 0.25, "schedule": "constant" if original["optimizer.schedule"] == "linear" else "linear",
@@ -174,6 +175,20 @@ def test_presets_follow_through_and_overrides_win(task: str, tmp_path: Path) -> 
     presets = [f"task.preset.{key}={value}" for key, value in other.items()]
     assert found(*presets) == {FOLLOWERS[key]: value for key, value in other.items()}
     assert found(*presets, *(f"{key}={value}" for key, value in original.items())) == original
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chrono"),
+    [
+        (["task=copy"], 120),
+        (["task=copy", "model=lstm", "model.chrono=0"], 0),
+        (["task=copy", "model=orthogonal"], 0),  # has no gate that could start so
+        (["task=adding"], 0),
+    ],
+    ids=str,
+)
+def test_a_preset_may_have_chrono(arguments: list[str], chrono: int, tmp_path: Path) -> None:
+    assert settings_of(tmp_path, *arguments)["model"]["chrono"] == chrono
 
 
 SHARED = {

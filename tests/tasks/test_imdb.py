@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ready import ready
@@ -674,6 +675,29 @@ def test_dropped_words_are_unknown_ones_and_only_in_training() -> None:
     assert torch.allclose(module.train()(words, lengths), unknown)
 
 
+def test_the_adversarial_change_is_the_worst_of_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = model("mean", True)
+    words, lengths, labels = torch.tensor([[3, 5, 7], [4, 2, 8], [6, 0, 9]]), torch.tensor([3, 2, 3]), [1, 0, 0]
+    batch = Batch(words, lengths, torch.tensor(labels))
+    read: list[Tensor] = []
+    judge = module.of_features
+    monkeypatch.setattr(module, "of_features", lambda x, lengths: read.append(x.detach()) or judge(x, lengths))
+    plain, *_ = module.train().score(batch)
+    module.hparams["adversarial"] = size = 1e-3
+    both, *_ = module.score(batch)
+    change = read[2] - read[1]
+    assert len(read) == 3 and torch.equal(read[0], read[1]) and change[2, 1].eq(0).all()  # the padding
+    torch.testing.assert_close(change.square().sum((0, 2)).sqrt(), torch.full((3,), size).double())
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(200):
+        other = torch.randn(change.shape, generator=generator).double()
+        other *= size / other.square().sum((0, 2), keepdim=True).sqrt()
+        loss = F.binary_cross_entropy_with_logits(judge(read[1] + other, lengths), torch.tensor(labels).double())
+        assert loss < both - plain
+    module.eval()
+    assert float(module.score(batch)[0]) == pytest.approx(float(plain))
+
+
 def test_padding_reaches_no_gradient() -> None:
     module = model("mean", True).train()
     words = torch.tensor([[3, 5], [4, 0]])
@@ -687,9 +711,9 @@ def test_metrics_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.tensor([2.0, 1.0, -1.0, -2.0, 0.5, -3.0])
     labels = torch.tensor([1, 0, 1, 0, 1, 0])
     answers = iter(logits.split(4))
-    monkeypatch.setattr(module, "forward", lambda *_: next(answers))
+    monkeypatch.setattr(module, "of_features", lambda *_: next(answers))
     for part in labels.split(4):
-        module.test_step(Batch(torch.ones(1, len(part)), torch.ones(len(part)), part), 0)
+        module.test_step(Batch(torch.ones(1, len(part), dtype=torch.long), torch.ones(len(part)), part), 0)
     found = {name: float(value) for name, value in module.test_metrics.compute().items()}
 
     probabilities = [1 / (1 + math.exp(-logit)) for logit in logits.tolist()]
