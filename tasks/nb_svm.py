@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor
         logit = judge(grams, reviews, labels, ~test & ~val, val)
         return {"val": logit[val], "test": logit[test]}
 
-    found = kept(f"imdb_nb_svm_{key_of(source, val_fraction, seed)}", judged)
-    return torch.from_numpy(found["val"]), torch.from_numpy(found["test"])
+    def load(stored: Mapping[str, Array]) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(stored["val"]), torch.from_numpy(stored["test"])
+
+    return kept(f"imdb_nb_svm_{key_of(source, val_fraction, seed)}", judged, load)
 
 
 def _tokens(source: Path) -> tuple[Array, Array, Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import math
 import posixpath
 import re
 import sys
@@ -191,7 +192,7 @@ def _what_it_is(source: Path, error: Exception) -> str:
 def _from_tables(paths: list[Path], source: Path) -> Iterator[tuple[str, int, str]]:
     for path in paths:
         where = f"task.data={path}"
-        lines = read_lines(path, where)
+        lines = read_lines(path, where, math.inf)
         _, header = next(lines)
         names = [name.lower() for name in header]
         columns = {key: next((names.index(n) for n in known if n in names), None)
