@@ -206,7 +206,7 @@ def number_all(
 def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int, numbers: Path) -> dict[str, Array]:
     """Number the words by the vocabulary, of the training part's most frequent ones, into a file.
 
-    Returns what `parts_in` needs beside it. Texts are read once: words are numbered as they come, then anew in the file.
+    Returns what `parts_in` needs beside it. Texts are read once: words are numbered as they come, and anew in the file.
     """
     word, counts, lengths, labels, test = number_all(reviews, tokenize, maxlen, numbers)
     # ties in frequency are broken by the alphabet, so that no order of files changes the vocabulary
