@@ -178,7 +178,7 @@ def number_all(
     """
     number: defaultdict[str, int] = defaultdict()
     number.default_factory = number.__len__
-    number[""]
+    number[""]  # is 0
     counts, lengths, labels, test = np.zeros(1, np.int64), array("q"), array("b"), array("b")
     with numbers.open("wb") as file:
         while some := list(islice(reviews, AT_ONCE)):
