@@ -54,7 +54,8 @@ def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor
         val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed)
         train = np.flatnonzero(~test & ~val)
         if len(train) > LEARNED:
-            print(f"NB-SVM learns from {LEARNED:,} of {len(train):,} training reviews, drawn at random", flush=True)
+            drawn = f"NB-SVM learns from {LEARNED:,} of {len(train):,} training reviews, drawn at random"
+            print(f"{drawn}, and judges {(test | val).sum():,}; minutes more", flush=True)
             train = np.sort(np.random.default_rng(seed).permutation(train)[:LEARNED])
         try:
             tokens, ends = np.memmap(numbers, np.int32, "r"), np.append(0, lengths.cumsum())
