@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from rnnzoo.files import cache_folder, writing
+from rnnzoo.plain import printable
 
 from .review_files import read_reviews
 from .reviews import Array, held_out, kept, key_of, number_all
@@ -54,8 +55,8 @@ def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor
         val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed)
         train = np.flatnonzero(~test & ~val)
         if len(train) > LEARNED:
-            drawn = f"NB-SVM learns from {LEARNED:,} of {len(train):,} training reviews, drawn at random"
-            print(f"{drawn}, and judges {(test | val).sum():,}; minutes more", flush=True)
+            some = f"{LEARNED:,} of {len(train):,} training reviews, drawn at random"
+            print(printable(f"NB-SVM learns from {some}, and judges {(test | val).sum():,}; minutes more"), flush=True)
             train = np.sort(np.random.default_rng(seed).permutation(train)[:LEARNED])
         try:
             tokens, ends = np.memmap(numbers, np.int32, "r"), np.append(0, lengths.cumsum())
