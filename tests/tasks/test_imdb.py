@@ -377,6 +377,10 @@ def test_classes_of_other_names_are_named(packed: bool, tree: Path, tmp_path: Pa
 def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A member that unpacks to a gigabyte is not unpacked."""
     archive = pack(tree, tmp_path / "a.tar", "w")
+    with monkeypatch.context() as patch:
+        patch.setattr("rnnzoo.tasks.review_files.LARGEST_TOGETHER", 1000)
+        with pytest.raises(UserError, match=r"a\.tar: holds more than 1,000 bytes of reviews; .* unpack it"):
+            sentiments(archive)
     with tarfile.open(archive, "a") as file:
         member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
         member.size = 1 << 20
