@@ -2,26 +2,26 @@
 
 Wang and Manning 2012 (ACL, P12-2018), in the form with logistic regression of Mesnil et al. 2014 (arXiv:1412.5335).
 
-Shapes: R reviews, T tokens of all reviews end to end, P pairs of an n-gram and a review in which it occurs, B batch.
+Shapes: R reviews, T tokens of all reviews end to end, P pairs of an n-gram and a review in which it occurs, G n-grams
+that are known, B batch.
 """
 
 from __future__ import annotations
 
 import re
-from array import array
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from .review_files import read_reviews
-from .reviews import held_out, kept, key_of
+from rnnzoo.files import cache_folder, writing
+from rnnzoo.plain import printable
 
-Array = NDArray[Any]
+from .review_files import read_reviews
+from .reviews import Array, held_out, kept, key_of, number_all
 
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 """Words, and punctuation marks one by one: they tell, too."""
@@ -31,113 +31,143 @@ SMOOTHING = 1.0
 """Added to every count: α."""
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Weights of the loss against the penalty that the validation part chooses from: C."""
+LEARNED = 50_000
+"""Training reviews that are learned from, for which 3 GiB of memory do; of more so many are drawn."""
+AT_ONCE = 2000
+"""Reviews that are judged together."""
 
 
 def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Logits of the reviews held out and of the test part [R], from the cache if these very data were judged before.
 
-    Whole reviews are read, and all n-grams of the training part.
+    Whole reviews are read, and all n-grams of the training part, or of `LEARNED` reviews of it.
     """
+    numbers = cache_folder() / "nb_svm.int32"
 
     def judged() -> dict[str, Array]:
-        print("reading all words, pairs and triples for NB-SVM, the baseline; a minute or two, once", flush=True)
-        tokens, ends, labels, test = _tokens(source)
+        print(
+            "reading all words, pairs and triples for NB-SVM, the baseline; two minutes for 50,000 reviews, once",
+            flush=True,
+        )
+        with writing(numbers) as partial:
+            _, _, lengths, labels, test = number_all(read_reviews(source), tokenize, None, partial)
         val = np.zeros_like(test)
         val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed)
-        grams, reviews = occurrences(tokens, ends, LONGEST)
-        logit = judge(grams, reviews, labels, ~test & ~val, val)
-        return {"val": logit[val], "test": logit[test]}
+        train = np.flatnonzero(~test & ~val)
+        if len(train) > LEARNED:
+            some = f"{LEARNED:,} of {len(train):,} training reviews, drawn at random"
+            print(printable(f"NB-SVM learns from {some}, and judges {(test | val).sum():,}; minutes more"), flush=True)
+            train = np.sort(np.random.default_rng(seed).permutation(train)[:LEARNED])
+        try:
+            tokens, ends = np.memmap(numbers, np.int32, "r"), np.append(0, lengths.cumsum())
+            found = judge(tokens, ends, labels, train, np.flatnonzero(val), np.flatnonzero(test))
+        finally:
+            numbers.unlink()
+        return dict(zip(("val", "test"), found))
 
-    found = kept(f"imdb_nb_svm_{key_of(source, val_fraction, seed)}", judged)
-    return torch.from_numpy(found["val"]), torch.from_numpy(found["test"])
+    def load(stored: Mapping[str, Array]) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(stored["val"]), torch.from_numpy(stored["test"])
 
-
-def _tokens(source: Path) -> tuple[Array, Array, Array, Array]:
-    """Tokens by number [T], ends of reviews [R + 1], labels [R], and which are of the test part [R]."""
-    number: dict[str, int] = {}
-    tokens, ends, labels, test = array("i"), array("q", [0]), array("q"), array("b")
-    for split, label, text in read_reviews(source):
-        found = TOKEN.findall(text.replace("<br />", " ").lower())
-        tokens.extend([number.setdefault(token, len(number)) for token in found])
-        ends.append(len(tokens))
-        labels.append(label)
-        test.append(split == "test")
-    return np.array(tokens), np.array(ends), np.array(labels), np.array(test, dtype=bool)
+    return kept(f"imdb_nb_svm_{key_of(source, val_fraction, seed)}", judged, load)
 
 
-def occurrences(tokens: Array, ends: Array, longest: int) -> tuple[Array, Array]:
-    """Which n-grams of up to `longest` tokens occur in which review: n-grams, ascending, and reviews, both [P]."""
-    of_token = np.repeat(np.arange(len(ends) - 1, dtype=np.int32), np.diff(ends))
-    beginning, size = np.zeros(len(tokens), np.int64), int(tokens.max(initial=0)) + 1
-    grams, reviews, before = [], [], 0
-    for n in range(1, longest + 1):
+def tokenize(review: str) -> list[str]:
+    return TOKEN.findall(review.replace("<br />", " ").lower())
+
+
+def judge(tokens: Array, ends: Array, labels: Array, train: Array, val: Array, test: Array) -> tuple[Array, Array]:
+    """The logits of some reviews, and of others, with the strength that judges the former best.
+
+    Args:
+        tokens: of all reviews by number, [T].
+        ends: of the reviews, [R + 1].
+        labels: 1 for a positive review, [R].
+        train: rows of the reviews that are learned from.
+        val: rows of those that choose the strength, the weakest of the best.
+        test: rows of those that are judged, too.
+    """
+    known: list[Array] = []
+    size = int(tokens.max(initial=0)) + 1
+
+    def occurring(rows: Array) -> tuple[Array, Array]:
+        taken = np.concatenate([tokens[:0], *(tokens[ends[row] : ends[row + 1]] for row in rows)])
+        return occurrences(taken, np.append(0, np.diff(ends)[rows].cumsum()), size, known)
+
+    def logits(rows: Array, weights: Array) -> Array:
+        found = [np.zeros((len(weights), 0))]
+        for some in np.array_split(rows, -(-len(rows) // AT_ONCE) or 1):
+            grams, reviews = occurring(some)
+            found.append(np.stack([np.bincount(reviews, w[grams], len(some)) + w[-1] for w in weights]))
+        return np.concatenate(found, 1)
+
+    weights = learn(*occurring(train), labels[train])
+    found = logits(val, weights)
+    best = ((found > 0) == labels[val]).mean(1).argmax()
+    return found[best], logits(test, weights[best, None])[0]
+
+
+def occurrences(tokens: Array, ends: Array, size: int, known: list[Array]) -> tuple[Array, Array]:
+    """Which n-grams of up to `LONGEST` tokens occur in which review: n-grams, ascending, and reviews, both [P].
+
+    Args:
+        tokens: numbers below `size`, [T].
+        ends: of the reviews, [R + 1].
+        size: different tokens.
+        known: for each length the n-grams that are looked for; an empty list is filled with those that occur.
+    """
+    reviews = len(ends) - 1
+    of_token = np.repeat(np.arange(reviews), np.diff(ends))
+    number, pairs, before, learning = np.zeros(len(tokens), np.int64), [], 0, not known
+    for n in range(1, LONGEST + 1):
         last = tokens[n - 1 :]  # of the n-gram that begins at each token
-        beginning = beginning[: len(last)] * size + last  # the n-gram without it is known by its number
-        order = beginning.argsort(kind="stable")
-        new = np.diff(beginning[order], prepend=-1) != 0
-        number = new.cumsum() - 1
-        review = of_token[order]
-        beginning[order] = number
-        # the sort has left reviews in order, so that one that has an n-gram twice has it twice in a row
-        once = (new | (np.diff(review, prepend=-1) != 0)) & (of_token[n - 1 :][order] == review)
-        grams.append((number[once] + before).astype(np.int32))
-        reviews.append(review[once])
-        before += int(number[-1]) + 1 if len(number) else 0
-    return np.concatenate(grams), np.concatenate(reviews)
+        number, review = number[: len(last)], of_token[: len(last)]
+        # an n-gram is its last token and the number of what is before, which is -1 if that is not known
+        whole = (number >= 0) & (review == of_token[n - 1 :])
+        grams, which = np.unique(np.where(whole, number * size + last, -1), return_inverse=True)
+        if learning:
+            known.append(grams[grams >= 0])
+        place = np.searchsorted(known[n - 1], grams)
+        number = np.where(np.append(known[n - 1], -2)[place] == grams, place, -1)[which]
+        found = number >= 0
+        pairs.append(np.unique((number[found] + before) * reviews + review[found]))  # once a review
+        before += len(known[n - 1])
+    return np.divmod(np.concatenate(pairs), max(reviews, 1))
 
 
-def judge(grams: Array, reviews: Array, labels: Array, train: Array, val: Array) -> Array:
-    """The logit of each review [R] by those of `train`, with the strength that judges those of `val` best.
+def learn(grams: Array, reviews: Array, labels: Array) -> Array:
+    """What each n-gram adds to the logit for each strength, and what is added to all: [len(STRENGTHS), G + 1].
 
     Args:
         grams: see `occurrences`, [P].
         reviews: the same, [P].
-        labels: 1 for a positive review, [R].
-        train: which reviews are learned from, [R].
-        val: which ones choose the strength, the weakest of the best, [R].
+        labels: [R].
     """
-    known = np.zeros(grams.max(initial=-1) + 1, dtype=bool)
-    known[grams[train[reviews]]] = True
-    told = known[grams]
-    grams, reviews = (known.cumsum() - 1)[grams[told]], reviews[told].astype(np.int64)
-    learned = train[reviews]
-    columns, rows = grams[learned], reviews[learned]
-    counts = np.bincount(columns)
-    starts = counts.cumsum() - counts  # of each n-gram's reviews in `rows`
-    positive = np.add.reduceat(labels[rows], starts) + SMOOTHING
+    counts = np.bincount(grams)
+    starts = counts.cumsum() - counts  # of each n-gram's reviews in `reviews`
+    positive = np.add.reduceat(labels[reviews].astype(np.int64), starts) + SMOOTHING
     negative = counts - positive + 2 * SMOOTHING
-    ratio = np.log(positive / positive.sum()) - np.log(negative / negative.sum())
-    space = np.empty(len(rows))  # to be filled again and again: new memory costs more than the sums
-
-    def logit(weight: Array, columns: Array, rows: Array, space: Array | None = None) -> Array:
-        taken = np.take(ratio * weight[:-1], columns, out=space, mode="clip")  # other modes make a copy first
-        return np.bincount(rows, taken, len(labels)) + weight[-1]
-
-    def residual(logit: Array) -> Array:
-        return np.where(train, 1 / (1 + np.exp(-logit)) - labels, 0.0)
-
-    weight = nn.Parameter(torch.zeros(len(ratio) + 1, dtype=torch.float64))  # the last one is the bias
-    found, best = np.zeros(len(labels)), -1.0
-    sign = 1 - 2 * labels[train]
-    for strength in STRENGTHS:
+    ratio = np.append(np.log(positive / positive.sum()) - np.log(negative / negative.sum()), 1.0)  # the last: the bias
+    space = np.empty(len(grams))  # to be filled again and again: new memory costs more than the sums
+    sign = 1 - 2 * labels.astype(np.int64)
+    weight = nn.Parameter(torch.zeros(len(ratio), dtype=torch.float64))
+    found = np.empty((len(STRENGTHS), len(ratio)))
+    for row, strength in enumerate(STRENGTHS):
         # Gradients by hand, because those of torch's sparse products take a hundred times as long.
         optimizer = torch.optim.LBFGS([weight], max_iter=60, history_size=5, line_search_fn="strong_wolfe")
 
         def closure(strength: float = strength) -> float:
             given = weight.detach().numpy()
-            score = logit(given, columns, rows, space)
-            left = residual(score)
-            by_ratio = np.add.reduceat(np.take(left, rows, out=space, mode="clip"), starts) * ratio
-            penalty = strength * train.sum()
-            weight.grad = torch.from_numpy(np.append(by_ratio * strength + given[:-1], left.sum() * strength)) / penalty
-            loss = np.logaddexp(0, sign * score[train]).sum()
-            return float((strength * loss + given[:-1] @ given[:-1] / 2) / penalty)
+            taken = np.take(given * ratio, grams, out=space, mode="clip")  # other modes make a copy first
+            logit = np.bincount(reviews, taken, len(labels)) + given[-1]
+            left = 1 / (1 + np.exp(-logit)) - labels
+            by_gram = np.add.reduceat(np.take(left, reviews, out=space, mode="clip"), starts)
+            penalty, pulled = strength * len(labels), np.append(given[:-1], 0.0)
+            weight.grad = torch.from_numpy(np.append(by_gram, left.sum()) * ratio * strength + pulled) / penalty
+            loss = np.logaddexp(0, sign * logit).sum()
+            return float((strength * loss + pulled @ pulled / 2) / penalty)
 
         optimizer.step(closure)
-        score = logit(weight.detach().numpy(), grams, reviews)
-        right = float(((score > 0) == labels)[val].mean())
-        if right > best:
-            found, best = score, right
+        found[row] = weight.detach().numpy() * ratio
     return found
 
 

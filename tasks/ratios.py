@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnzoo.progress import steps
+
 from .reviews import PADDING, Reviews
 
 SMOOTHINGS = 1.0, 8.0, 32.0
@@ -64,7 +66,7 @@ class Ratios(nn.Module):
         """Count the training reviews of each label, and of each fold, in which an n-gram stands."""
         folds = folds_of(reviews.labels)
         self.of_folds = torch.zeros(FOLDS, *self.counts.shape, dtype=torch.int32)
-        for rows in torch.arange(len(folds)).split(AT_ONCE):
+        for rows in steps(torch.arange(len(folds)).split(AT_ONCE), "counting n-grams", lambda rows: f"to {rows[-1]:,}"):
             words = nn.utils.rnn.pad_sequence([reviews[row] for row in rows], padding_value=PADDING)
             for n, cells in enumerate(self.cells(words)):
                 found = torch.unique((cells * len(rows) + torch.arange(len(rows)))[words != PADDING])  # once a review

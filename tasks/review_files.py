@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import lzma
+import math
 import posixpath
 import re
 import sys
 import tarfile
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from rnnzoo import UserError
+from rnnzoo.files import cache_folder
 from rnnzoo.plain import printable
 
 from .csv_files import read_lines
@@ -131,12 +135,22 @@ def _folder(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    reviews: dict[str, bytes] = {}
+    # The order in an archive is whatever the packer's was; names make it the same as a folder's.
+    with tempfile.TemporaryFile(dir=cache_folder()) as unpacked:
+        for name, (start, size) in sorted(_unpack(source, unpacked).items()):
+            unpacked.seek(start)
+            yield name, unpacked.read(size)
+
+
+def _unpack(source: Path, to: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Write an archive's reviews to a file: where in it each begins, and its size, by name."""
+    reviews: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     together = 0
     try:
         with tarfile.open(source) as archive:
             for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # or it remembers them all
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     raise UserError(f"task.data={source}: unsafe path {member.name!r} in the archive; do not use it")
                 if member.issym() and FOLDER.search(member.name):
@@ -151,14 +165,19 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
                     links[member.name] = posixpath.normpath(posixpath.join(beside, member.linkname))
                 elif member.isfile():
                     together += member.size
-                    if member.size > LARGEST or together > LARGEST_TOGETHER:
+                    if member.size > LARGEST:
                         raise UserError(
                             f"task.data={source}: {member.name} has {member.size:,} bytes, more than a review's; "
                             f"do not use the archive"
                         )
+                    if together > LARGEST_TOGETHER:
+                        raise UserError(
+                            f"task.data={source}: holds more than {LARGEST_TOGETHER:,} bytes of reviews; if they are "
+                            f"expected, unpack it and name the folder"
+                        )
                     file = archive.extractfile(member)
                     assert file is not None
-                    reviews[member.name] = file.read()
+                    reviews[member.name] = to.tell(), to.write(file.read())
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
@@ -171,8 +190,7 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
                 f"tar --dereference --hard-dereference"
             )
         reviews[name] = reviews[whole[leads_to]]
-    # The order in an archive is whatever the packer's was; names make it the same as a folder's.
-    yield from sorted(reviews.items())
+    return reviews
 
 
 def _what_it_is(source: Path, error: Exception) -> str:
@@ -191,7 +209,7 @@ def _what_it_is(source: Path, error: Exception) -> str:
 def _from_tables(paths: list[Path], source: Path) -> Iterator[tuple[str, int, str]]:
     for path in paths:
         where = f"task.data={path}"
-        lines = read_lines(path, where)
+        lines = read_lines(path, where, math.inf)
         _, header = next(lines)
         names = [name.lower() for name in header]
         columns = {key: next((names.index(n) for n in known if n in names), None)

@@ -10,14 +10,14 @@ import re
 import warnings
 import zipfile
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,24 +34,36 @@ PADDING, UNKNOWN = 0, 1
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 LONGEST = 1 << 20
 """Characters of a review that is judged."""
-SPLITS = "train", "test"
 FORMAT = "2"
 """Part of the cache's key; to be raised with any change to how reviews are read."""
 
+AT_ONCE = 1000
+"""Reviews that are numbered together."""
+SAID = 100_000
+"""Reviews after which it is said how many were read."""
+BLOCK = 1 << 20
+"""Numbers that are changed together."""
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
 
 class Reviews(NamedTuple):
-    """Reviews as word numbers end to end: words [sum of lengths] int32, ends [reviews + 1], labels [reviews]."""
+    """Reviews as word numbers: words [N] int32 of these and others end to end, and of each where it begins in them, how
+    long it is, and its label, all [reviews].
+    """
 
     words: Tensor
-    ends: Tensor
+    starts: Tensor
+    lengths: Tensor
     labels: Tensor
 
     def __getitem__(self, row: Any) -> Any:
-        return self.words[self.ends[row] : self.ends[row + 1]]
+        return self.words[self.starts[row] : self.starts[row] + self.lengths[row]]
 
-    @property
-    def lengths(self) -> Tensor:
-        return self.ends.diff()
+    def of(self, rows: Tensor) -> Reviews:
+        """Those of these rows, or where a mask [reviews] is true; the words stay where they are."""
+        return Reviews(self.words, self.starts[rows], self.lengths[rows], self.labels[rows])
 
 
 def tokenize(review: str) -> list[str]:
@@ -75,21 +87,25 @@ def find(data: str | None) -> Path:
 
 
 def load_cached(source: Path, vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
-    """Vocabulary, training part and test part, from the cache if these very data were read before."""
+    """Vocabulary, training part and test part, from the cache if these very data were read before.
 
-    def read() -> dict[str, NDArray[Any]]:
+    The word numbers are mapped into memory, which then holds only those that are being read.
+    """
+    name = f"reviews_{key_of(source, vocabulary, maxlen)}"
+    numbers = cache_folder() / f"{name}.int32"
+
+    def read() -> dict[str, Array]:
         print(printable(f"reading the reviews of {source}"), flush=True)
-        words, train, test = encode(read_reviews(source), vocabulary, maxlen)
-        arrays = {
-            f"{split}_{k}": v.numpy() for split, r in (("train", train), ("test", test)) for k, v in r._asdict().items()
-        }
-        return {"vocabulary": np.array("\n".join(words)), **arrays}
+        with writing(numbers) as partial:
+            arrays = encode(read_reviews(source), vocabulary, maxlen, partial)
+            return {**arrays, "checksum": np.array(digest(partial))}
 
-    stored = kept(f"imdb_{key_of(source, vocabulary, maxlen)}", read)
-    train, test = (
-        Reviews(*(torch.from_numpy(stored[f"{split}_{field}"]) for field in Reviews._fields)) for split in SPLITS
-    )
-    return str(stored["vocabulary"]).split("\n"), train, test
+    def load(stored: Mapping[str, Array]) -> tuple[list[str], Reviews, Reviews]:
+        if digest(numbers) != str(stored["checksum"]):
+            raise ValueError(f"{numbers.name} beside it is not what was written")
+        return parts_in(stored, numbers)
+
+    return kept(name, read, load)
 
 
 def key_of(source: Path, *settings: float) -> str:
@@ -108,19 +124,22 @@ def key_of(source: Path, *settings: float) -> str:
 
 
 @one_at_a_time()
-def kept(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Arrays from the cache, or as they are made the first time; a damaged file is made anew, with a warning."""
+def kept(name: str, make: Callable[[], dict[str, Array]], load: Callable[[Mapping[str, Array]], T]) -> T:
+    """What is loaded from arrays in the cache, or as they are made the first time.
+
+    What cannot be loaded is damaged; it is made anew, with a warning.
+    """
     path = cache_folder() / f"{name}.npz"
     if path.is_file():
         try:
             with path.open("rb") as cached, np.load(cached) as stored:
-                return dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                return load(stored)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             warnings.warn(printable(f"{path} is damaged ({error}) and will be made anew"), stacklevel=3)
     arrays = make()
     with writing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    return arrays
+    return load(arrays)
 
 
 def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:
@@ -134,33 +153,81 @@ def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:
     return torch.tensor([codes.get(word, UNKNOWN) for word in words])
 
 
-def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int) -> tuple[list[str], Reviews, Reviews]:
-    """Number the words: the vocabulary, of the training part's most frequent words, and both parts' reviews."""
-    number: dict[str, int] = {}
-    codes = {"train": array("i"), "test": array("i")}
-    ends: dict[str, list[int]] = {"train": [0], "test": [0]}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    count: Counter[int] = Counter()
-    for split, label, text in reviews:
-        tokens = [number.setdefault(word, len(number)) for word in tokenize(text)]
-        if split == "train":
-            count.update(tokens)
-        tokens = tokens[-maxlen:] or [number.setdefault("", len(number))]  # a review without a word is one unknown
-        codes[split].extend(tokens)
-        ends[split].append(len(codes[split]))
-        labels[split].append(label)
+class Numbered(NamedTuple):
+    """What was read of reviews whose tokens were numbered: all different ones, and how often each stands in the
+    training part, both by number; of each review how many were kept, its label, and whether it is for the test.
+    """
 
-    word = list(number)
+    tokens: list[str]
+    counts: Array
+    lengths: Array
+    labels: Array
+    test: Array
+
+
+def number_all(
+    reviews: Iterator[tuple[str, int, str]], tokens_of: Callable[[str], list[str]], maxlen: int | None, numbers: Path
+) -> Numbered:
+    """Write each review's last tokens as numbers, int32 and end to end, to a file; "", of number 0, where it has none.
+
+    Args:
+        reviews: split, label and text of each.
+        tokens_of: the tokens of a text.
+        maxlen: tokens kept of a review; None for all.
+        numbers: the file.
+    """
+    number: defaultdict[str, int] = defaultdict()
+    number.default_factory = number.__len__
+    number[""]  # is 0
+    counts, lengths, labels, test = np.zeros(1, np.int64), array("q"), array("b"), array("b")
+    with numbers.open("wb") as file:
+        while some := list(islice(reviews, AT_ONCE)):
+            splits, of_some, texts = zip(*some)
+            found = [tokens_of(text) or [""] for text in texts]
+            codes = np.fromiter(map(number.__getitem__, chain.from_iterable(found)), np.int32)
+            sizes = np.array([len(tokens) for tokens in found])
+            is_test = np.array([split == "test" for split in splits])
+            added = np.bincount(codes[~is_test.repeat(sizes)], minlength=len(number))
+            added[: len(counts)] += counts
+            counts = added
+            if maxlen is not None:
+                to_end = sizes.cumsum().repeat(sizes) - np.arange(len(codes))
+                codes, sizes = codes[to_end <= maxlen], sizes.clip(max=maxlen)
+            file.write(codes.tobytes())
+            lengths.extend(sizes.tolist())
+            labels.extend(of_some)
+            test.extend(is_test.tolist())
+            if len(labels) % SAID == 0:
+                print(f"{len(labels):,} reviews read", flush=True)
+    counts[0] = 0
+    return Numbered(list(number), counts, np.array(lengths), np.array(labels), np.array(test, dtype=bool))
+
+
+def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int, numbers: Path) -> dict[str, Array]:
+    """Number the words by the vocabulary, of the training part's most frequent ones, into a file.
+
+    Returns what `parts_in` needs beside it. Texts are read once: words are numbered as they come, and anew in the file.
+    """
+    word, counts, lengths, labels, test = number_all(reviews, tokenize, maxlen, numbers)
     # ties in frequency are broken by the alphabet, so that no order of files changes the vocabulary
-    frequent = sorted(count, key=lambda code: (-count[code], word[code]))[: vocabulary - 2]
+    frequent = sorted(counts.nonzero()[0].tolist(), key=lambda code: (-counts[code], word[code]))[: vocabulary - 2]
     final = np.full(len(word), UNKNOWN, dtype=np.int32)
-    final[frequent] = np.arange(2, 2 + len(frequent), dtype=np.int32)
+    final[frequent] = np.arange(2, 2 + len(frequent))
+    codes = np.memmap(numbers, np.int32, "r+")
+    for start in range(0, len(codes), BLOCK):
+        codes[start : start + BLOCK] = final[codes[start : start + BLOCK]]
+    codes.flush()
+    words = ["<padding>", "<unknown>", *(word[code] for code in frequent)]
+    return {"vocabulary": np.array("\n".join(words)), "lengths": lengths, "labels": labels, "test": test}
 
-    def numbered(split: str) -> Reviews:
-        words = torch.from_numpy(final[np.frombuffer(codes[split], dtype=np.int32)])
-        return Reviews(words, torch.tensor(ends[split]), torch.tensor(labels[split]))
 
-    return ["<padding>", "<unknown>", *(word[code] for code in frequent)], numbered("train"), numbered("test")
+def parts_in(stored: Mapping[str, Array], numbers: Path) -> tuple[list[str], Reviews, Reviews]:
+    """Vocabulary, training part and test part of what `encode` has given and written."""
+    # copies what is written to, which nobody does: torch has no tensors that may not be
+    words = torch.from_numpy(np.memmap(numbers, np.int32, "c"))
+    lengths, labels, test = (torch.from_numpy(stored[field]) for field in ("lengths", "labels", "test"))
+    whole = Reviews(words, lengths.cumsum(0) - lengths, lengths, labels.long())
+    return str(stored["vocabulary"]).split("\n"), whole.of(~test), whole.of(test)
 
 
 def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -179,10 +246,4 @@ def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
 def hold_out(reviews: Reviews, fraction: float, seed: int) -> tuple[Reviews, Reviews]:
     """The reviews without and with those that are held out."""
     drawn = held_out(reviews.labels, fraction, seed)
-    return _select(reviews, ~drawn), _select(reviews, drawn)
-
-
-def _select(reviews: Reviews, mask: Tensor) -> Reviews:
-    lengths = reviews.lengths
-    ends = F.pad(lengths[mask].cumsum(0), (1, 0))
-    return Reviews(reviews.words[mask.repeat_interleave(lengths)], ends, reviews.labels[mask])
+    return reviews.of(~drawn), reviews.of(drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import unicodedata
@@ -22,6 +23,9 @@ from rnnzoo.plain import printable
 
 LARGEST = 1 << 30
 """Bytes of a file that is read at once; training on more would need tens of gigabytes of memory."""
+
+BLOCK = 1 << 24
+"""Bytes of a file that are read at a time."""
 
 MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     BOM_UTF32_LE: "utf-32-le", BOM_UTF32_BE: "utf-32-be", BOM_UTF8: "utf-8", BOM_UTF16_LE: "utf-16-le",
@@ -73,16 +77,22 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
 
 def read_bytes(path: Path, source: str, largest: int = LARGEST) -> bytes:
     """A file's contents; `UserError` that begins with `source` for what cannot be read or is larger than that."""
+    return b"".join(blocks(path, source, largest))
+
+
+def blocks(path: Path, source: str, largest: float = math.inf) -> Iterator[bytes]:
+    """The same block by block."""
+    count = 0  # not the file's size: of a pipe or of /dev/zero that says nothing
     try:
-        with path.open("rb") as file:  # not by its size: of a pipe or of /dev/zero that says nothing
-            raw = file.read(largest + 1)
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                count += len(block)
+                if count > largest:
+                    cure = "cut it into parts, or see whether it is the right one"
+                    raise UserError(f"{source}: larger than {largest:,} bytes; {cure}")
+                yield block
     except OSError as error:
         raise UserError(f"{source}: {error.strerror or error}") from None
-    if len(raw) > largest:
-        raise UserError(
-            f"{source}: larger than {largest:,} bytes; cut it into parts, or see whether it is the right one"
-        )
-    return raw
 
 
 def read_text(path: Path, source: str) -> str:

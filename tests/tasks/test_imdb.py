@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,11 @@ from ready import ready
 from torch import Tensor
 
 from rnnzoo import UserError
+from rnnzoo.tasks import reviews as in_reviews
+from rnnzoo.tasks import text_files
+from rnnzoo.tasks.csv_files import read_lines
 from rnnzoo.tasks.imdb import Batch, Sentiment, Sentiments
-from rnnzoo.tasks.reviews import Reviews, encode, load_cached, tokenize
+from rnnzoo.tasks.reviews import Reviews, encode, hold_out, load_cached, parts_in, tokenize
 
 ADAM = {"name": "adam", "lr": 0.01, "schedule": "constant"}
 GOOD, BAD, FILLER = "good lovely great", "bad awful dull", "the film was of a length and had an end"
@@ -82,8 +86,10 @@ def texts(reviews: Reviews, vocabulary: list[str]) -> list[tuple[str, int]]:
 
 def encoded(*reviews: tuple[str, int, str], vocabulary: int = 100, maxlen: int = 50) -> tuple[list[str], Any, Any]:
     """Vocabulary, and both parts as lists of (words, label)."""
-    words, train, test = encode(iter(reviews), vocabulary, maxlen)
-    return words, texts(train, words), texts(test, words)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = Path(folder) / "numbers"
+        words, train, test = parts_in(encode(iter(reviews), vocabulary, maxlen, numbers), numbers)
+        return words, texts(train, words), texts(test, words)
 
 
 # Words
@@ -136,6 +142,22 @@ def test_a_review_without_words_is_one_unknown_word() -> None:
     words, train, test = encoded(("train", 1, "..."), ("train", 0, "a"), ("test", 1, ""))
     assert words == ["<padding>", "<unknown>", "a"]
     assert train == [("<unknown>", 1), ("a", 0)] and test == [("<unknown>", 1)]
+
+
+def test_reviews_are_numbered_block_by_block(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same as at once, and long reading says how far it is."""
+    drawn = np.random.default_rng(0)
+    reviews = [
+        (split, label, " ".join(drawn.choice(list("abcdefgh"), size)))
+        for split in ("train", "test") for label in (0, 1) for size in drawn.integers(0, 9, 8)
+    ]  # fmt: skip
+    expected = encoded(*reviews, vocabulary=6, maxlen=4)
+    for name, value in (("AT_ONCE", 3), ("SAID", 15), ("BLOCK", 5)):
+        monkeypatch.setattr(in_reviews, name, value)
+    assert encoded(*reviews, vocabulary=6, maxlen=4) == expected
+    assert capsys.readouterr().out == "15 reviews read\n30 reviews read\n"
 
 
 @settings(deadline=None, max_examples=40)
@@ -356,6 +378,10 @@ def test_classes_of_other_names_are_named(packed: bool, tree: Path, tmp_path: Pa
 def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A member that unpacks to a gigabyte is not unpacked."""
     archive = pack(tree, tmp_path / "a.tar", "w")
+    with monkeypatch.context() as patch:
+        patch.setattr("rnnzoo.tasks.review_files.LARGEST_TOGETHER", 1000)
+        with pytest.raises(UserError, match=r"a\.tar: holds more than 1,000 bytes of reviews; .* unpack it"):
+            sentiments(archive)
     with tarfile.open(archive, "a") as file:
         member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
         member.size = 1 << 20
@@ -406,6 +432,22 @@ def test_a_table_of_reviews(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert same(load_cached(tmp_path / "two", 100, 50), split) and len(split[1].labels) == len(split[2].labels) == 20
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("block", [5, 6, 7, 64])
+def test_a_table_is_read_block_by_block(end: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that end in one block or between two, empty ones within and at the end, and quoted ones."""
+    monkeypatch.setattr(text_files, "BLOCK", block)
+    rows = ["text;label", f'"é;{end}{end}b";1', "", "c;0", "", ""]
+    (tmp_path / "a.csv").write_bytes(end.join(rows).encode())
+    found = [fields for _, fields in read_lines(tmp_path / "a.csv", "here")]
+    assert found == [["text", "label"], [f"é;{end}{end}b", "1"], [""], ["c", "0"]]
+    (tmp_path / "b.csv").write_bytes(3 * end.encode())
+    with pytest.raises(UserError, match="here: the file is empty"):
+        next(read_lines(tmp_path / "b.csv", "here"))
+    with pytest.raises(UserError, match="here: larger than 9 bytes"):
+        list(read_lines(tmp_path / "a.csv", "here", 9))
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "said"),
     [
@@ -448,7 +490,7 @@ def test_the_second_time_nothing_is_read(
         assert words == again_words
         for first, second in ((train, again_train), (test, again_test)):
             assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first, second))
-    assert len(cached(own_cache)) == 2
+    assert len(cached(own_cache)) == 4  # the numbers, and what else there is to know, of each source
 
 
 def test_settings_and_content_make_other_caches(
@@ -457,7 +499,7 @@ def test_settings_and_content_make_other_caches(
     load_cached(tree, 100, 50)
     for vocabulary, maxlen in ((99, 50), (100, 49)):
         load_cached(tree, vocabulary, maxlen)
-    assert len(cached(own_cache)) == 3
+    assert len(cached(own_cache)) == 2 * 3
     capsys.readouterr()
 
     review = tree / "train" / "pos" / "0_7.txt"
@@ -472,7 +514,7 @@ def test_settings_and_content_make_other_caches(
         change()
         load_cached(tree, 100, 50)
         assert said_reading(capsys)
-        assert len(cached(own_cache)) == 4 + number
+        assert len(cached(own_cache)) == 2 * (4 + number)
 
     # an archive is known by its contents, wherever it is
     archive = pack(tree, tmp_path / "a.tar")
@@ -483,32 +525,53 @@ def test_settings_and_content_make_other_caches(
     assert not said_reading(capsys)
 
 
+@pytest.mark.parametrize("kind", ["int32", "npz"])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.99])
 def test_a_damaged_cache_is_made_anew_with_a_warning(
-    keep: float, tree: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, keep: float, tree: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, train, _ = load_cached(tree, 100, 50)
-    [path] = cached(own_cache)
+    found = cached(own_cache)
+    [path] = own_cache.glob(f"*.{kind}")
     whole = path.read_bytes()
-    damage(path, keep)
+    path.unlink()  # what was mapped stays
+    path.write_bytes(whole[: int(len(whole) * keep)])
     capsys.readouterr()
     with pytest.warns(UserWarning, match="is damaged"):
         again_words, again, _ = load_cached(tree, 100, 50)
     assert said_reading(capsys)
     assert words == again_words and torch.equal(train.words, again.words)
-    assert cached(own_cache) == [path] and len(path.read_bytes()) == len(whole)
+    assert cached(own_cache) == found and len(path.read_bytes()) == len(whole)
 
 
 def test_a_cache_with_a_wrong_byte_is_noticed(tree: Path, own_cache: Path) -> None:
     load_cached(tree, 100, 50)
-    [path] = cached(own_cache)
+    [path], [numbers] = own_cache.glob("*.npz"), own_cache.glob("*.int32")
     with np.load(path) as stored:
-        needle = stored["train_words"].tobytes()
-    raw = bytearray(path.read_bytes())
-    raw[raw.index(needle) + 8] ^= 1
-    path.write_bytes(bytes(raw))
-    with pytest.warns(UserWarning, match="is damaged"):
-        load_cached(tree, 100, 50)
+        needle = stored["lengths"].tobytes()
+    for damaged, at in ((numbers, 8), (path, path.read_bytes().index(needle) + 8)):
+        raw = bytearray(damaged.read_bytes())
+        raw[at] ^= 1
+        damaged.unlink()  # what was mapped stays
+        damaged.write_bytes(bytes(raw))
+        with pytest.warns(UserWarning, match="is damaged"):
+            load_cached(tree, 100, 50)
+
+
+@pytest.mark.parametrize("field", ["checksum", "vocabulary", "lengths", "labels", "test"])
+def test_a_cache_that_lacks_something_is_made_anew(field: str, tree: Path, own_cache: Path) -> None:
+    expected = load_cached(tree, 100, 50)
+    [path] = own_cache.glob("*.npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    del arrays[field]
+    np.savez(path, **arrays)
+    with pytest.warns(UserWarning, match=f"is damaged.*{field}"):
+        assert same(load_cached(tree, 100, 50), expected)
+    [path] = own_cache.glob("*.int32")
+    path.unlink()
+    with pytest.warns(UserWarning, match="is damaged.*No such file"):
+        assert same(load_cached(tree, 100, 50), expected)
 
 
 def test_a_source_that_is_refused_leaves_no_cache(tree: Path, own_cache: Path) -> None:
@@ -544,6 +607,22 @@ def test_the_held_out_part_is_stratified(tree: Path) -> None:
     assert any(rows(sentiments(tree, seed=1).val) != rows(sentiments(tree, seed=seed).val) for seed in (2, 3, 4))
 
 
+def test_parts_are_rows_of_what_is_mapped() -> None:
+    """Held out and not, and the batches of both: by NumPy's own splitting of the words."""
+    reviews = random_reviews([int(n) for n in np.random.default_rng(1).integers(1, 9, 40)])
+    alone = np.split(reviews.words.numpy(), reviews.lengths.cumsum(0)[:-1].numpy())
+    parts = hold_out(reviews, 0.3, 5)
+    starts = torch.cat([part.starts for part in parts]).sort().values
+    assert torch.equal(starts, reviews.starts)
+    row_of = {int(start): row for row, start in enumerate(reviews.starts)}
+    for part in parts:
+        assert part.words.data_ptr() == reviews.words.data_ptr()
+        rows = [row_of[int(start)] for start in part.starts]
+        assert rows == sorted(rows) and part.labels.tolist() == reviews.labels[rows].tolist()
+        assert all(part[at].tolist() == alone[row].tolist() for at, row in enumerate(rows))
+        assert part.lengths.tolist() == [len(alone[row]) for row in rows]
+
+
 def test_too_few_reviews_to_hold_some_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few to hold some out"):
         sentiments(write_tree(tmp_path / "few", reviews=1))
@@ -551,9 +630,10 @@ def test_too_few_reviews_to_hold_some_out(tmp_path: Path) -> None:
 
 def random_reviews(lengths: list[int], seed: int = 0) -> Reviews:
     generator = torch.Generator().manual_seed(seed)
-    ends = torch.tensor([0, *lengths]).cumsum(0)
+    ends = torch.tensor(lengths).cumsum(0)
     words = torch.randint(1, 9, (int(ends[-1]),), generator=generator, dtype=torch.int32)
-    return Reviews(words, ends, torch.randint(0, 2, (len(lengths),), generator=generator))
+    labels = torch.randint(0, 2, (len(lengths),), generator=generator)
+    return Reviews(words, ends - torch.tensor(lengths), torch.tensor(lengths), labels)
 
 
 @pytest.fixture(scope="module")

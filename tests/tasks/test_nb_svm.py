@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rnnzoo.tasks import nb_svm as in_nb_svm
 from rnnzoo.tasks.imdb import Sentiment, Sentiments
 from rnnzoo.tasks.nb_svm import STRENGTHS, MeansAccuracy, judge, nb_svm, occurrences
 from rnnzoo.tasks.ratios import FOLDS, SMOOTHINGS, Ratios, folds_of
@@ -36,7 +37,9 @@ def grams_of(review: list[int], n: int) -> set[tuple[int, ...]]:
 @settings(deadline=None, max_examples=40)
 @given(reviews=st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=6))
 def test_occurrences_are_those_of_sets(reviews: Words) -> None:
-    grams, rows = occurrences(*end_to_end(reviews), 3)
+    known: list[Any] = []
+    tokens, ends = end_to_end(reviews)
+    grams, rows = occurrences(tokens, ends, 4, known)
     found: dict[int, list[int]] = {}
     for gram, row in zip(grams.tolist(), rows.tolist()):
         found.setdefault(gram, []).append(row)
@@ -47,6 +50,13 @@ def test_occurrences_are_those_of_sets(reviews: Words) -> None:
             for gram in grams_of(review, n):
                 where.setdefault(gram, []).append(row)
     assert sorted(found.values()) == sorted(where.values())  # reviews ascend, each once
+    # what is known is found again under its number, and nothing else
+    others = [review[::-1] for review in reviews]
+    grams, rows = occurrences(*end_to_end(others), 4, known)
+    number = {gram: place for place, gram in enumerate(sorted(where, key=lambda gram: (len(gram), gram)))}
+    there = {(number[gram], row) for row, other in enumerate(others) for n in (1, 2, 3) for gram in grams_of(other, n)
+             if gram in where}  # fmt: skip
+    assert list(zip(grams.tolist(), rows.tolist())) == sorted(there)
 
 
 def random_reviews(count: int, signal: float, seed: int) -> tuple[Words, list[int]]:
@@ -65,24 +75,25 @@ def random_reviews(count: int, signal: float, seed: int) -> tuple[Words, list[in
 
 def parts(count: int) -> tuple[Any, Any]:
     """Which are learned from and which choose the strength: the first half, and half of the rest."""
-    order = np.arange(count)
-    return order < count // 2, (order >= count // 2) & (order < 3 * count // 4)
+    return np.arange(count // 2), np.arange(count // 2, 3 * count // 4)
 
 
 def test_what_only_pairs_tell_is_told() -> None:
     reviews, labels = random_reviews(80, 1, 0)
-    logit = judge(*occurrences(*end_to_end(reviews), 3), np.array(labels), *parts(80))
+    _, logit = judge(*end_to_end(reviews), np.array(labels), *parts(80), np.arange(80))
     assert ((logit > 0) == np.array(labels)).all()
 
 
-def test_nb_svm_is_logistic_regression_on_ratios() -> None:
+@pytest.mark.parametrize("at_once", [2000, 7])
+def test_nb_svm_is_logistic_regression_on_ratios(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton's method on C·Σ log-loss + ½|w|² over features r·f, f from sets, r from the paper, for each C."""
+    monkeypatch.setattr(in_nb_svm, "AT_ONCE", at_once)
     reviews, labels = random_reviews(120, 0.75, 1)
     train, val = parts(120)
     y = np.array(labels)
-    known = sorted({gram for row in np.flatnonzero(train) for n in (1, 2, 3) for gram in grams_of(reviews[row], n)})
+    known = sorted({gram for row in train for n in (1, 2, 3) for gram in grams_of(reviews[row], n)})
     f = np.array([[gram in grams_of(review, len(gram)) for gram in known] for review in reviews], dtype=float)
-    p, q = 1 + f[train & (y == 1)].sum(0), 1 + f[train & (y == 0)].sum(0)
+    p, q = 1 + f[train][y[train] == 1].sum(0), 1 + f[train][y[train] == 0].sum(0)
     x = np.hstack([f * np.log((p / p.sum()) / (q / q.sum())), np.ones((120, 1))])
     found = {}
     for strength in STRENGTHS:
@@ -96,12 +107,26 @@ def test_nb_svm_is_logistic_regression_on_ratios() -> None:
     right = {strength: ((z > 0) == y)[val].mean() for strength, z in found.items()}
     best = max(STRENGTHS, key=lambda strength: (right[strength], -strength))
     assert len({round(share, 6) for share in right.values()}) > 1  # the choice is one
-    assert judge(*occurrences(*end_to_end(reviews), 3), y, train, val) == pytest.approx(found[best], abs=2e-3)
+    of_val, logit = judge(*end_to_end(reviews), y, train, val, np.arange(120))
+    assert logit == pytest.approx(found[best], abs=2e-3) and of_val == pytest.approx(logit[val])
 
 
 def test_a_training_part_without_words_knows_nothing() -> None:
-    logit = judge(*occurrences(*end_to_end([[], [], [1]]), 3), np.array([1, 0, 1]), *(np.arange(3) < 2,) * 2)
-    assert np.isfinite(logit).all()
+    logits = judge(*end_to_end([[], [], [1]]), np.array([1, 0, 1]), *(np.arange(2),) * 2, np.arange(3))
+    assert all(np.isfinite(logit).all() for logit in logits)
+
+
+def test_of_many_reviews_some_are_learned_from(
+    reviews: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = []
+    monkeypatch.setattr(in_nb_svm, "LEARNED", 20)
+    monkeypatch.setattr(in_nb_svm, "judge", lambda *given: (learned.append(given[3]), judge(*given))[1])
+    val, test = nb_svm(reviews, 0.25, 1)
+    assert len(val) == 10 and len(test) == 42
+    assert "NB-SVM learns from 20 of 32 training reviews, drawn at random" in capsys.readouterr().out
+    assert len(set(learned[0].tolist())) == 20
+    assert [path.suffix for path in own_cache.glob("[!.]*")] == [".npz"]  # the tokens are gone
 
 
 def test_it_is_computed_once_for_the_same_data(
@@ -128,7 +153,8 @@ def test_ratios_are_counted_by_hand_and_leave_a_fold_out() -> None:
     labels = generator.permutation([0, 1] * 12).tolist()
     tokens, ends = end_to_end(reviews)
     ratios = Ratios(2, 1 << 20)
-    ratios.count(Reviews(torch.from_numpy(tokens), torch.from_numpy(ends), torch.tensor(labels)))
+    starts, lengths = torch.from_numpy(ends[:-1]), torch.from_numpy(np.diff(ends))
+    ratios.count(Reviews(torch.from_numpy(tokens), starts, lengths, torch.tensor(labels)))
     folds = folds_of(torch.tensor(labels))
     seen = [0, 0]
     for label, fold in zip(labels, folds.tolist()):
