@@ -79,8 +79,8 @@ def _answer(arguments: list[str]) -> int:
             raise
         extra = next((extra for extra in extras if extra in arguments), extras[0])  # that of the command first
         print(printable(f"error: this needs {missing}: pip install 'rnnzoo[{extra}]'"), file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
     return 1
 
@@ -331,8 +331,9 @@ def _claims(options: argparse.Namespace) -> None:
 def _league(options: argparse.Namespace) -> None:
     from rnnzoo.hydra.league import play
 
-    more = [argument for argument in options.cells if "=" in argument]
-    play([cell for cell in options.cells if cell not in more], options.tasks, options.out, more, options.show)
+    more = [argument for argument in (*options.cells, *options.tasks) if "=" in argument]
+    cells, tasks = ([name for name in names if name not in more] for names in (options.cells, options.tasks))
+    play(cells, tasks, options.out, more, options.show)
 
 
 def _probe(options: argparse.Namespace) -> None:

@@ -40,6 +40,14 @@ def refuse_missing_parent(option: str, path: Path) -> None:
         raise UserError(f"{option} {path}: there is no folder {parent}; make it, or name another")
 
 
+def make_folder(option: str, folder: Path) -> None:
+    """Make a folder and those above it before the work for it begins. Raises `UserError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}; name a folder that can be made") from None
+
+
 def expanded(path: str | Path) -> Path:
     """The path from a home folder if it begins with ~; as it is where there is no such home, for it to be not found."""
     try:

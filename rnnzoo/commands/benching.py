@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rnnzoo import bench, bench_report, registry
-from rnnzoo.errors import UserError
-from rnnzoo.files import refuse_missing_parent
+from rnnzoo.files import make_folder, refuse_missing_parent
 from rnnzoo.plain import printable
 
 
@@ -23,10 +22,7 @@ def measure_cells(options: argparse.Namespace) -> None:
     for name in names:
         registry.get(name)
     refuse_missing_parent("--out", options.out)
-    try:
-        options.out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {options.out}: {error.strerror}; name a folder that can be made") from None
+    make_folder("--out", options.out)
     machine = bench.machine(setting)
     path = options.out / "bench.csv"
     done = bench_report.read_csv(path) if options.resume and path.is_file() else {}

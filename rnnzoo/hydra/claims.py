@@ -25,7 +25,7 @@ from rich.table import Table
 
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.claims import COLUMNS
-from rnnzoo.files import writing
+from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.done import is_done, naming, summary
 from rnnzoo.plain import printable
@@ -99,23 +99,41 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         out: the folder of the runs, one for each claim.
         only_show: do nothing that is missing.
 
-    Raises `UserError` for an unknown name, and for a folder that holds another run than the claim wants.
+    Lines of other claims in claims.csv stay. Raises `UserError` for an unknown name, for a folder that holds another
+    run than the claim wants, and for a claims.csv with other columns.
     """
+    claims, path = find(names), out / "claims.csv"
+    make_folder("--out", out)
+    kept = {row["claim"]: row for row in _written(path)}
     rows = []
-    for claim in find(names):
+    for claim in claims:
         jobs = claim.jobs(out)
         for (run, seed), (folder, arguments) in jobs.items():
             if not only_show and not is_done(folder, arguments):
                 print(printable(f"{claim.name}: {run}, seed {seed}"), flush=True)
                 _train(folder, arguments)
         rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
-    out.mkdir(parents=True, exist_ok=True)
-    with writing(out / "claims.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    kept |= {row["claim"]: row for row in rows}
+    with writing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(kept[name] for name in sorted(kept))
     _print(rows)
-    print(printable(f"written: {out / 'claims.csv'}"))
+    print(printable(f"written: {path}"))
+    return rows
+
+
+def _written(path: Path) -> list[dict[str, str]]:
+    """The lines of a table that was written before."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, to have it written anew") from None
+    if any(tuple(row) != COLUMNS or None in row.values() for row in rows):
+        raise UserError(f"{path}: is not a table of claims as written here; move it, to have it written anew")
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 
 from rnnzoo.errors import UserError
 
@@ -30,9 +31,17 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
 
 
 def _of_the_run(arguments: Iterable[str]) -> list[str]:
-    """Without what says where and by whom it is run, and as a multirun writes them down, 0.003 for 3e-3."""
+    """Without what says where and by whom it is run, and in one way: a multirun writes 0.003 for 3e-3, and quotes."""
     told = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith(("hydra.", "hydra/"))])
-    return sorted(f"{given.get_key_element()}={given.get_value_element_as_str()}" for given in told)
+    return sorted(f"{given.get_key_element()}={_unquoted(given.value())}" for given in told)
+
+
+def _unquoted(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_unquoted(each) for each in value]
+    return {key: _unquoted(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

@@ -20,14 +20,17 @@ from typing import Any
 import yaml
 
 from rnnzoo.errors import UserError, nearest
-from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, read
-from rnnzoo.files import writing
+from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, rank, read
+from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.done import is_done, naming, summary
 from rnnzoo.plain import printable
 from rnnzoo.registry import list_cells
 
 TASKS = CONF / "experiment" / "league"
+
+BEST = 5
+"""Cells of a task that are named at the end."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def play(
     for cell in cells:
         if cell not in known:
             raise UserError(f"no cell is named {cell!r}; {nearest(cell, known)}")
-    playing, listed, league = find(tasks), list(cells) or known, League(out, more, only_show)
+    playing, listed = find(tasks), list(cells) or known
+    make_folder("--out", out)
+    league = League(out, more, only_show)
     for number in range(max(len(task.rates) for task in playing)):
         for task in playing:
             for rate in task.rates[number : number + 1]:
@@ -103,6 +108,9 @@ def play(
         runs = [run for run in table if run.task == task.name]
         without = [cell for cell in listed if (task.name, cell) not in there]
         told = f"{task.name}: {len(runs)} runs of {len({run.cell for run in runs})} cells"
+        for ranked in rank(runs):
+            best = ", ".join(f"{entry.cell} {entry.middle:.4g}" for entry in ranked.entries[:BEST])
+            told += f", {ranked.metric} of the best {best}"
         print(printable(f"{told}; none of {', '.join(without)}" if without else told))
     print(printable(f"written: {league.path}"))
     return table
@@ -138,23 +146,28 @@ class League:
 
     def piece(self, task: Task, cells: Sequence[str], rate: str, seed: str) -> None:
         """Do those of a task's runs at one rate and seed that are missing, in one process."""
+        if self.only_show:
+            return
         missing = []
         for cell in cells:
             wanted = [*task.arguments(cell, rate, seed), *self.more]
             if not is_done(task.folder(self.out, cell, rate, seed), wanted):
                 missing += [cell] if self.result(task, cell, rate, seed) is None else []
-        if self.only_show or not missing:
+        if not missing:
             return
         print(printable(f"{task.name}, learning rate {rate}, seed {seed}: {len(missing)} cells"), flush=True)
         arguments = [*task.arguments(",".join(missing), rate, seed), *self.more]
         arguments.append(f"hydra.sweep.dir={self.out / task.name}")
-        code = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *arguments]).returncode
+        try:
+            code = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *arguments]).returncode
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on") from None
         if code not in (0, 1):  # 1: some were refused or diverged, which it has said
             raise UserError(f"rnnzoo train {' '.join(arguments)}: ended with {code}; the same command goes on")
         self.write()
 
     def write(self) -> list[Trained]:
-        """All that is there of any cell, task, rate and seed of the league, as a table and as the file."""
+        """All that is there of any cell, task, rate and seed of the league, and what else the file had, as the file."""
         found = [
             self.result(task, cell, rate, seed)
             for task in find([])
@@ -163,7 +176,8 @@ class League:
             for seed in task.seeds
         ]
         table = [run for run in found if run is not None]
-        self.out.mkdir(parents=True, exist_ok=True)
+        there = {(run.task, run.cell, run.learning_rate, run.seed) for run in table}
+        table += [run for key, run in self.kept.items() if key not in there]  # of a league with other tasks or rates
         with writing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             rows = csv.DictWriter(file, COLUMNS)
             rows.writeheader()

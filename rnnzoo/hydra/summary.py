@@ -110,7 +110,11 @@ def finish(
     own_task = not kind.__module__.startswith("rnnzoo.")
     code = settings["cells"] or (sys.modules[kind.__module__].__file__ if own_task else None)
     named = f" --cells {shlex.quote(code)}" if code else ""  # code of a person's own is loaded only by name
-    own = [f"rnnzoo {verb} {where}{named}" for verb in verbs_of(kind)]
+    task = settings["task"]  # whose data is what a verb may ask for
+    own = [
+        " ".join([f"rnnzoo {verb} {where}", *(shlex.quote(str(task.get(key) or key.upper())) for key in keys)]) + named
+        for verb, keys in verbs_of(kind).items()
+    ]
     own += [f"rnnzoo {command} {where}{option}{named}" for command, option in AFTERWARDS]
     for line in ("go on with", *own):
         console.print(printable(line if line == "go on with" else f"  {line}"), markup=False, soft_wrap=True)

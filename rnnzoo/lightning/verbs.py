@@ -16,6 +16,7 @@ Arguments without a default are given by place, the others as options, `--horizo
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TypeVar
 
 Method = TypeVar("Method", bound=Callable[..., None])
@@ -27,6 +28,11 @@ def verb(method: Method) -> Method:
     return method
 
 
-def verbs_of(kind: type) -> list[str]:
-    """The names of a module's verbs."""
-    return [name for name in dir(kind) if getattr(getattr(kind, name, None), "is_verb", False)]
+def verbs_of(kind: type) -> dict[str, list[str]]:
+    """The names of a module's verbs, and of each the arguments that have to be given."""
+    methods = {name: getattr(kind, name, None) for name in dir(kind)}
+    return {
+        name: [key for key, given in signature(method).parameters.items() if given.default is given.empty][1:]
+        for name, method in methods.items()
+        if method is not None and getattr(method, "is_verb", False)
+    }

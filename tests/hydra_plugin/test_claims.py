@@ -116,6 +116,20 @@ def test_runs_are_done_once_and_their_means_are_judged(
         publish([], toy / "out")
 
 
+def test_lines_of_other_claims_stay(toy: Path) -> None:
+    (toy / "more.yaml").write_text(TOY)
+    both = publish([], toy / "out", only_show=True)
+    [one] = publish(["sums"], toy / "out", only_show=True)
+    path = toy / "out" / "claims.csv"
+    with path.open(encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == both == [both[0], one]
+    path.write_text("cell,task\ngru,adding\n")
+    with pytest.raises(UserError, match=r"claims.csv: is not a table of claims"):
+        publish(["sums"], toy / "out", only_show=True)
+    with pytest.raises(UserError, match=r"--out .*claims.csv: File exists; name a folder that can be made"):
+        publish(["sums"], path, only_show=True)
+
+
 def test_an_unknown_claim() -> None:
     with pytest.raises(UserError, match="no claim is named 'irn'; did you mean irnn"):
         publish(["irn"], Path("nowhere"))

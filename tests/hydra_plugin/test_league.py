@@ -19,6 +19,7 @@ from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.league import Task, find, play
 from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.settings import resolve
+from rnnzoo.registry import load_all
 
 
 @pytest.mark.parametrize("task", find([]), ids=lambda task: task.name)
@@ -82,7 +83,8 @@ def test_the_first_seed_at_every_rate_and_the_others_at_the_best(
     assert all(given["hydra/launcher"] == "joblib" for given in started)
     output = capsys.readouterr().out
     assert "adding, learning rate 3e-3, seed 1: 3 cells\n" in output
-    assert "adding: 6 runs of 2 cells; none of esn\n" in output and "recall: 4 runs of 2 cells; none of esn" in output
+    assert "adding: 6 runs of 2 cells, test/mse of the best gru 0.1, rnn 0.5; none of esn\n" in output
+    assert "recall: 4 runs of 2 cells, test/accuracy of the best gru 0.9, rnn 0.2; none of esn\n" in output
     with (tmp_path / "league.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 and set(rows[0]) == set(page.COLUMNS)
@@ -108,6 +110,18 @@ def test_what_is_there_is_not_repeated(started: list[dict[str, str]], tmp_path: 
     assert len(play(["gru"], ["recall"], tmp_path)) == 4 and len(started) == 5
     with pytest.raises(UserError, match=r"gru-0.003-1: made by .*, now it is .*trainer.max_epochs=9"):
         play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"])
+    assert len(play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"], only_show=True)) == 4
+
+
+def test_lines_of_another_league_stay(started: list[dict[str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "league.csv"
+    path.write_text(",".join(page.COLUMNS) + "\nlstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5\n")
+    assert [run.seed for run in play(["gru"], ["recall"], tmp_path, only_show=True)] == [7]
+    assert [run.cell for run in play(["gru"], ["recall"], tmp_path)] == ["gru", "gru", "lstm"]
+    assert "lstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5" in path.read_text()
+    path.write_text(path.read_text().replace("seconds", "seconds,note"))
+    with pytest.raises(UserError, match=r"league.csv: has a column 'note' more than cell, task"):
+        play(["gru"], ["recall"], tmp_path, only_show=True)
 
 
 def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +132,11 @@ def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["gruu"], "no cell is named 'gruu'; did you mean gru"), (["gru", "--tasks", "recal"], "did you mean recall")],
+    [
+        (["gruu"], "no cell is named 'gruu'; did you mean gru"),
+        (["gru", "--tasks", "recal", "trainer.max_epochs=1"], "did you mean recall"),
+        (["--show", "--out", "README.md"], "--out README.md: File exists; name a folder that can be made"),
+    ],
     ids=str,
 )
 def test_unknown_names(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,12 +144,26 @@ def test_unknown_names(arguments: list[str], words: str, capsys: pytest.CaptureF
     assert words in capsys.readouterr().err
 
 
+MINE = """
+from torch import Tensor
+
+from rnnzoo import Cell, gate, register
+
+@register("mine_of_the_league")
+class Mine(Cell):
+    W, U, b = gate()
+
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        return (x @ self.W + h @ self.U + self.b).tanh()
+"""
+
+
 def test_it_is_played(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A real piece: two cells on one task for a batch, and no second process for what is there."""
+    """A real piece: three cells on one task for a batch, and no second process for what is there."""
     ended, really = [], subprocess.run
 
     def run(given: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -144,9 +176,14 @@ def test_it_is_played(
     task = Task("adding", "mse", ["3e-3"], ["1"])
     monkeypatch.setattr(league, "find", lambda names: [task])
     little = [f"trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
-    found = play(["rnn", "esn", "indrnn"], [], tmp_path, [*little, "trainer.max_epochs=1", "task.T=5"])
+    (tmp_path / "my cell.py").write_text(MINE)
+    load_all(str(tmp_path / "my cell.py"))
+    little += ["trainer.max_epochs=1", "task.T=5", f"cells='{tmp_path / 'my cell.py'}'"]  # which a multirun quotes
+    found = play(["rnn", "esn", "mine_of_the_league"], [], tmp_path, little)
     assert ended[0].returncode == 1 and "esn has 0 parameters to learn at any size" in ended[0].stderr
-    assert [(run.cell, run.task, run.metric) for run in found] == [(c, "adding", "test/mse") for c in ("indrnn", "rnn")]
+    assert [(run.cell, run.task, run.metric) for run in found] == [
+        (c, "adding", "test/mse") for c in ("mine_of_the_league", "rnn")
+    ]
     assert all(abs(run.parameters - 39_350) < 3000 and run.value > 0 and run.validation > 0 for run in found)
-    assert play(["rnn", "indrnn"], [], tmp_path, [*little, "trainer.max_epochs=1", "task.T=5"]) == found
+    assert play(["rnn", "mine_of_the_league"], [], tmp_path, little) == found
     assert len(ended) == 1

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -503,3 +504,17 @@ def test_no_class_but_the_projects_is_made(text_run: Path, tmp_path: Path) -> No
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     with pytest.raises(UserError, match=r"task.module=subprocess.Popen: is not rnnzoo's own"):
         load(folder)
+
+
+def test_a_run_ends_with_commands_that_can_be_called(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "two waves.csv"
+    data.write_text("x\n" + "".join(f"{row % 7 + row % 3}\n" for row in range(120)))
+    train("task=forecast", f"task.data={data}", "task.window=8", "task.horizon=2", "trainer.max_epochs=1")
+    monkeypatch.chdir(tmp_path)
+    advice = [line.strip() for line in capsys.readouterr().out.partition("go on with\n")[2].splitlines()]
+    for verb in ("backtest", "forecast"):
+        [line] = [line for line in advice if line.startswith(f"rnnzoo {verb} ")]
+        assert main(shlex.split(line)[1:]) == 0
+        assert capsys.readouterr().out.count("\n") == 3
