@@ -16,7 +16,8 @@ from rnnzoo.plain import csv_cell
 
 from .calendars import written
 from .quantiles import middle, pinball
-from .series import Filled, Series
+from .gaps import Filled
+from .series import Series
 from .windows import without_end
 
 
@@ -42,7 +43,7 @@ def rolled(module: Any, series: Series, share: float) -> Rolled:
     if not len(origins):
         return Rolled([], values, values, values)
     last = Filled(values, module.hparams["missing"], "values", module.hparams["columns"]).windows(origins, 1)
-    times = written(series.dates or range(1, len(values) + 1))
+    times = written(series.dates.tolist() or range(1, len(values) + 1))
     forecasts = module.at_origins(values, origins, values[rows][:, :, module.known])
     moments = [times[origin] for origin in origins.tolist()]
     return Rolled(moments, forecasts, values[rows][:, :, module.at], last[:, :, module.at])

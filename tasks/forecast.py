@@ -32,12 +32,14 @@ from rnnzoo.play import views
 from .backtest import rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
-from .forecast_plots import Continued, of_file, of_test
+from .forecast_plots import Continued, of_file, of_test, shown_rows
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, ordered, pinball
 from .segments import Segments
-from .series import Filled, Missing, Series, completed, read_apart, read_csv
+from .gaps import Filled, Missing, completed
+from .series import Series
+from .series_files import read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, without_end
 
 
@@ -296,8 +298,9 @@ class Forecast(SequenceModule):
             except UserError as error:
                 raise UserError(f"{begin}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
-            time: list[Any] = [*before.dates, *dates] if dates else [*range(1, rows + horizon + 1)]
-            found[id] = Continued(id or data.name, before.values[:, self.at], forecasts, time)
+            shown = slice(max(rows - shown_rows(horizon), 0), rows)
+            time: list[Any] = [*before.dates[shown].tolist(), *dates] if dates else [*range(shown.start + 1, rows + horizon + 1)]
+            found[id] = Continued(id or data.name, before.values[shown, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
@@ -381,7 +384,8 @@ class Forecast(SequenceModule):
         `ahead` [H, B, m] is what is known of the rows from there on.
         """
         center, scale = (torch.tensor(self.hparams[name], dtype=torch.float64) for name in ("center", "scale"))
-        filled = Filled((values.double() - center) / scale, self.hparams["missing"], "values", self.hparams["columns"])
+        filled = Filled(values.double(), self.hparams["missing"], "values", self.hparams["columns"])
+        filled.scaled(center, scale)
         ahead = (ahead.double() - center[self.known]) / scale[self.known]
         training = self.training
         self.eval()

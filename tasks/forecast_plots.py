@@ -22,12 +22,17 @@ DRAWN_ROWS, DRAWN_TARGETS = 150, 6
 
 
 class Continued(NamedTuple):
-    """A series' rows of the targets [N, K] and what is forecast then [H, K, Q], with the times [N + H] of both."""
+    """A series' last rows of the targets [R, K] and what is forecast then [H, K, Q], with the times [R + H] of both."""
 
     name: str
     before: Tensor
     rows: Tensor
     time: Sequence[Any]
+
+
+def shown_rows(ahead: int) -> int:
+    """How many rows of a series are drawn before those that are forecast."""
+    return max(DRAWN_ROWS, 3 * ahead)
 
 
 def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None = None) -> Figure:
@@ -48,12 +53,12 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
     } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
 
-    rows = len(data.y)
+    rows = len(data.series.values)
     begin = int(data.test[data.test >= data.starts[-2]][0])  # in the last series
     first = max(begin, rows - max(DRAWN_ROWS, data.horizon))  # one forecast at least
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
     forecasts = model(data.windows_at(origins))  # [H, B, K] or [H, B, K, Q]
-    time: Any = data.series.dates or range(rows)
+    time: Any = data.series.dates if len(data.series.dates) else range(rows)
     scale, center = data.scale[data.at], data.center[data.at]
     targets = data.targets[:DRAWN_TARGETS]
     of_one = f" of {data.ids[-1]}" if data.id else ""
@@ -86,8 +91,7 @@ def of_file(series: Sequence[Continued], targets: Sequence[str], median: int) ->
     figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
     for (each, k), axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0]):
         ahead = len(each.rows)
-        shown = slice(max(len(each.before) - max(DRAWN_ROWS, 3 * ahead), 0), len(each.before))
-        axes.plot(each.time[shown], each.before[shown, k], color="0.6", linewidth=2, label=drawn(each.name))
+        axes.plot(each.time[:-ahead], each.before[:, k], color="0.6", linewidth=2, label=drawn(each.name))
         _draw(axes, each.time[-ahead:], each.rows[:, k], "forecast", median)
         axes.set(ylabel=drawn(targets[k]))
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)

@@ -21,7 +21,9 @@ from torch import Tensor
 from rnnzoo import UserError
 from rnnzoo.tasks.calendars import calendar_of, following
 from rnnzoo.tasks.forecast_errors import Errors
-from rnnzoo.tasks.series import Filled, Missing, Series, mackey_glass, read_csv
+from rnnzoo.tasks.gaps import Filled, Missing
+from rnnzoo.tasks.series import Series, mackey_glass
+from rnnzoo.tasks.series_files import read_csv
 
 NAN = math.nan
 
@@ -52,14 +54,14 @@ def test_files_are_read(text: str, tmp_path: Path) -> None:
     series = read(tmp_path, text)
     assert (series.columns, series.date) == (["a", "b"], "day")
     assert np.array_equal(series.values, [[1, 2.5], [NAN, -40], [NAN, 6]], equal_nan=True)
-    assert series.dates == [datetime(2001, 2, 27), datetime(2001, 2, 28), datetime(2001, 3, 1)]
+    assert series.dates.tolist() == [datetime(2001, 2, 27), datetime(2001, 2, 28), datetime(2001, 3, 1)]
     assert read(tmp_path, text, None, ["b"]).columns == ["b"]
 
 
 def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
     series = read(tmp_path, "a\n1\n\n3\n")
     assert np.array_equal(series.values, [[1], [NAN], [3]], equal_nan=True)
-    assert (series.date, series.dates) == (None, [])
+    assert (series.date, len(series.dates)) == (None, 0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
 )
 def test_dates(texts: list[str], moments: list[datetime], tmp_path: Path) -> None:
     text = "a,when\n" + "".join(f"{number},{text}\n" for number, text in enumerate(texts))
-    assert read(tmp_path, text).dates == moments
+    assert read(tmp_path, text).dates.tolist() == moments
 
 
 def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
         read(tmp_path, text)
     for day_first, second in ((True, datetime(2020, 3, 1)), (False, datetime(2020, 1, 3))):
         series = read(tmp_path, text, day_first=day_first)
-        assert series.dates[1] == second and series.day_first == day_first
+        assert series.dates.tolist()[1] == second and series.day_first == day_first
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_numbers_that_are_dates(
 ) -> None:
     text = "a,when\n" + "".join(f"{row**2 % 3},{number}\n" for row, number in enumerate(numbers))
     series = read(tmp_path, text, "when" if named else None)
-    assert (series.columns, series.date, series.dates) == (["a"], "when", dates)
+    assert (series.columns, series.date, series.dates.tolist()) == (["a"], "when", dates)
     assert named or "'when' is taken for dates" in capsys.readouterr().out
     assert read(tmp_path, text, None, ["when", "a"]).columns == ["when", "a"]
 
@@ -125,8 +127,8 @@ def test_numbers_that_are_dates(
 def test_a_spreadsheets_days_are_dates_if_they_are_named(tmp_path: Path) -> None:
     text = "No,a\n" + "".join(f"{43831 + row / 24:.9f},{row % 2}\n" for row in range(5))
     series = read(tmp_path, text, "No")
-    assert series.dates == [datetime(2020, 1, 1, hour) for hour in range(5)]
-    assert read(tmp_path, text).columns == ["a"] and read(tmp_path, text).dates == []
+    assert series.dates.tolist() == [datetime(2020, 1, 1, hour) for hour in range(5)]
+    assert read(tmp_path, text).columns == ["a"] and not len(read(tmp_path, text).dates)
 
 
 @pytest.mark.parametrize("counted", [[1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [1000, 1060, 1120, 1180]])
@@ -295,7 +297,7 @@ def test_calendars(hours: int, keep: Callable[[datetime], bool], season: int, na
     calendar = calendar_of(known)
     assert calendar is not None
     assert (calendar.season, calendar.name, calendar.missing) == (season, name, gap)
-    assert [calendar.at(number) for number in range(calendar.numbers[0], calendar.numbers[-1] + 1)] == dates[:200]
+    assert calendar.at(np.arange(calendar.first, calendar.last + 1)).tolist() == dates[:200]
     assert following(known, 4) == dates[200:]
 
 
