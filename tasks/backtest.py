@@ -15,8 +15,8 @@ from torch import Tensor
 from rnnzoo.plain import csv_cell
 
 from .calendars import written
-from .quantiles import middle, pinball
 from .gaps import Filled
+from .quantiles import middle, pinball
 from .series import Series
 from .windows import without_end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -76,7 +77,13 @@ def save(path: Path, pieces: Iterable[Array]) -> None:
 def _written(file: IO[bytes], pieces: Iterable[Array]) -> int:
     rows = 0
     for piece in pieces:
-        file.write(np.ascontiguousarray(piece).data.cast("B"))
+        file.write(piece.tobytes())
         rows += len(piece)
     file.flush()
     return rows
+
+
+def key_of(path: Path, *further: Any) -> str:
+    """What names in the cache what was made of a file, until that is changed; `further` is what else it depends on."""
+    facts = path.resolve(), path.stat().st_size, path.stat().st_mtime_ns, *further
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]

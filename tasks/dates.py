@@ -144,7 +144,7 @@ def numbered(values: Array, named: bool = False) -> Moments | None:
     if first >= YEARS[0] and last < YEARS[-1] * 10_000 and not (values % 1).any():
         for digits in (0, 2, 4):  # behind the year
             low, high = ((year * 10**digits) for year in (YEARS[0], YEARS[-1]))
-            if first >= low and (last < high or last == high and not digits):
+            if first >= low and (last < high or (last == high and not digits)):
                 return _in_digits(values.astype(np.int64) * 10 ** (4 - digits), digits)
     for unit in (1, 1000):
         if 1e8 * unit <= first and last <= 7e9 * unit:  # from 1973 on

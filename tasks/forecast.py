@@ -33,11 +33,11 @@ from .backtest import rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
+from .gaps import Filled, Missing, completed
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, ordered, pinball
 from .segments import Segments
-from .gaps import Filled, Missing, completed
 from .series import Series
 from .series_files import read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, without_end
@@ -299,7 +299,9 @@ class Forecast(SequenceModule):
                 raise UserError(f"{begin}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
             shown = slice(max(rows - shown_rows(horizon), 0), rows)
-            time: list[Any] = [*before.dates[shown].tolist(), *dates] if dates else [*range(shown.start + 1, rows + horizon + 1)]
+            time: list[Any] = (
+                [*before.dates[shown].tolist(), *dates] if dates else [*range(shown.start + 1, rows + horizon + 1)]
+            )
             found[id] = Continued(id or data.name, before.values[shown, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))

@@ -17,21 +17,13 @@ from rnnzoo import UserError
 
 from .blocks import Array, blocks, joined, together
 from .calendars import Calendar
-from .dates import Moments
-from .series import Series
+from .series import Series, dated
 
 Missing = Literal["refuse", "previous", "linear"]
 Scaling = Literal["standard", "minmax", "none"]
 
 NEVER = 1 << 62
 """The row in which a value is known that never is."""
-
-
-def dated(dates: Moments, values: Array) -> Array:
-    """Dates [N] and values [N, n], row by row, as one array."""
-    rows = np.empty(len(values), [("date", "M8[us]"), ("values", "f8", values.shape[1:])])
-    rows["date"], rows["values"] = dates, values
-    return rows
 
 
 def completed(series: Series, calendar: Calendar | None, missing: Missing, source: str) -> Series:

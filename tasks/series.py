@@ -5,8 +5,8 @@ Shapes: N rows, n columns. A missing value is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,15 @@ class Series(NamedTuple):
     """What stands before the fraction of its numbers, if they are not written plainly."""
 
 
+def dated(dates: Moments, values: Array) -> Array:
+    """Dates [N], if there are any, and values [N, n], row by row, as one array."""
+    rows = np.zeros(len(values), [("date", "M8[us]"), ("values", "f8", values.shape[1:])])
+    rows["values"] = values
+    if len(dates):
+        rows["date"] = dates
+    return rows
+
+
 class Form(NamedTuple):
     """What a person says of a file, see `read_csv`."""
 
@@ -72,10 +81,34 @@ def checked(lines: Iterable[tuple[int, list[str]]], source: str) -> tuple[list[s
         raise UserError(f"{source}: line 1 holds values, not the names of columns; put a header line before it")
     if not rows:
         raise UserError(f"{source}: there is a header but no row")
+    refuse_other_lengths(rows, header, source)
+    return header, rows
+
+
+def refuse_other_lengths(rows: Rows, header: list[str], source: str) -> None:
     for line, fields in rows:
         if len(fields) != len(header):
             raise UserError(f"{source}: line {line} has {len(fields)} fields, but the header {len(header)}")
-    return header, rows
+
+
+def apart_by(
+    id: str | None, header: list[str], rows: Rows, data: str, source: str | None
+) -> tuple[list[str], dict[str, Rows]]:
+    """The header without the column `id`, and the rows by what they say there; all by nothing without such a column."""
+    if id is None:
+        return header, {"": rows}
+    if id not in header:
+        raise UserError(f"{'' if source else 'task.id: '}no column {id!r} in {data}; {nearest(id, header)}")
+    at = header.index(id)
+    apart: dict[str, Rows] = {}
+    for line, fields in rows:
+        if not fields[at]:
+            raise UserError(
+                f"{source or f'task.data={data}'}: line {line}: column {id!r} is empty; say there which series the "
+                f"row is of"
+            )
+        apart.setdefault(fields[at], []).append((line, fields[:at] + fields[at + 1 :]))
+    return header[:at] + header[at + 1 :], apart
 
 
 def table_of(data: str, header: list[str], rows: Rows, source: str | None, form: Form) -> Table:
@@ -107,9 +140,22 @@ def table_of(data: str, header: list[str], rows: Rows, source: str | None, form:
     return Table(numbers, date, *dates_of(texts(date), source, date, day_first), decimal)
 
 
+def settled(
+    series: Mapping[str, Callable[[Form], Table]], source: str, form: Form
+) -> tuple[dict[str, Table], list[str]]:
+    """The tables of some series, made of the form that is found in the first, and what is to be said of them."""
+    found: dict[str, Table] = {}
+    said: list[str] = []
+    for name, made in series.items():
+        table, further = judged(made(form), source, form)
+        found[name], said = table, said + further
+        form = Form(table.date, [*table.numbers], form.targets, table.day_first, table.decimal)
+    return found, said
+
+
 def judged(table: Table, source: str, form: Form) -> tuple[Table, list[str]]:
     """The table with what its columns stand for: none that only counts the rows, dates where numbers are some; and
-    lines that say so."""
+    what is to be said of that."""
     numbers, said = table.numbers, list[str]()
     for name, column in numbers.items():
         if all(np.isnan(column[block]).all() for block in blocks(len(column))):
@@ -121,14 +167,14 @@ def judged(table: Table, source: str, form: Form) -> tuple[Table, list[str]]:
         table = _with_time(table)
         if table.date is not None:
             what = f"{table.date!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
-            said.append(f"{source}: {what}")
+            said.append(what)
     counts = [
         name for name, values in numbers.items() if name not in (table.date, *(form.targets or ())) and _counts(values)
     ]
     for name in counts:
         few = ", ".join(f"{value:.15g}" for value in numbers[name][:COUNTED])
         what = f"{name!r} only counts the rows ({few}, ...) and is left out; task.columns=[NAME,...] reads it"
-        said.append(f"{source}: {what}")
+        said.append(what)
     left = {name: values for name, values in numbers.items() if name not in (table.date, *counts)}
     if not left:
         raise UserError(

@@ -1,32 +1,36 @@
-"""Series in CSV files: read row by row, or large files block by block into the cache, from where they are mapped.
+"""Series in CSV files: row by row, or from the cache, into which a large file is read block by block.
 
 Shapes: N rows, n columns.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-from codecs import BOM_UTF8
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from rnnzoo import UserError
-from rnnzoo.errors import nearest
 from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
-from .blocks import Array, blocks, joined, save
-from .csv_files import delimiter_of, lines_of, read_lines
-from .dates import moments, numbered
+from .blocks import blocks, key_of, save
+from .csv_files import read_lines
 from .download import one_at_a_time
-from .numerals import UNKNOWN, Decimal, Unsettled, is_number
-from .series import Form, Rows, Series, Table, checked, judged, table_of
+from .numerals import Decimal
+from .plain_csv import NotPlain, read_plain
+from .series import Form, Series, Table, apart_by, checked, dated, settled, table_of
+
+LARGE = 1 << 22
+"""Bytes of a file above which it is read into the cache."""
+
+FORMAT = "1"
+"""Part of the cache's key; to be raised with any change to how files are read."""
 
 
 def read_csv(
@@ -53,9 +57,8 @@ def read_csv(
     Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
     and for dates that are not in order or come twice.
     """
-    form = Form(date, columns, targets, day_first, decimal)
-    header, rows = checked(read_lines(expanded(data), source or f"task.data={data}"), source or f"task.data={data}")
-    return _series(table_of(data, header, rows, source, form), source or f"task.data={data}", form)
+    [series] = _read(data, None, source, Form(date, columns, targets, day_first, decimal)).values()
+    return series
 
 
 def read_apart(data: str, id: str, source: str | None = None, **form: Any) -> dict[str, Series]:
@@ -63,27 +66,72 @@ def read_apart(data: str, id: str, source: str | None = None, **form: Any) -> di
 
     Columns and the way of writing are found in the first series and are those of all; `form` is as in `read_csv`.
     """
+    return _read(data, id, source, Form(**form))
+
+
+def _read(data: str, id: str | None, source: str | None, form: Form) -> dict[str, Series]:
     begin = source or f"task.data={data}"
-    header, rows = checked(read_lines(expanded(data), begin), begin)
-    if id not in header:
-        raise UserError(f"{'' if source else 'task.id: '}no column {id!r} in {data}; {nearest(id, header)}")
-    at = header.index(id)
-    apart: dict[str, Rows] = {}
-    for line, fields in rows:
-        if not fields[at]:
-            raise UserError(f"{begin}: line {line}: column {id!r} is empty; say there which series the row is of")
-        apart.setdefault(fields[at], []).append((line, fields[:at] + fields[at + 1 :]))
-    header = header[:at] + header[at + 1 :]
-    found: dict[str, Series] = {}
-    for name, own in apart.items():
-        series = found[name] = _series(table_of(data, header, own, source, Form(**form)), begin, Form(**form))
-        form |= {key: getattr(series, key) for key in ("date", "columns", "day_first", "decimal")}
+    path = expanded(data)
+    if path.is_file() and path.stat().st_size > LARGE:
+        try:
+            return _kept(path, data, id, source, form)
+        except NotPlain as reason:
+            print(printable(f"{begin}: {reason}; it is read row by row, which takes time and memory"), flush=True)
+    header, rows = checked(read_lines(path, begin), begin)
+    header, apart = apart_by(id, header, rows, data, source)
+    made = {name: partial(table_of, data, header, own, source) for name, own in apart.items()}
+    tables, said = settled(made, begin, form)
+    _say(said, begin)
+    return {
+        name: Series([*table.numbers], torch.from_numpy(np.stack([*table.numbers.values()], 1)), *table[1:])
+        for name, table in tables.items()
+    }
+
+
+@one_at_a_time()
+def _kept(path: Path, data: str, id: str | None, source: str | None, form: Form) -> dict[str, Series]:
+    """The same of a file in the cache, read into it unless this very file was before."""
+    begin = source or f"task.data={data}"
+    key = key_of(path, FORMAT, id, form)
+    rows, about = (cache_folder() / f"series_{key}.{kind}" for kind in ("npy", "json"))
+    if not about.is_file():
+        print(printable(f"{begin}: reading it into {rows}"), flush=True)
+        tables, said = settled(read_plain(path, data, id, source, form), begin, form)
+        save(
+            rows,
+            (
+                dated(table.dates[block], np.stack([column[block] for column in table.numbers.values()], 1))
+                for table in tables.values()
+                for block in blocks(_rows(table))
+            ),
+        )
+        one = next(iter(tables.values()))
+        facts = {"columns": [*one.numbers], "date": one.date, "day_first": one.day_first, "decimal": one.decimal}
+        with writing(about) as partly:  # the last, so that where it is the other is, too
+            sizes = {name: _rows(table) for name, table in tables.items()}
+            partly.write_text(json.dumps({"facts": facts, "said": said, "sizes": sizes}))
+    try:
+        kept = json.loads(about.read_text())
+        whole = np.load(rows, mmap_mode="c")  # copies what is written to, which nobody does
+        parts = [whole[slice(*ends)] for ends in pairwise(accumulate(kept["sizes"].values(), initial=0))]
+        facts = kept["facts"]
+        found = {
+            name: Series(
+                values=torch.from_numpy(part["values"]), dates=part["date"][: len(part) * (facts["date"] is not None)],
+                **facts,
+            )
+            for name, part in zip(kept["sizes"], parts)
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{rows}: cannot be read ({error}); delete it and {about.name} beside it") from None
+    _say(kept["said"], begin)
     return found
 
 
-def _series(table: Table, source: str, form: Form) -> Series:
-    table, said = judged(table, source, form)
-    for line in said:
-        print(printable(line))
-    values = torch.from_numpy(np.stack([*table.numbers.values()], 1))
-    return Series([*table.numbers], values, *table[1:])
+def _rows(table: Table) -> int:
+    return len(next(iter(table.numbers.values())))
+
+
+def _say(lines: list[str], begin: str) -> None:
+    for line in lines:
+        print(printable(f"{begin}: {line}"))

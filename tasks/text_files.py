@@ -23,6 +23,9 @@ from rnnzoo.plain import printable
 LARGEST = 1 << 30
 """Bytes of a file that is read at once; training on more would need tens of gigabytes of memory."""
 
+BLOCK = 1 << 24
+"""Bytes of a larger one that are read at a time."""
+
 MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     BOM_UTF32_LE: "utf-32-le", BOM_UTF32_BE: "utf-32-be", BOM_UTF8: "utf-8", BOM_UTF16_LE: "utf-16-le",
     BOM_UTF16_BE: "utf-16-be",
@@ -83,6 +86,16 @@ def read_bytes(path: Path, source: str, largest: int = LARGEST) -> bytes:
             f"{source}: larger than {largest:,} bytes; cut it into parts, or see whether it is the right one"
         )
     return raw
+
+
+def read_blocks(path: Path, source: str) -> Iterator[bytes]:
+    """The same block by block, whatever its size."""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}") from None
 
 
 def read_text(path: Path, source: str) -> str:

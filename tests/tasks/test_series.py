@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
+from rnnzoo.tasks import series_files
 from rnnzoo.tasks.calendars import calendar_of, following
 from rnnzoo.tasks.forecast_errors import Errors
 from rnnzoo.tasks.gaps import Filled, Missing
@@ -35,12 +36,19 @@ def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
 # Reading
 
 
+@pytest.fixture(params=["row by row", "in blocks"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "in blocks":
+        monkeypatch.setattr(series_files, "LARGE", 0)
+
+
 def read(tmp_path: Path, text: str | bytes, *arguments: Any, **options: Any) -> Series:
     path = tmp_path / "file.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_csv(str(path), *arguments, **options)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     "text",
     [
@@ -58,12 +66,14 @@ def test_files_are_read(text: str, tmp_path: Path) -> None:
     assert read(tmp_path, text, None, ["b"]).columns == ["b"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
     series = read(tmp_path, "a\n1\n\n3\n")
     assert np.array_equal(series.values, [[1], [NAN], [3]], equal_nan=True)
     assert (series.date, len(series.dates)) == (None, 0)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("texts", "moments"),
     [
@@ -91,6 +101,7 @@ def test_dates(texts: list[str], moments: list[datetime], tmp_path: Path) -> Non
     assert read(tmp_path, text).dates.tolist() == moments
 
 
+@pytest.mark.usefixtures("ways")
 def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
     text = "day;a\n01/02/2020;1\n01/03/2020;2\n"
     with pytest.raises(
@@ -102,6 +113,7 @@ def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
         assert series.dates.tolist()[1] == second and series.day_first == day_first
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("numbers", "dates"),
     [
@@ -124,6 +136,7 @@ def test_numbers_that_are_dates(
     assert read(tmp_path, text, None, ["when", "a"]).columns == ["when", "a"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_spreadsheets_days_are_dates_if_they_are_named(tmp_path: Path) -> None:
     text = "No,a\n" + "".join(f"{43831 + row / 24:.9f},{row % 2}\n" for row in range(5))
     series = read(tmp_path, text, "No")
@@ -131,6 +144,7 @@ def test_a_spreadsheets_days_are_dates_if_they_are_named(tmp_path: Path) -> None
     assert read(tmp_path, text).columns == ["a"] and not len(read(tmp_path, text).dates)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("counted", [[1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [1000, 1060, 1120, 1180]])
 def test_a_column_that_counts_the_rows_is_left_out(
     counted: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -146,6 +160,7 @@ def test_a_column_that_counts_the_rows_is_left_out(
         assert read(tmp_path, text, targets=["No"]).columns == ["No", "a", "b"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
     text = "people\n2536431000\n2584034000\n2630862000\n2677609000\n2724847000\n"
     assert read(tmp_path, text).columns == ["people"]
@@ -154,6 +169,7 @@ def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
 # Numbers
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("texts", "values"),
     [
@@ -179,6 +195,7 @@ def test_numbers_in_other_notations(texts: list[str], values: list[float], tmp_p
         assert further.values[0, 0] == pytest.approx(values[-1])
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
     text = "a;b\n1,234;3\n2,345;7\n"
     with pytest.raises(
@@ -191,11 +208,13 @@ def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
     assert read(tmp_path, "a\n1.234\n5\n", decimal="comma").values[:, 0].tolist() == [1234, 5]
 
 
+@pytest.mark.usefixtures("ways")
 def test_an_empty_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column 'b' is empty; leave it out with task\.columns=\[a,c\]"):
         read(tmp_path, "a,b,c\n1,,3\n2,.,3\n")
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -232,6 +251,7 @@ def test_a_file_that_cannot_be_read(text: str | bytes, said: str, tmp_path: Path
     assert "task." in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("date", "columns", "said"),
     [
