@@ -33,14 +33,14 @@ from .backtest import rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
-from .gaps import Filled, Missing, completed
+from .gaps import Filled, Missing, completed, without_end
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, ordered, pinball
 from .segments import Segments
 from .series import Series
 from .series_files import read_apart, read_csv
-from .windows import AT_ONCE, Batch, Windows, without_end
+from .windows import AT_ONCE, Batch, Windows
 
 
 class Forecast(SequenceModule):
@@ -299,9 +299,8 @@ class Forecast(SequenceModule):
                 raise UserError(f"{begin}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
             shown = slice(max(rows - shown_rows(horizon), 0), rows)
-            time: list[Any] = (
-                [*before.dates[shown].tolist(), *dates] if dates else [*range(shown.start + 1, rows + horizon + 1)]
-            )
+            numbers = [*range(shown.start + 1, rows + horizon + 1)]
+            time: list[Any] = [*before.dates[shown].tolist(), *dates] if dates else numbers
             found[id] = Continued(id or data.name, before.values[shown, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))
@@ -386,11 +385,10 @@ class Forecast(SequenceModule):
         `ahead` [H, B, m] is what is known of the rows from there on.
         """
         center, scale = (torch.tensor(self.hparams[name], dtype=torch.float64) for name in ("center", "scale"))
-        filled = Filled(values.double(), self.hparams["missing"], "values", self.hparams["columns"])
-        filled.scaled(center, scale)
+        missing, columns = self.hparams["missing"], self.hparams["columns"]
+        filled = Filled(values.double(), missing, "values", columns).scaled(center, scale)
         ahead = (ahead.double() - center[self.known]) / scale[self.known]
-        training = self.training
-        self.eval()
+        training, _ = self.training, self.eval()
         pieces = [
             self(filled.windows(origins[rows], self.hparams["window"]).float().to(self.device),
                  ahead[:, rows].float().to(self.device)).cpu().double()

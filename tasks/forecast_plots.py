@@ -15,7 +15,10 @@ from torch import Tensor
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along, drawn
 
-from .windows import AT_ONCE, Batch, Windows
+from .windows import AT_ONCE, Batch, Windows, thinned
+
+AVERAGED = 1 << 14
+"""Windows over which a plot averages, at the most."""
 
 DRAWN_ROWS, DRAWN_TARGETS = 150, 6
 """What a plot has room for, from the end of a series."""
@@ -45,13 +48,15 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         found = model(batch)
         return found if median is None else found[..., median]
 
-    pieces = [data.test[rows] for rows in in_order(len(data.test), AT_ONCE)]
-    target = torch.cat([data.targets_of(piece) for piece in pieces], 1)
-    of_model = torch.cat([points(data.windows_at(piece)) for piece in pieces], 1)
-    of_others = [data.baselines(piece) for piece in pieces]
-    errors = {
-        name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
-    } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
+    averaged = thinned(data.test, AVERAGED)
+    total: dict[str, Tensor] = {}
+    known = torch.zeros(data.horizon, len(data.at))
+    for piece in (averaged[rows] for rows in in_order(len(averaged), AT_ONCE)):
+        target = data.targets_of(piece)
+        known += (~target.isnan()).sum(1)
+        for name, found in (data.baselines(piece) | {"model": points(data.windows_at(piece))}).items():
+            total[name] = total.get(name, 0) + (found - target).abs().nansum(1)
+    errors = {name: sums / known for name, sums in total.items()}  # [H, K] each
 
     rows = len(data.series.values)
     begin = int(data.test[data.test >= data.starts[-2]][0])  # in the last series
@@ -61,6 +66,8 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
     time: Any = data.series.dates if len(data.series.dates) else range(rows)
     scale, center = data.scale[data.at], data.center[data.at]
     targets = data.targets[:DRAWN_TARGETS]
+    every = -(-len(data.test) // len(averaged))
+    whole = "the whole test part" if every == 1 else f"one window in {every} of the test part"
     of_one = f" of {data.ids[-1]}" if data.id else ""
     figure = Figure(figsize=(12, 3.2 * len(targets)), layout="constrained")
     for k, (name, (left, right)) in enumerate(
@@ -78,7 +85,7 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         for n, (baseline, error) in enumerate(errors.items()):
             style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {"color": f"C{n + (n >= 3)}"}
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
-        right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
+        right.set(xlabel="rows ahead", ylabel="mean absolute error", title=whole)
         count_along(right)
         right.legend(frameon=False)
     return figure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,22 +54,39 @@ def completed(series: Series, calendar: Calendar | None, missing: Missing, sourc
     return series._replace(values=torch.from_numpy(rows["values"]), dates=rows["date"])
 
 
+def without_end(series: Series, targets: list[int]) -> Series:
+    """The series up to the last row in which a target is known."""
+    rows = len(series.values)
+    for block in reversed([*blocks(rows)]):
+        known = (~series.values[block, targets].isnan()).any(1).nonzero()
+        if len(known):
+            rows = block.start + int(known[-1]) + 1
+            break
+    else:
+        rows = 0
+    return series._replace(values=series.values[:rows], dates=series.dates[:rows])
+
+
 def in_blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     return (part[block] for part in parts for block in blocks(len(part)))
 
 
 def mean_of(pieces: Iterable[Tensor]) -> Tensor:
     """Means [n] over all rows of pieces [N, n], of what is known."""
-    total, count = zip(*((piece.nansum(0), (~piece.isnan()).sum(0)) for piece in pieces))
-    return torch.stack(total).sum(0) / torch.stack(count).sum(0)
+    total: Any = 0.0
+    count: Any = 0
+    for piece in pieces:
+        total, count = total + piece.nansum(0), count + (~piece.isnan()).sum(0)
+    return total / count
 
 
 def ends_of(pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """The least and the largest of what is known in each column, [n] each."""
-    least, largest = zip(
-        *((piece.nan_to_num(nan=torch.inf).amin(0), piece.nan_to_num(nan=-torch.inf).amax(0)) for piece in pieces)
-    )
-    return torch.stack(least).amin(0), torch.stack(largest).amax(0)
+    least, largest = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    for piece in pieces:
+        least = torch.minimum(least, piece.nan_to_num(nan=torch.inf).amin(0))
+        largest = torch.maximum(largest, piece.nan_to_num(nan=-torch.inf).amax(0))
+    return least, largest
 
 
 def center_and_scale(parts: Sequence[Tensor], scaling: Scaling) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Shapes: N rows, n columns.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection
 from functools import partial
 from itertools import accumulate, pairwise
@@ -76,7 +77,7 @@ def _read(data: str, id: str | None, source: str | None, form: Form) -> dict[str
         try:
             return _kept(path, data, id, source, form)
         except NotPlain as reason:
-            print(printable(f"{begin}: {reason}; it is read row by row, which takes time and memory"), flush=True)
+            print(printable(f"{begin}: {reason}; it is read row by row, which takes time and memory"), file=sys.stderr)
     header, rows = checked(read_lines(path, begin), begin)
     header, apart = apart_by(id, header, rows, data, source)
     made = {name: partial(table_of, data, header, own, source) for name, own in apart.items()}
@@ -95,7 +96,7 @@ def _kept(path: Path, data: str, id: str | None, source: str | None, form: Form)
     key = key_of(path, FORMAT, id, form)
     rows, about = (cache_folder() / f"series_{key}.{kind}" for kind in ("npy", "json"))
     if not about.is_file():
-        print(printable(f"{begin}: reading it into {rows}"), flush=True)
+        print(printable(f"{begin}: reading it into {rows}"), file=sys.stderr)
         tables, said = settled(read_plain(path, data, id, source, form), begin, form)
         save(
             rows,

@@ -24,11 +24,12 @@ from rnnzoo.errors import nearest
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
+from rnnzoo.progress import steps
 
 from .blocks import Array, blocks, joined, together
 from .calendars import Rhythm, calendar_of
 from .forecast_errors import Errors
-from .gaps import NEVER, Filled, Missing, Scaling, center_and_scale, completed, ends_of, in_blocks, mean_of
+from .gaps import NEVER, Filled, Missing, Scaling, center_and_scale, completed, ends_of, in_blocks, mean_of, without_end
 from .linear import answered, apart, decomposed, relative, ridge
 from .numerals import Decimal
 from .series import TURN, Series, mackey_glass
@@ -36,6 +37,12 @@ from .series_files import read_apart, read_csv
 
 AT_ONCE = 1024
 """Windows evaluated at once."""
+
+MANY = 100
+"""Such pieces from which on it is shown how far they are."""
+
+FITTED, TRIED = 1 << 17, 1 << 14
+"""Windows that a linear method is fitted to at the most, and those by which its penalty is chosen."""
 
 
 class Batch(NamedTuple):
@@ -177,6 +184,8 @@ class Windows(SequenceData):
         season = f"a season is {self.season} row{'s' * (self.season > 1)}"
         rows = f"{len(self.filled.values):,} rows{several} of {', '.join(names)}"
         print(printable(f"{source}: {rows}{rhythm}{span}; {season}"))
+        if len(self.train) > FITTED:
+            print(f"linear methods are fitted to one window in {-(-len(self.train) // FITTED)} of the training part")
 
     def _read_series(self, source: str) -> dict[str, Series]:
         """The series by what the column `id` calls them, with rows for the dates that they lack."""
@@ -364,13 +373,14 @@ class Windows(SequenceData):
                 window = self.filled.windows(origins, self.window)
                 yield rows(window, self.targets_of(origins), self.ahead_of(origins))
 
-        return ridge(lambda: pieces(self.train), lambda: pieces(self.val))
+        return ridge(lambda: pieces(thinned(self.train, FITTED)), lambda: pieces(thinned(self.val, TRIED)))
 
     def baseline(self) -> dict[str, float]:
         """The errors of `baselines` in the test part, measured as the model's are, but by one process alone."""
         scale, naive_error = self.scale[self.at].tolist(), self.naive_error.tolist()
         found: dict[str, Errors] = {}
-        for rows in in_order(len(self.test), AT_ONCE) if self.has_test else ():
+        pieces = in_order(len(self.test), AT_ONCE) if self.has_test else ()
+        for rows in steps(pieces, "simple methods", lambda _: "") if len(pieces) > MANY else pieces:
             origins = self.test[rows]
             for name, forecasts in self.baselines(origins).items():
                 errors = found.setdefault(name, Errors(self.targets, scale, naive_error, sync_on_compute=False))
@@ -382,14 +392,6 @@ class Windows(SequenceData):
         }
 
 
-def without_end(series: Series, targets: list[int]) -> Series:
-    """The series up to the last row in which a target is known."""
-    rows = len(series.values)
-    for block in reversed([*blocks(rows)]):
-        known = (~series.values[block, targets].isnan()).any(1).nonzero()
-        if len(known):
-            rows = block.start + int(known[-1]) + 1
-            break
-    else:
-        rows = 0
-    return series._replace(values=series.values[:rows], dates=series.dates[:rows])
+def thinned(part: Tensor, most: int) -> Tensor:
+    """Windows of a part as far from each other as is needed for there to be no more than so many."""
+    return part[:: max(1, -(-len(part) // most))]
