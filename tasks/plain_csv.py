@@ -89,8 +89,8 @@ class PlainReader:
         self.begin = source or f"task.data={data}"
         self.delimiter = delimiter_of(first)
         title, _, rest = first.partition("\n")
-        if title.count('"') % 2:
-            raise NotPlain("its header is longer than a line")
+        if title.count('"') % 2 or not rest:
+            raise NotPlain("it begins with very long lines, or a header of several")
         head = "\n".join(self._plain(rest).split("\n", HEAD)[:HEAD])
         lines = chain(*(lines_of(text, self.delimiter, self.begin, n) for n, text in enumerate((title + "\n", head))))
         self.header, self.rows = checked(lines, self.begin)
@@ -180,8 +180,8 @@ class PlainReader:
         """Raise what the reader of rows says of lines that Arrow refused, or that they are not plain."""
         lines = [*lines_of(text, self.delimiter, self.begin, self.line - 1)]
         refuse_other_lengths(lines, self.header, self.begin)
-        if self.line > 2:
-            lines = [*self.rows, *lines_of(self.last, self.delimiter, self.begin, self.line - 2), *lines]
+        before = [*self.rows, *lines_of(self.last, self.delimiter, self.begin, self.line - 2)]  # and they may overlap
+        lines = [*{line: fields for line, fields in before if line < self.line}.items(), *lines]
         header, apart = apart_by(self.id, self.header, lines, self.data, self.source)
         with suppress(Unsettled):
             for rows in apart.values():
