@@ -185,7 +185,12 @@ class Windows(SequenceData):
         rows = f"{len(self.filled.values):,} rows{several} of {', '.join(names)}"
         print(printable(f"{source}: {rows}{rhythm}{span}; {season}"))
         if len(self.train) > FITTED:
-            print(f"linear methods are fitted to one window in {-(-len(self.train) // FITTED)} of the training part")
+            fitted = thinned(self.train, FITTED)
+            print(
+                printable(
+                    f"{source}: linear methods are fitted to {len(fitted):,} of {len(self.train):,} windows to train on"
+                )
+            )
 
     def _read_series(self, source: str) -> dict[str, Series]:
         """The series by what the column `id` calls them, with rows for the dates that they lack."""
