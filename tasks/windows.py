@@ -145,14 +145,12 @@ class Windows(SequenceData):
         if self.known:
             all_of_them = {id: without_end(series, self.at) for id, series in all_of_them.items()}
 
-        self.ids = list(all_of_them)
+        self.ids, every = [*all_of_them], [*all_of_them.values()]
         sources = [f"{source}: {self.id}={id}" if self.id else source for id in self.ids]
-        parts = [self._parts(series, begin) for series, begin in zip(all_of_them.values(), sources)]
-        learned = [series.values[: rows[0]] for series, rows in zip(all_of_them.values(), parts)]
+        parts = [self._parts(series, begin) for series, begin in zip(every, sources)]
+        learned = [series.values[: rows[0]] for series, rows in zip(every, parts)]
         self.center, self.scale = center_and_scale(learned, self.scaling)
-        filled = [
-            Filled(series.values, self.missing, begin, names) for series, begin in zip(all_of_them.values(), sources)
-        ]
+        filled = [Filled(series.values, self.missing, begin, names) for series, begin in zip(every, sources)]
         self.filled = Filled.joined(filled).scaled(self.center, self.scale)
         changes = (
             (after - before)[:, self.at].abs()
@@ -162,14 +160,14 @@ class Windows(SequenceData):
         self.naive_error = mean_of(changes)
         self._refuse_what_does_not_change(learned, source)
         self.starts = [*accumulate((len(each.values) for each in filled), initial=0)]
-        dates = together([series.dates for series in all_of_them.values()])
+        dates = together([series.dates for series in every])
         self.series = Series(names, self.filled.values, first.date, dates, first.day_first, first.decimal)
         found = [
             [self._origins(start, *part) for part in pairwise(accumulate(rows, initial=0))]
             for start, rows in zip(self.starts, parts)
         ]
         self.has_test = self.fractions[1] > 0
-        for begin, of_one, series in zip(sources, found, all_of_them.values()):
+        for begin, of_one, series in zip(sources, found, every):
             for name, part in zip(("train", "validate", "test"), of_one):
                 if not len(part) and (name != "test" or self.has_test):
                     raise UserError(
@@ -178,19 +176,15 @@ class Windows(SequenceData):
                     )
         self.train, self.val, self.test = (torch.from_numpy(together(part)) for part in zip(*found))
         several = f" of {len(self.ids)} series" if self.id else ""
-        spans = [date for each in all_of_them.values() if len(each.dates) for date in each.dates[[0, -1]].tolist()]
+        spans = [date for each in every if len(each.dates) for date in each.dates[[0, -1]].tolist()]
         span = f" from {min(spans):%Y-%m-%d} to {max(spans):%Y-%m-%d}" if spans else ""
         rhythm = f", {self.rhythm_name}," if self.rhythm_name else ""
         season = f"a season is {self.season} row{'s' * (self.season > 1)}"
         rows = f"{len(self.filled.values):,} rows{several} of {', '.join(names)}"
         print(printable(f"{source}: {rows}{rhythm}{span}; {season}"))
-        if len(self.train) > FITTED:
-            fitted = thinned(self.train, FITTED)
-            print(
-                printable(
-                    f"{source}: linear methods are fitted to {len(fitted):,} of {len(self.train):,} windows to train on"
-                )
-            )
+        fitted, windows = len(thinned(self.train, FITTED)), len(self.train)
+        if fitted < windows:
+            print(printable(f"{source}: linear methods are fitted to {fitted:,} of {windows:,} windows to train on"))
 
     def _read_series(self, source: str) -> dict[str, Series]:
         """The series by what the column `id` calls them, with rows for the dates that they lack."""
