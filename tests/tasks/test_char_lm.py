@@ -58,7 +58,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Both ways to hold a file."""
     if request.param != "in memory":
         monkeypatch.setattr(corpora, "LARGE", 0)
-        monkeypatch.setattr(corpora, "BLOCK", 64)
+        monkeypatch.setattr("rnnzoo.tasks.text_files.BLOCK", 64)
 
 
 def model(alphabet: str = "ehlo", cell: str = "gru", seed: int = 1, **options: Any) -> CharLM:
