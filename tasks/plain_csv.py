@@ -139,6 +139,8 @@ class PlainReader:
                 ),
             )  # fmt: skip
         except pa.ArrowInvalid:
+            table = None
+        if table is None or len(table) != len(rows):
             self._refuse(text)
         for at, name in enumerate(self.names):
             column = table[name]
