@@ -185,9 +185,10 @@ class PlainReader:
         before = [*self.rows, *lines_of(self.last, self.delimiter, self.begin, self.line - 2)]  # and they may overlap
         lines = [*{line: fields for line, fields in before if line < self.line}.items(), *lines]
         header, apart = apart_by(self.id, self.header, lines, self.data, self.source)
+        form = self.form._replace(date=self.table.date, columns=[*self.table.numbers])
         with suppress(Unsettled):
             for rows in apart.values():
-                table_of(self.data, header, rows, self.source, self.form)
+                table_of(self.data, header, rows, self.source, form)
         raise NotPlain(
             f"from line {self.line:,} to {lines[-1][0]:,}, not all are plain numbers and dates like 2001-02-28 12:00"
         )
