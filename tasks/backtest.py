@@ -15,9 +15,9 @@ from torch import Tensor
 from rnnzoo.plain import csv_cell
 
 from .calendars import written
+from .gaps import Filled, without_end
 from .quantiles import middle, pinball
-from .series import Filled, Series
-from .windows import without_end
+from .series import Series
 
 
 class Rolled(NamedTuple):
@@ -42,10 +42,9 @@ def rolled(module: Any, series: Series, share: float) -> Rolled:
     if not len(origins):
         return Rolled([], values, values, values)
     last = Filled(values, module.hparams["missing"], "values", module.hparams["columns"]).windows(origins, 1)
-    times = written(series.dates or range(1, len(values) + 1))
     forecasts = module.at_origins(values, origins, values[rows][:, :, module.known])
-    moments = [times[origin] for origin in origins.tolist()]
-    return Rolled(moments, forecasts, values[rows][:, :, module.at], last[:, :, module.at])
+    moments = series.dates[origins].tolist() if len(series.dates) else (origins + 1).tolist()
+    return Rolled(written(moments), forecasts, values[rows][:, :, module.at], last[:, :, module.at])
 
 
 def errors(of: Rolled, quantiles: Sequence[float], over: int) -> dict[str, Tensor]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from calendar import day_abbr, isleap, monthrange
-from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
-from itertools import pairwise
+from calendar import day_abbr, isleap
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
+from .blocks import Array, blocks
+from .dates import Moments, moments
+
 DAY, WEEK, YEAR = timedelta(days=1), timedelta(days=7), timedelta(days=365.25)
-MONDAY = datetime(1, 1, 1)  # as the first day of all was
+MONDAY = np.datetime64("0001-01-01", "us")  # as the first day of all was
 EDGE = 4
 """Days at a month's end or begin, of which any can be its last or first working day."""
 
@@ -20,21 +25,20 @@ leap years lack, or "day" or "week" and the seconds in it at which rows come."""
 
 
 class Calendar(NamedTuple):
-    """The numbers of the dates in it, its rows of a season, the date of any number, its name, and what makes it."""
+    """The numbers of any dates in it, the dates of any numbers, its rows of a season, its name, and what makes it; the
+    numbers of the first and the last date, and how many it has between them besides those that are there."""
 
-    numbers: list[int]
+    number: Callable[[Moments], Array]
+    at: Callable[[Array], Moments]
     season: int
-    at: Callable[[int], datetime]
     name: str
     rhythm: Rhythm
-
-    @property
-    def missing(self) -> int:
-        """How many dates the calendar has between the first and the last besides those that are there."""
-        return self.numbers[-1] - self.numbers[0] + 1 - len(self.numbers)
+    first: int
+    last: int
+    missing: int
 
 
-def calendar_of(dates: list[datetime], rhythm: Rhythm | None = None) -> Calendar | None:
+def calendar_of(dates: Sequence[datetime] | Moments, rhythm: Rhythm | None = None) -> Calendar | None:
     """The calendar in which the fewest rows are missing; None for less than two dates and for irregular ones.
 
     It is steps of months, equal steps, days but for one that leap years lack, the same times every day, or the same
@@ -43,25 +47,44 @@ def calendar_of(dates: list[datetime], rhythm: Rhythm | None = None) -> Calendar
 
     Where all dates keep a `rhythm` that is known from more of them, it is that.
     """
-    if len(dates) < 2:
+    there = moments(dates)
+    if len(there) < 2:
         return None
-    known = _known(dates, rhythm) if rhythm else None
-    if known:
-        return known
-    found = [
-        _months(dates), _steps(dates), *(_without(dates, day) for day in LEAP_DAYS), _times(dates, DAY),
-        _times(dates, WEEK),
+    best = _known(there, rhythm) if rhythm else None
+    if best:
+        return best
+    ways: list[Callable[[Moments], Calendar | None]] = [
+        _months, _steps, *(partial(_without, left_out=day) for day in LEAP_DAYS), partial(_times, period=DAY),
+        partial(_times, period=WEEK),
     ]  # fmt: skip
-    regular = [calendar for calendar in found if calendar and _is_regular(calendar)]
-    return min(regular, key=lambda calendar: calendar.missing, default=None)  # the simplest of equals
+    for way in ways:  # the simplest of equals
+        found = way(there)
+        if found and (best is None or found.missing < best.missing) and _is_regular(found, there):
+            best = found
+        if best and not best.missing:
+            break
+    return best
 
 
-def _is_regular(calendar: Calendar) -> bool:
-    steps = [after - before for before, after in pairwise(calendar.numbers)]
-    return 3 * steps.count(1) >= 2 * len(steps) and calendar.missing <= len(calendar.numbers)
+def _calendar(
+    dates: Moments, number: Callable[[Moments], Array], at: Callable[[Array], Moments], season: float, name: str,
+    rhythm: Rhythm,
+) -> Calendar:  # fmt: skip
+    first, last = (int(end) for end in number(dates[[0, -1]]))
+    return Calendar(number, at, max(1, round(season)), name, rhythm, first, last, last - first + 1 - len(dates))
 
 
-def _known(dates: list[datetime], rhythm: Rhythm) -> Calendar | None:
+def _is_regular(calendar: Calendar, dates: Moments) -> bool:
+    next_to_each_other = sum(int((steps == 1).sum()) for steps in _differences(dates, calendar.number))
+    return 3 * next_to_each_other >= 2 * (len(dates) - 1) and calendar.missing <= len(dates)
+
+
+def _differences(dates: Moments, of: Callable[[Moments], Array]) -> Iterator[Array]:
+    """How far each date is from the one before, block by block."""
+    return (np.diff(of(dates[block])) for block in blocks(len(dates), 1))
+
+
+def _known(dates: Moments, rhythm: Rhythm) -> Calendar | None:
     kind, *values = rhythm
     numbers = [float(value) for value in values if not isinstance(value, str)]
     if kind == "months":
@@ -73,66 +96,98 @@ def _known(dates: list[datetime], rhythm: Rhythm) -> Calendar | None:
     return _times(dates, {"day": DAY, "week": WEEK}[str(kind)], [timedelta(seconds=number) for number in numbers])
 
 
-def _months(dates: list[datetime], step: int | None = None) -> Calendar | None:
-    months = [12 * date.year + date.month - 1 for date in dates]
-    step = step or min(after - before for before, after in pairwise(months))
-    if step < 1 or any((month - months[0]) % step for month in months) or len({date.time() for date in dates}) > 1:
-        return None
-    day = max(date.day for date in dates)  # the largest, for the ends of months differ
-    left = [monthrange(date.year, date.month)[1] - date.day for date in dates]
-    same = all(date.day == day or not rest for date, rest in zip(dates, left))
-    if not same and day > EDGE and max(left) >= EDGE:
-        return None
+def _clocks(dates: Moments) -> Array:
+    return dates - dates.astype("M8[D]")
 
-    def at(number: int) -> datetime:
-        year, month = divmod(number * step + months[0], 12)
-        return dates[-1].replace(year=year, month=month + 1, day=min(day, monthrange(year, month + 1)[1]))
 
-    numbers = [(month - months[0]) // step for month in months]
+def _days_of(months: Array) -> Array:
+    """How many days they have."""
+    return ((months + 1).astype("M8[D]") - months.astype("M8[D]")).astype(np.int64)
+
+
+def _months(dates: Moments, step: int | None = None) -> Calendar | None:
+    first, last = dates[[0, -1]].astype("M8[M]").astype(np.int64).tolist()
+    if len(dates) > last - first + 1:  # then two are in the same month
+        return None
+    months = dates.astype("M8[M]")
+    numbers = months.astype(np.int64) - first
+    step = step or int(np.diff(numbers).min())
+    if step < 1 or (numbers % step).any() or (_clocks(dates) != _clocks(dates)[0]).any():
+        return None
+    days = (dates.astype("M8[D]") - months.astype("M8[D]")).astype(np.int64) + 1
+    left = _days_of(months) - days
+    day = int(days.max())  # the largest, for the ends of months differ
+    if not ((days == day) | (left == 0)).all() and day > EDGE and left.max() >= EDGE:
+        return None
+    clock, each = _clocks(dates)[0], step
+
+    def number(dates: Moments) -> Array:
+        return (dates.astype("M8[M]").astype(np.int64) - first) // each
+
+    def at(numbers: Array) -> Moments:
+        months = (np.asarray(numbers) * each + first).astype("M8[M]")
+        return months.astype("M8[D]") + (np.minimum(day, _days_of(months)) - 1) + clock
+
     name = {1: "every month", 12: "every year"}.get(step, f"every {step} months")
-    return Calendar(numbers, max(1, round(12 / step)), at, name, ["months", step])
+    return _calendar(dates, number, at, 12 / step, name, ["months", step])
 
 
-def _steps(dates: list[datetime], step: timedelta | None = None) -> Calendar | None:
-    step = step or min(after - before for before, after in pairwise(dates))
-    if any((date - dates[0]) % step for date in dates):
+def _steps(dates: Moments, step: timedelta | None = None) -> Calendar | None:
+    every = np.timedelta64(step or min(found.min() for found in _differences(dates, moments)).item(), "us")
+    if any(((dates[block] - dates[0]) % every).astype(bool).any() for block in blocks(len(dates))):
         return None
-    season = max(1, round((DAY if step < DAY else YEAR) / step))
-    numbers = [(date - dates[0]) // step for date in dates]
-    rhythm: Rhythm = ["seconds", step.total_seconds()]
-    return Calendar(numbers, season, lambda number: dates[0] + number * step, f"every {_said(step)}", rhythm)
+    step = every.item()
+    season = (DAY if step < DAY else YEAR) / step
+
+    def number(some: Moments) -> Array:
+        return (some - dates[0]) // every
+
+    return _calendar(
+        dates, number, lambda numbers: dates[0] + numbers * every, season, f"every {_said(step)}",
+        ["seconds", step.total_seconds()],
+    )  # fmt: skip
 
 
 LEAP_DAYS = ((2, 29), (12, 31))
 """Month and day of what is left out where each year is to have 365 days."""
 
 
-def _without(dates: list[datetime], left_out: tuple[int, int], known: bool = False) -> Calendar | None:
+def _without(dates: Moments, left_out: tuple[int, int], known: bool = False) -> Calendar | None:
     """All days but one in leap years, if the days beside each such are there or the calendar is known."""
-    clock = dates[0] - dates[0].replace(hour=0, minute=0, second=0, microsecond=0)
-    days = {date.date() for date in dates}
-    lacking = [
-        day for year in range(dates[0].year, dates[-1].year + 1) if isleap(year)
-        for day in [date(year, *left_out)] if dates[0].date() < day < dates[-1].date()
-    ]  # fmt: skip
-    if any(moment.time() != dates[0].time() for moment in dates) or any(
-        isleap(day.year) and (day.month, day.day) == left_out for day in days
-    ):
+    first, last = dates[[0, -1]].astype("M8[D]")
+    if len(dates) > (last - first).astype(int) + 1 or (_clocks(dates) != _clocks(dates)[0]).any():
         return None
-    if not known and not (lacking and all({day - DAY, day + DAY} <= days for day in lacking)):
+    clock, place = _clocks(dates)[0], {(2, 29): 59, (12, 31): 365}[left_out]  # in a leap year
+
+    def parts(dates: Moments) -> tuple[Array, Array, Array]:
+        """Years, days before each in its year, and which years are leap years."""
+        years = dates.astype("M8[Y]")
+        before = (dates.astype("M8[D]") - years.astype("M8[D]")).astype(np.int64)
+        return years.astype(np.int64) + 1970, before, _leap(years)
+
+    def number(dates: Moments) -> Array:
+        years, before, leap = parts(dates)
+        return 365 * years + before - (leap & (before > place))
+
+    def at(numbers: Array) -> Moments:
+        years, before = np.divmod(np.asarray(numbers), 365)
+        years = (years - 1970).astype("M8[Y]")
+        return years.astype("M8[D]") + (before + (_leap(years) & (before >= place))) + clock
+
+    _, before, leap = parts(dates)
+    if (leap & (before == place)).any():
         return None
-
-    def number(day: date) -> int:
-        before = isleap(day.year) and (day.month, day.day) > left_out
-        return 365 * day.year + (day - date(day.year, 1, 1)).days - before
-
-    def at(number: int) -> datetime:
-        year, rest = divmod(number, 365)
-        first = datetime(year, 1, 1)
-        return first + rest * DAY + (isleap(year) and (first + rest * DAY) >= datetime(year, *left_out)) * DAY + clock
-
+    years = range(first.item().year, last.item().year + 1)
+    days = [np.datetime64(f"{year:04}-{left_out[0]:02}-{left_out[1]:02}", "D") for year in years if isleap(year)]
+    beside = [day + way for day in days if first < day < last for way in (-1, 1)]
+    if not known and not (beside and np.isin(beside, dates.astype("M8[D]")).all()):
+        return None
     named = {(2, 29): "every day but February 29", (12, 31): "every day but December 31 of leap years"}[left_out]
-    return Calendar([number(moment.date()) for moment in dates], 365, at, named, ["without", *left_out])
+    return _calendar(dates, number, at, 365, named, ["without", *left_out])
+
+
+def _leap(years: Array) -> Array:
+    return ((years + 1).astype("M8[D]") - years.astype("M8[D]")).astype(np.int64) == 366
 
 
 def _said(step: timedelta) -> str:
@@ -142,38 +197,53 @@ def _said(step: timedelta) -> str:
     return f"{step.total_seconds():g} seconds"
 
 
-def _times(dates: list[datetime], period: timedelta, known: list[timedelta] | None = None) -> Calendar | None:
+def _times(dates: Moments, period: timedelta, known: list[timedelta] | None = None) -> Calendar | None:
     """Those times of a day or of a week at which there ever was a row, or which are known."""
-    if not known and dates[-1] - dates[0] < 2 * period:
+    each = np.timedelta64(period, "us")
+    if not known and dates[-1] - dates[0] < 2 * each:
         return None
-    found = {(date - MONDAY) % period for date in dates}
-    times = sorted(known or found)
-    if not found <= set(times) or (not known and (len(times) < 2 or 2 * len(times) > len(dates))):
+    times = np.array(sorted(known or ()), "m8[us]")
+    for block in blocks(len(dates)):
+        found = np.union1d(times, (dates[block] - MONDAY) % each)
+        if known and len(found) > len(times):
+            return None
+        times = found
+        if not known and 2 * len(times) > len(dates):
+            return None
+    if len(times) < 2 and not known:
         return None
-    place = {time: index for index, time in enumerate(times)}
-    numbers = [(date - MONDAY) // period * len(times) + place[(date - MONDAY) % period] for date in dates]
 
-    def at(number: int) -> datetime:
-        return MONDAY + number // len(times) * period + times[number % len(times)]
+    def number(dates: Moments) -> Array:
+        return (dates - MONDAY) // each * len(times) + times.searchsorted((dates - MONDAY) % each)
 
-    days = sorted({time // DAY for time in times})
-    a_day = len({time % DAY for time in times})
-    season = round(YEAR / period * len(times)) if a_day == 1 else round(len(times) / len(days))
+    def at(numbers: Array) -> Moments:
+        periods, place = np.divmod(np.asarray(numbers), len(times))
+        return MONDAY + periods * each + times[place]
+
+    plain: list[timedelta] = times.tolist()
+    days = sorted({time // DAY for time in plain})
+    a_day = len({time % DAY for time in plain})
+    season = YEAR / period * len(plain) if a_day == 1 else len(plain) / len(days)
     often = [f"{a_day} times a day"] if a_day > 1 else []
     named = [", ".join(day_abbr[day] for day in days)] if period == WEEK else []
-    rhythm: Rhythm = ["week" if period == WEEK else "day", *(time.total_seconds() for time in times)]
-    return Calendar(numbers, season, at, ", ".join([*often, *named]), rhythm)
+    rhythm: Rhythm = ["week" if period == WEEK else "day", *(time.total_seconds() for time in plain)]
+    return _calendar(dates, number, at, season, ", ".join([*often, *named]), rhythm)
 
 
-def following(dates: list[datetime], count: int, rhythm: Rhythm | None = None) -> list[datetime]:
+def following(dates: Sequence[datetime] | Moments, count: int, rhythm: Rhythm | None = None) -> list[datetime]:
     """The next `count` dates of the calendar, for irregular dates as far apart as most of them; none after one."""
-    if len(dates) < 2:
+    there = moments(dates)
+    if len(there) < 2:
         return []
-    calendar = calendar_of(dates, rhythm)
+    ahead = np.arange(1, count + 1)
+    calendar = calendar_of(there, rhythm)
     if calendar:
-        return [calendar.at(calendar.numbers[-1] + row) for row in range(1, count + 1)]
-    spacing = sorted(after - before for before, after in pairwise(dates))[(len(dates) - 1) // 2]  # the median
-    return [dates[-1] + row * spacing for row in range(1, count + 1)]
+        found: list[datetime] = calendar.at(calendar.last + ahead).tolist()
+        return found
+    middle = (len(there) - 1) // 2  # of the distances: their median
+    spacing = np.partition(np.diff(there), middle)[middle]
+    found = (there[-1] + ahead * spacing).tolist()
+    return found
 
 
 def written(moments: Sequence[Any]) -> list[str]:

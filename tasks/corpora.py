@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ from rnnzoo.errors import nearest
 from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
+from .blocks import key_of
 from .download import download, one_at_a_time
-from .text_files import blocks, is_data, pieces, read_text
+from .text_files import is_data, pieces, read_blocks, read_text
 
 LARGE = 1 << 24
 """Bytes of a file above which its numbers are kept in the cache."""
@@ -86,8 +86,7 @@ def codes_of(text: str | None, corpus: str) -> tuple[str, Tensor]:
 @one_at_a_time()
 def _mapped(path: Path, source: str) -> tuple[str, Tensor]:
     """The same of a file in the cache, made there unless this very file was numbered before."""
-    facts = path.resolve(), path.stat().st_size, path.stat().st_mtime_ns, FORMAT
-    key = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = key_of(path, FORMAT)
     numbers, characters = (cache_folder() / f"text_{key}.{kind}" for kind in ("npy", "txt"))
     if not characters.is_file():
         print(printable(f"{source}: numbering its characters in {numbers}"), flush=True)
@@ -96,7 +95,7 @@ def _mapped(path: Path, source: str) -> tuple[str, Tensor]:
             return np.lib.format.open_memmap(partial, "w+", dtype, (count,))
 
         with writing(numbers) as partial:
-            alphabet, _ = _numbered(lambda again: pieces(blocks(path, source), source, quiet=again), made)
+            alphabet, _ = _numbered(lambda again: pieces(read_blocks(path, source), source, quiet=again), made)
         with writing(characters) as partial:  # the last, so that where it is the other is, too
             partial.write_bytes(alphabet.encode("utf-32-le"))
     try:

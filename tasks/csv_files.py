@@ -5,36 +5,47 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from rnnzoo import UserError
 
-from .text_files import LARGEST, blocks, pieces
+from .text_files import LARGEST, pieces, read_blocks
 
 
 def read_lines(path: Path, source: str, largest: float = LARGEST) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields, those of the header first; an empty line is a missing value of a single column.
+    """Line numbers and fields, those of the header first, see `lines_of`; the file is read block by block.
 
-    Fields are separated by commas, semicolons or tabs, whichever the header has most of. Raises `UserError` that begins
-    with `source` for what is no such file or one of more than `largest` bytes, and for a field of more than 131,072
-    characters. The file is read block by block.
+    Raises `UserError` that begins with `source` for what is no such file or one of more than `largest` bytes.
     """
     if not path.is_file():
         raise UserError(f"{source}: no such file")
-    lines = _lines(pieces(blocks(path, source, largest), source))
+    lines = _lines(pieces(read_blocks(path, source, largest), source))
     header = next(lines, None)
     if header is None:
         raise UserError(f"{source}: the file is empty")
-    names = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(",;\t", key=names.count)
-    reader = csv.reader(chain([header], lines), delimiter=delimiter, skipinitialspace=True, strict=True)
+    yield from lines_of(chain([header], lines), delimiter_of(header), source)
+
+
+def delimiter_of(text: str) -> str:
+    """Comma, semicolon or tab, whichever the first line has most of."""
+    names = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    return max(",;\t", key=names.count)
+
+
+def lines_of(lines: Iterable[str], delimiter: str, source: str, before: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of lines with their ends; an empty line is a missing value of a single column.
+
+    `before` is how many lines of the file came before. Raises `UserError` that begins with `source` for what is wrongly
+    quoted, and for a field of more than 131,072 characters.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for fields in reader:
-            yield reader.line_num, [field.strip() for field in fields] or [""]
+            yield before + reader.line_num, [field.strip() for field in fields] or [""]
     except csv.Error as error:
-        raise UserError(f"{source}: line {reader.line_num}: {error}") from None
+        raise UserError(f"{source}: line {before + reader.line_num}: {error}") from None
 
 
 def _lines(parts: Iterator[str]) -> Iterator[str]:

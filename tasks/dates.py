@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from rnnzoo import UserError
 
-from .numerals import is_number
+from .blocks import Array, blocks, joined
+from .numerals import Unsettled, is_number
+
+Moments: TypeAlias = "np.ndarray[Any, np.dtype[np.datetime64]]"
+"""Dates as numbers of microseconds."""
 
 CLOCK = (
     r"(?P<hour>\d{1,2})(?::(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d+))?)?)?"
@@ -26,15 +32,19 @@ PATTERNS = {order: re.compile(rf"{day}(?:[T ] ?{CLOCK})?", re.ASCII) for order, 
 LIKE = "2001-02-28"
 YEARS = range(1500, 2201)
 """Those that numbers are taken for without being told."""
-EXCEL = datetime(1899, 12, 30)
-UNIX = datetime(1970, 1, 1)
+EXCEL = np.datetime64("1899-12-30", "us")
+UNIX = np.datetime64("1970-01-01", "us")
 
 
 class Dates(NamedTuple):
     """The dates of a column, and whether days came first where that could be either way."""
 
-    dates: list[datetime]
+    dates: Moments
     day_first: bool | None = None
+
+
+def moments(dates: Sequence[datetime] | Moments) -> Moments:
+    return np.asarray(dates, "M8[us]")
 
 
 def read_date(text: str, order: str) -> datetime | None:
@@ -80,7 +90,7 @@ def dates_of(texts: list[tuple[int, str]], source: str, column: str, day_first: 
     or months can come first; `day_first` says which.
     """
     if all(is_number(text) for _, text in texts):
-        told = numbered([float(text) for _, text in texts], named=True)
+        told = numbered(np.array([float(text) for _, text in texts]), named=True)
         if told is not None:
             return Dates(told)
     orders = ["ymd"] if texts[0][1][:4].isdigit() else ["dmy", "mdy"]
@@ -98,11 +108,11 @@ def dates_of(texts: list[tuple[int, str]], source: str, column: str, day_first: 
         line, problem = max(problems)  # that of the order which went furthest
         raise UserError(f"{source}: line {line}{problem}")
     if len(read) > 1 and read["dmy"] != read["mdy"]:
-        raise UserError(
+        raise Unsettled(
             f"{source}: {column!r}: in {texts[0][1]} to {texts[-1][1]} days or months can come first; say "
             f"task.day_first=true or false"
         )
-    return Dates(next(iter(read.values())), None if orders == ["ymd"] else "dmy" in read)
+    return Dates(moments(next(iter(read.values()))), None if orders == ["ymd"] else "dmy" in read)
 
 
 def _rising(texts: list[tuple[int, str]], order: str, column: str) -> list[datetime] | tuple[int, str]:
@@ -122,28 +132,34 @@ def _rising(texts: list[tuple[int, str]], order: str, column: str) -> list[datet
     return dates
 
 
-def numbered(values: list[float], named: bool = False) -> list[datetime] | None:
+def numbered(values: Array, named: bool = False) -> Moments | None:
     """The dates that rising numbers stand for, None if they stand for none.
 
     They are years, YYYYMM, YYYYMMDD, or seconds or milliseconds since 1970; days of a spreadsheet only if `named` as
     dates, since they look like any count.
     """
-    if any(after <= before for before, after in pairwise(values)) or any(value != value for value in values):
+    first, last = values[[0, -1]].tolist()
+    if first != first or not all((np.diff(values[block]) > 0).all() for block in blocks(len(values), 1)):
         return None
-    first, last = values[0], values[-1]
-    try:
-        if all(value.is_integer() for value in values):
-            if first >= YEARS[0] and last <= YEARS[-1]:
-                return [datetime(int(value), 1, 1) for value in values]
-            if first >= YEARS[0] * 100 and last < YEARS[-1] * 100:
-                return [datetime(int(value) // 100, int(value) % 100, 1) for value in values]
-            if first >= YEARS[0] * 10_000 and last < YEARS[-1] * 10_000:
-                return [datetime.strptime(f"{value:.0f}", "%Y%m%d") for value in values]
-        for unit in (1, 1000):
-            if 1e8 * unit <= first and last <= 7e9 * unit:  # from 1973 on
-                return [UNIX + timedelta(microseconds=round(value * 1e6 / unit)) for value in values]
-        if named and first >= 20_000 and last <= 75_000:  # 1954 to 2105
-            return [EXCEL + timedelta(seconds=round(value * 86_400)) for value in values]
-    except ValueError:
-        return None
+    if first >= YEARS[0] and last < YEARS[-1] * 10_000 and not (values % 1).any():
+        for digits in (0, 2, 4):  # behind the year
+            low, high = ((year * 10**digits) for year in (YEARS[0], YEARS[-1]))
+            if first >= low and (last < high or (last == high and not digits)):
+                return _in_digits(values.astype(np.int64) * 10 ** (4 - digits), digits)
+    for unit in (1, 1000):
+        if 1e8 * unit <= first and last <= 7e9 * unit:  # from 1973 on
+            pieces = (np.rint(values[block] * 1e6 / unit).astype("m8[us]") for block in blocks(len(values)))
+            return joined(UNIX + piece for piece in pieces)
+    if named and first >= 20_000 and last <= 75_000:  # 1954 to 2105
+        return EXCEL + np.rint(values * 86_400).astype("m8[s]")
     return None
+
+
+def _in_digits(numbers: Array, digits: int) -> Moments | None:
+    """The dates that YYYYMMDD stands for, with as many digits behind the year as count, the others being 0."""
+    month, day = numbers // 100 % 100 - 1 * (digits >= 2), numbers % 100 - 1 * (digits == 4)
+    months = (numbers // 10_000 * 12 + month - 1970 * 12).astype("M8[M]")
+    dates = months.astype("M8[D]") + day
+    if (month < 0).any() or (month > 11).any() or (dates.astype("M8[M]") != months).any():
+        return None
+    return dates.astype("M8[us]")

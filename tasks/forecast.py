@@ -32,13 +32,15 @@ from rnnzoo.play import views
 from .backtest import rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
-from .forecast_plots import Continued, of_file, of_test
+from .forecast_plots import Continued, of_file, of_test, shown_rows
+from .gaps import Filled, Missing, completed, without_end
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, ordered, pinball
 from .segments import Segments
-from .series import Filled, Missing, Series, completed, read_apart, read_csv
-from .windows import AT_ONCE, Batch, Windows, without_end
+from .series import Series
+from .series_files import read_apart, read_csv
+from .windows import AT_ONCE, Batch, Windows
 
 
 class Forecast(SequenceModule):
@@ -296,8 +298,10 @@ class Forecast(SequenceModule):
             except UserError as error:
                 raise UserError(f"{begin}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
-            time: list[Any] = [*before.dates, *dates] if dates else [*range(1, rows + horizon + 1)]
-            found[id] = Continued(id or data.name, before.values[:, self.at], forecasts, time)
+            shown = slice(max(rows - shown_rows(horizon), 0), rows)
+            numbers = [*range(shown.start + 1, rows + horizon + 1)]
+            time: list[Any] = [*before.dates[shown].tolist(), *dates] if dates else numbers
+            found[id] = Continued(id or data.name, before.values[shown, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
         refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
@@ -381,10 +385,10 @@ class Forecast(SequenceModule):
         `ahead` [H, B, m] is what is known of the rows from there on.
         """
         center, scale = (torch.tensor(self.hparams[name], dtype=torch.float64) for name in ("center", "scale"))
-        filled = Filled((values.double() - center) / scale, self.hparams["missing"], "values", self.hparams["columns"])
+        missing, columns = self.hparams["missing"], self.hparams["columns"]
+        filled = Filled(values.double(), missing, "values", columns).scaled(center, scale)
         ahead = (ahead.double() - center[self.known]) / scale[self.known]
-        training = self.training
-        self.eval()
+        training, _ = self.training, self.eval()
         pieces = [
             self(filled.windows(origins[rows], self.hparams["window"]).float().to(self.device),
                  ahead[:, rows].float().to(self.device)).cpu().double()

@@ -15,19 +15,27 @@ from torch import Tensor
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.figures import count_along, drawn
 
-from .windows import AT_ONCE, Batch, Windows
+from .windows import AT_ONCE, Batch, Windows, thinned
+
+AVERAGED = 1 << 14
+"""Windows over which a plot averages, at the most."""
 
 DRAWN_ROWS, DRAWN_TARGETS = 150, 6
 """What a plot has room for, from the end of a series."""
 
 
 class Continued(NamedTuple):
-    """A series' rows of the targets [N, K] and what is forecast then [H, K, Q], with the times [N + H] of both."""
+    """A series' last rows of the targets [R, K] and what is forecast then [H, K, Q], with the times [R + H] of both."""
 
     name: str
     before: Tensor
     rows: Tensor
     time: Sequence[Any]
+
+
+def shown_rows(ahead: int) -> int:
+    """How many rows of a series are drawn before those that are forecast."""
+    return max(DRAWN_ROWS, 3 * ahead)
 
 
 def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None = None) -> Figure:
@@ -40,22 +48,26 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         found = model(batch)
         return found if median is None else found[..., median]
 
-    pieces = [data.test[rows] for rows in in_order(len(data.test), AT_ONCE)]
-    target = torch.cat([data.targets_of(piece) for piece in pieces], 1)
-    of_model = torch.cat([points(data.windows_at(piece)) for piece in pieces], 1)
-    of_others = [data.baselines(piece) for piece in pieces]
-    errors = {
-        name: (torch.cat([found[name] for found in of_others], 1) - target).abs().nanmean(1) for name in of_others[0]
-    } | {"model": (of_model - target).abs().nanmean(1)}  # [H, K] each
+    averaged = thinned(data.test, AVERAGED)
+    total: dict[str, Tensor] = {}
+    known = torch.zeros(data.horizon, len(data.at))
+    for piece in (averaged[rows] for rows in in_order(len(averaged), AT_ONCE)):
+        target = data.targets_of(piece)
+        known += (~target.isnan()).sum(1)
+        for name, found in (data.baselines(piece) | {"model": points(data.windows_at(piece))}).items():
+            total[name] = total.get(name, 0) + (found - target).abs().nansum(1)
+    errors = {name: sums / known for name, sums in total.items()}  # [H, K] each
 
-    rows = len(data.y)
+    rows = len(data.series.values)
     begin = int(data.test[data.test >= data.starts[-2]][0])  # in the last series
     first = max(begin, rows - max(DRAWN_ROWS, data.horizon))  # one forecast at least
     origins = torch.arange(rows - data.horizon, first - 1, -data.horizon).flip(0)
     forecasts = model(data.windows_at(origins))  # [H, B, K] or [H, B, K, Q]
-    time: Any = data.series.dates or range(rows)
+    time: Any = data.series.dates if len(data.series.dates) else range(rows)
     scale, center = data.scale[data.at], data.center[data.at]
     targets = data.targets[:DRAWN_TARGETS]
+    every = -(-len(data.test) // len(averaged))
+    whole = "the whole test part" if every == 1 else f"one window in {every} of the test part"
     of_one = f" of {data.ids[-1]}" if data.id else ""
     figure = Figure(figsize=(12, 3.2 * len(targets)), layout="constrained")
     for k, (name, (left, right)) in enumerate(
@@ -73,7 +85,7 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
         for n, (baseline, error) in enumerate(errors.items()):
             style = {"color": "C3", "linewidth": 2.5} if baseline == "model" else {"color": f"C{n + (n >= 3)}"}
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
-        right.set(xlabel="rows ahead", ylabel="mean absolute error", title="the whole test part")
+        right.set(xlabel="rows ahead", ylabel="mean absolute error", title=whole)
         count_along(right)
         right.legend(frameon=False)
     return figure
@@ -86,8 +98,7 @@ def of_file(series: Sequence[Continued], targets: Sequence[str], median: int) ->
     figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
     for (each, k), axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0]):
         ahead = len(each.rows)
-        shown = slice(max(len(each.before) - max(DRAWN_ROWS, 3 * ahead), 0), len(each.before))
-        axes.plot(each.time[shown], each.before[shown, k], color="0.6", linewidth=2, label=drawn(each.name))
+        axes.plot(each.time[:-ahead], each.before[:, k], color="0.6", linewidth=2, label=drawn(each.name))
         _draw(axes, each.time[-ahead:], each.rows[:, k], "forecast", median)
         axes.set(ylabel=drawn(targets[k]))
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)

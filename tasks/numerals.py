@@ -10,6 +10,11 @@ from rnnzoo import UserError
 
 Decimal = Literal["point", "comma"]
 
+
+class Unsettled(UserError):
+    """What is written can be meant in two ways, of which further rows could say which."""
+
+
 UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", ".", "-", "--", "#n/a", "<na>")
 """What stands for a missing value, in lower case."""
 
@@ -79,7 +84,7 @@ def numbers_of(
         values = {notation.read(text): notation.decimal for notation in fitting}
         if len(values) > 1:
             meant = " or ".join(f"{value:.15g} (task.decimal={kind})" for value, kind in values.items())
-            raise UserError(f"{source}: line {line}, column {name!r}: {text!r} can be {meant}; say which")
+            raise Unsettled(f"{source}: line {line}, column {name!r}: {text!r} can be {meant}; say which")
     read = fitting[0].read
     found = [[math.nan if _missing(text) else read(text) or 0.0 for _, text in texts] for texts in columns.values()]
     return found, fitting[0].decimal

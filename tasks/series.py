@@ -1,36 +1,33 @@
-"""Time series: read from a CSV file and checked, scaled, gaps filled; a series made on the spot.
+"""Time series: what the fields of a table say of one, and a series made on the spot.
 
-Shapes: N rows, n columns, K of them targets, T rows of a window, B windows. A missing value is NaN.
+Shapes: N rows, n columns. A missing value is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from datetime import datetime
-from itertools import accumulate, pairwise
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.errors import nearest
-from rnnzoo.files import expanded
-from rnnzoo.plain import printable
 
-from .calendars import Calendar, calendar_of
-from .csv_files import read_lines
-from .dates import dates_of, is_date, numbered
+from .blocks import Array, blocks
+from .calendars import calendar_of
+from .dates import Moments, dates_of, is_date, moments, numbered
 from .numerals import Decimal, is_number, numbers_of
-
-Missing = Literal["refuse", "previous", "linear"]
-Scaling = Literal["standard", "minmax", "none"]
 
 COUNTED = 3
 """Rows from which on a column that rises evenly is taken for the rows' number."""
 
 TURN = 51
 """Units of time after which `mackey_glass` looks most like itself."""
+
+Rows = list[tuple[int, list[str]]]
+"""Lines of a file with their fields."""
 
 
 class Series(NamedTuple):
@@ -39,93 +36,84 @@ class Series(NamedTuple):
     columns: list[str]
     values: Tensor
     date: str | None
-    dates: list[datetime]
+    dates: Moments
     day_first: bool | None = None
     """Whether the file's dates begin with the day, where they could with the month."""
     decimal: Decimal | None = None
     """What stands before the fraction of its numbers, if they are not written plainly."""
 
 
-def read_csv(
-    data: str,
-    date: str | None = None,
-    columns: list[str] | None = None,
-    source: str | None = None,
-    targets: Collection[str] | None = None,
-    day_first: bool | None = None,
-    decimal: Decimal | None = None,
-) -> Series:
-    """The series in a CSV file with a header line, its fields separated by commas, semicolons or tabs.
-
-    Args:
-        data: the file.
-        date: the column of dates (YYYY, YYYY-MM, YYYY-MM-DD, DD.MM.YYYY, MM/DD/YYYY, with a time or not, or numbers as
-            `numbered` has them); None for the one whose first value is a date, if there is one.
-        columns: those to read, in this order; None for all but the dates and what only counts the rows.
-        source: what a line about bad input begins with, if not with the key of the configuration.
-        targets: columns that are read even if they seem to count the rows.
-        day_first: whether dates begin with the day, where they can with the month; None to find it.
-        decimal: what stands before a number's fraction; None to find it.
-
-    Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
-    and for dates that are not in order or come twice.
-    """
-    header, rows = _table(data, source or f"task.data={data}")
-    return _series(data, header, rows, source, date, columns, targets, day_first, decimal)
+def dated(dates: Moments, values: Array) -> Array:
+    """Dates [N], if there are any, and values [N, n], row by row, as one array."""
+    rows = np.zeros(len(values), [("date", "M8[us]"), ("values", "f8", values.shape[1:])])
+    rows["values"] = values
+    if len(dates):
+        rows["date"] = dates
+    return rows
 
 
-def read_apart(data: str, id: str, source: str | None = None, **form: Any) -> dict[str, Series]:
-    """The series in a CSV file whose column `id` says to which one a row belongs, by what it says, in their order.
+class Form(NamedTuple):
+    """What a person says of a file, see `read_csv`."""
 
-    Columns and the way of writing are found in the first series and are those of all; `form` is as in `read_csv`.
-    """
-    begin = source or f"task.data={data}"
-    header, rows = _table(data, begin)
-    if id not in header:
-        raise UserError(f"{'' if source else 'task.id: '}no column {id!r} in {data}; {nearest(id, header)}")
-    at = header.index(id)
-    apart: dict[str, list[tuple[int, list[str]]]] = {}
-    for line, fields in rows:
-        if not fields[at]:
-            raise UserError(f"{begin}: line {line}: column {id!r} is empty; say there which series the row is of")
-        apart.setdefault(fields[at], []).append((line, fields[:at] + fields[at + 1 :]))
-    header = header[:at] + header[at + 1 :]
-    found: dict[str, Series] = {}
-    for name, own in apart.items():
-        series = found[name] = _series(data, header, own, source=source, **form)
-        form |= {key: getattr(series, key) for key in ("date", "columns", "day_first", "decimal")}
-    return found
+    date: str | None = None
+    columns: list[str] | None = None
+    targets: Collection[str] | None = None
+    day_first: bool | None = None
+    decimal: Decimal | None = None
 
 
-def _table(data: str, source: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a CSV file, and its rows with their lines, each as long as the header."""
-    lines = read_lines(expanded(data), source)
-    _, header = next(lines)
-    rows = list(lines)
+class Table(NamedTuple):
+    """The columns of a table that were chosen, with their numbers [N], and the dates' column with its N dates."""
+
+    numbers: dict[str, Array]
+    date: str | None
+    dates: Moments
+    day_first: bool | None = None
+    decimal: Decimal | None = None
+
+
+def checked(lines: Iterable[tuple[int, list[str]]], source: str) -> tuple[list[str], Rows]:
+    """The header of a table, and its rows with their lines, each as long as the header."""
+    (_, header), *rows = lines
     if "" in header or len(set(header)) < len(header):
         raise UserError(f"{source}: line 1: columns need names that differ, not {', '.join(map(repr, header))}")
     if all(is_number(name) or is_date(name) for name in header):
         raise UserError(f"{source}: line 1 holds values, not the names of columns; put a header line before it")
     if not rows:
         raise UserError(f"{source}: there is a header but no row")
-    for line, fields in rows:
-        if len(fields) != len(header):
-            raise UserError(f"{source}: line {line} has {len(fields)} fields, but the header {len(header)}")
+    refuse_other_lengths(rows, header, source)
     return header, rows
 
 
-def _series(
-    data: str,
-    header: list[str],
-    rows: list[tuple[int, list[str]]],
-    source: str | None = None,
-    date: str | None = None,
-    columns: list[str] | None = None,
-    targets: Collection[str] | None = None,
-    day_first: bool | None = None,
-    decimal: Decimal | None = None,
-) -> Series:
-    """The series in rows of a file, see `read_csv`."""
+def refuse_other_lengths(rows: Rows, header: list[str], source: str) -> None:
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise UserError(f"{source}: line {line} has {len(fields)} fields, but the header {len(header)}")
+
+
+def apart_by(
+    id: str | None, header: list[str], rows: Rows, data: str, source: str | None
+) -> tuple[list[str], dict[str, Rows]]:
+    """The header without the column `id`, and the rows by what they say there; all by nothing without such a column."""
+    if id is None:
+        return header, {"": rows}
+    if id not in header:
+        raise UserError(f"{'' if source else 'task.id: '}no column {id!r} in {data}; {nearest(id, header)}")
+    at = header.index(id)
+    apart: dict[str, Rows] = {}
+    for line, fields in rows:
+        if not fields[at]:
+            raise UserError(
+                f"{source or f'task.data={data}'}: line {line}: column {id!r} is empty; say there which series the "
+                f"row is of"
+            )
+        apart.setdefault(fields[at], []).append((line, fields[:at] + fields[at + 1 :]))
+    return header[:at] + header[at + 1 :], apart
+
+
+def table_of(data: str, header: list[str], rows: Rows, source: str | None, form: Form) -> Table:
+    """What the rows of a file say, see `read_csv`."""
+    date, columns, _, day_first, decimal = form
     key = "" if source else "task."
     source = source or f"task.data={data}"
     if date is None:
@@ -146,143 +134,74 @@ def _series(
         return [(line, fields[header.index(name)]) for line, fields in rows]
 
     found, decimal = numbers_of({name: texts(name) for name in chosen}, source, decimal)
-    numbers = dict(zip(chosen, found))
+    numbers = {name: np.array(column) for name, column in zip(chosen, found)}
+    if date is None:
+        return Table(numbers, None, moments([]), day_first, decimal)
+    return Table(numbers, date, *dates_of(texts(date), source, date, day_first), decimal)
+
+
+def settled(
+    series: Mapping[str, Callable[[Form], Table]], source: str, form: Form
+) -> tuple[dict[str, Table], list[str]]:
+    """The tables of some series, made of the form that is found in the first, and what is to be said of them."""
+    found: dict[str, Table] = {}
+    said: list[str] = []
+    for name, made in series.items():
+        table, further = judged(made(form), source, form)
+        found[name], said = table, said + further
+        form = Form(table.date, [*table.numbers], form.targets, table.day_first, table.decimal)
+    return found, said
+
+
+def judged(table: Table, source: str, form: Form) -> tuple[Table, list[str]]:
+    """The table with what its columns stand for: none that only counts the rows, dates where numbers are some; and
+    what is to be said of that."""
+    numbers, said = table.numbers, list[str]()
     for name, column in numbers.items():
-        if all(value != value for value in column):
-            others = ",".join(other for other in chosen if other != name)
+        if all(np.isnan(column[block]).all() for block in blocks(len(column))):
+            others = ",".join(other for other in numbers if other != name)
             raise UserError(f"{source}: column {name!r} is empty; leave it out with task.columns=[{others}]")
-    dates: list[datetime] = []
-    if date is not None:
-        dates, day_first = dates_of(texts(date), source, date, day_first)
-    elif columns is None:
-        date, dates = _time_among(numbers, source)
-    if columns is None:
-        numbers = _without_counts(numbers, {date}, targets or (), source)
-    values = torch.tensor([*numbers.values()], dtype=torch.float64).T
-    return Series(list(numbers), values, date, dates, day_first, decimal)
-
-
-def _time_among(numbers: dict[str, list[float]], source: str) -> tuple[str | None, list[datetime]]:
-    """The first column of numbers that stand for dates, and those."""
-    for name, values in numbers.items():
-        dates = numbered(values) if len(values) >= COUNTED else None
-        if dates and calendar_of(dates):  # what merely grows, as a population does, keeps no rhythm
-            what = f"{name!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
-            print(printable(f"{source}: {what}"))
-            return name, dates
-    return None, []
-
-
-def _without_counts(
-    numbers: dict[str, list[float]], time: Collection[str | None], kept: Collection[str], source: str
-) -> dict[str, list[float]]:
-    """Those columns that say more than how many rows went before, or are to be kept."""
-    counts = [name for name, values in numbers.items() if name not in (*time, *kept) and _counts(values)]
+    if form.columns is not None:
+        return table, said
+    if table.date is None:
+        table = _with_time(table)
+        if table.date is not None:
+            what = f"{table.date!r} is taken for dates; if it is none, name the columns with task.columns=[NAME,...]"
+            said.append(what)
+    counts = [
+        name for name, values in numbers.items() if name not in (table.date, *(form.targets or ())) and _counts(values)
+    ]
     for name in counts:
         few = ", ".join(f"{value:.15g}" for value in numbers[name][:COUNTED])
         what = f"{name!r} only counts the rows ({few}, ...) and is left out; task.columns=[NAME,...] reads it"
-        print(printable(f"{source}: {what}"))
-    left = {name: values for name, values in numbers.items() if name not in (*time, *counts)}
+        said.append(what)
+    left = {name: values for name, values in numbers.items() if name not in (table.date, *counts)}
     if not left:
         raise UserError(
             f"{source}: {' and '.join(numbers)} only count the rows, there is nothing to forecast; name the columns "
             f"with task.columns=[NAME,...] if it is meant"
         )
-    return left
+    return table._replace(numbers=left), said
 
 
-def _counts(values: list[float]) -> bool:
+def _with_time(table: Table) -> Table:
+    """The table with the dates that the first column of numbers stands for that stand for any."""
+    for name, values in table.numbers.items():
+        dates = numbered(values) if len(values) >= COUNTED else None
+        if dates is not None and calendar_of(dates):  # what merely grows, as a population does, keeps no rhythm
+            return table._replace(date=name, dates=dates)
+    return table
+
+
+def _counts(values: Array) -> bool:
     """Whether values rise, and evenly; a missing one does not."""
-    steps = [after - before for before, after in pairwise(values)]
-    if len(values) < COUNTED or not all(step > 0 for step in steps):
+    if len(values) < COUNTED or not all((np.diff(values[block]) > 0).all() for block in blocks(len(values), 1)):
         return False
-    size = max(abs(values[0]), abs(values[-1]))  # values are rounded in proportion to it, by double precision or a file
-    mean = (values[-1] - values[0]) / len(steps)
-    return all(abs(step - mean) <= 1e-6 * mean + 1e-12 * size for step in steps)
-
-
-def completed(series: Series, calendar: Calendar | None, missing: Missing, source: str) -> Series:
-    """The series with a row of gaps for each date that its calendar lacks; itself without a calendar.
-
-    Raises `UserError` naming the first gap when `missing` refuses them.
-    """
-    if calendar is None or not calendar.missing:
-        return series
-    if missing == "refuse":
-        before = next(k for k, (n, after) in enumerate(pairwise(calendar.numbers)) if after > n + 1)
-        raise UserError(
-            f"{source}: rows come {calendar.name}, {calendar.missing} {'are' if calendar.missing > 1 else 'is'} "
-            f"missing, the first after "
-            f"{series.dates[before]:%Y-%m-%d %H:%M}; task.missing=previous or linear fills them"
-        )
-    first, rows = calendar.numbers[0], calendar.numbers[-1] - calendar.numbers[0] + 1
-    there = torch.tensor(calendar.numbers) - first
-    values = series.values.new_full((rows, series.values.shape[1]), torch.nan).index_copy(0, there, series.values)
-    dates = [calendar.at(first + row) for row in range(rows)]
-    for row, date in zip(there.tolist(), series.dates):
-        dates[row] = date
-    return series._replace(values=values, dates=dates)
-
-
-def center_and_scale(values: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """What to subtract from and then divide by the columns of values [N, n] with gaps, [n] each."""
-    center, scale = values.new_zeros(values.shape[1]), values.new_ones(values.shape[1])
-    if scaling == "standard":
-        center = values.nanmean(0)
-        scale = (values - center).square().nanmean(0).sqrt()
-    elif scaling == "minmax":
-        center = values.nan_to_num(nan=torch.inf).amin(0)
-        scale = values.nan_to_num(nan=-torch.inf).amax(0) - center
-    return center, scale.where(scale > 0, 1.0)  # a constant column has no scale of its own
-
-
-class Filled:
-    """A series whose gaps are filled, in each window, from the values that were known by the window's end.
-
-    Args:
-        values: [N, n].
-        missing: refuse gaps, repeat the previous value, or draw a line from that to the following one, which a gap at
-            a window's end does not have yet: it gets the previous value then.
-
-    Raises `UserError` for a gap that is refused or has no value before it; `source` begins the line, and `columns` are
-    the names it uses.
-    """
-
-    def __init__(self, values: Tensor, missing: Missing, source: str, columns: list[str]) -> None:
-        known = ~values.isnan()
-        gaps = (~known).nonzero().tolist()
-        if gaps and missing == "refuse":
-            row, column = gaps[0]
-            raise UserError(
-                f"{source}: {len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
-                f"{columns[column]!r}; task.missing=previous or linear fills them"
-            )
-        row = torch.arange(len(values))[:, None].expand(values.shape)
-        before = row.where(known, -1).cummax(0).values
-        if (before < 0).any():
-            raise UserError(
-                f"{source}: {columns[gaps[0][1]]!r} begins with a gap; remove the rows before its first value"
-            )
-        self.following = row.where(known, len(values)).flip(0).cummin(0).values.flip(0)
-        self.previous = self.linear = values.gather(0, before)
-        if missing == "linear":
-            after = values.gather(0, self.following.clamp(max=len(values) - 1))
-            share = (row - before).double() / (self.following - before).clamp(min=1)
-            self.linear = self.previous + share * (after - self.previous)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Filled]) -> Filled:
-        """Several series one behind the other, each filled from its own values alone."""
-        whole = cls.__new__(cls)
-        starts = accumulate((len(part.previous) for part in parts), initial=0)
-        whole.previous, whole.linear = (torch.cat([getattr(p, key) for p in parts]) for key in ("previous", "linear"))
-        whole.following = torch.cat([part.following + start for part, start in zip(parts, starts)])
-        return whole
-
-    def windows(self, ends: Tensor, length: int) -> Tensor:
-        """The `length` rows that end before the rows `ends` [B], as [T, B, n]."""
-        rows = ends + torch.arange(-length, 0)[:, None]  # [T, B]
-        return torch.where(self.following[rows] < ends[:, None], self.linear[rows], self.previous[rows])
+    first, last = values[[0, -1]].tolist()
+    size = max(abs(first), abs(last))  # values are rounded in proportion to it, by double precision or a file
+    mean = (last - first) / (len(values) - 1)
+    off = 1e-6 * mean + 1e-12 * size
+    return all((np.abs(np.diff(values[block]) - mean) <= off).all() for block in blocks(len(values), 1))
 
 
 def mackey_glass(rows: int = 2000, every: int = 3) -> Series:
@@ -294,4 +213,4 @@ def mackey_glass(rows: int = 2000, every: int = 3) -> Series:
     x, steps = [1.2] * 171, 10 * every * rows
     for _ in range(3000 + steps):
         x.append(x[-1] + 0.1 * (0.2 * x[-171] / (1 + x[-171] ** 10) - 0.1 * x[-1]))
-    return Series(["x"], torch.tensor(x[-steps :: 10 * every], dtype=torch.float64)[:, None], None, [])
+    return Series(["x"], torch.tensor(x[-steps :: 10 * every], dtype=torch.float64)[:, None], None, moments([]))

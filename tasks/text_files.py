@@ -77,10 +77,10 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
 
 def read_bytes(path: Path, source: str, largest: int = LARGEST) -> bytes:
     """A file's contents; `UserError` that begins with `source` for what cannot be read or is larger than that."""
-    return b"".join(blocks(path, source, largest))
+    return b"".join(read_blocks(path, source, largest))
 
 
-def blocks(path: Path, source: str, largest: float = math.inf) -> Iterator[bytes]:
+def read_blocks(path: Path, source: str, largest: float = math.inf) -> Iterator[bytes]:
     """The same block by block."""
     count = 0  # not the file's size: of a pipe or of /dev/zero that says nothing
     try:

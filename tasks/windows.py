@@ -13,7 +13,9 @@ from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -22,26 +24,25 @@ from rnnzoo.errors import nearest
 from rnnzoo.lightning.arguments import Fraction, Portion
 from rnnzoo.lightning.data import SequenceData, in_order, parts_of
 from rnnzoo.plain import printable
+from rnnzoo.progress import steps
 
+from .blocks import Array, blocks, joined, together
 from .calendars import Rhythm, calendar_of
 from .forecast_errors import Errors
+from .gaps import NEVER, Filled, Missing, Scaling, center_and_scale, completed, ends_of, in_blocks, mean_of, without_end
 from .linear import answered, apart, decomposed, relative, ridge
 from .numerals import Decimal
-from .series import (
-    TURN,
-    Filled,
-    Missing,
-    Scaling,
-    Series,
-    center_and_scale,
-    completed,
-    mackey_glass,
-    read_apart,
-    read_csv,
-)  # fmt: skip
+from .series import TURN, Series, mackey_glass
+from .series_files import read_apart, read_csv
 
 AT_ONCE = 1024
 """Windows evaluated at once."""
+
+MANY = 100
+"""Such pieces from which on it is shown how far they are."""
+
+FITTED, TRIED = 1 << 17, 1 << 14
+"""Windows that a linear method is fitted to at the most, and those by which its penalty is chosen."""
 
 
 class Batch(NamedTuple):
@@ -144,45 +145,46 @@ class Windows(SequenceData):
         if self.known:
             all_of_them = {id: without_end(series, self.at) for id, series in all_of_them.items()}
 
-        self.ids = list(all_of_them)
+        self.ids, every = [*all_of_them], [*all_of_them.values()]
         sources = [f"{source}: {self.id}={id}" if self.id else source for id in self.ids]
-        parts = [self._parts(series, begin) for series, begin in zip(all_of_them.values(), sources)]
-        learned = [series.values[: rows[0]] for series, rows in zip(all_of_them.values(), parts)]
-        training = torch.cat(learned)
-        self.center, self.scale = center_and_scale(training, self.scaling)
-        scaled = [(series.values - self.center) / self.scale for series in all_of_them.values()]
-        self.filled = Filled.joined(
-            [Filled(values, self.missing, begin, names) for values, begin in zip(scaled, sources)]
+        parts = [self._parts(series, begin) for series, begin in zip(every, sources)]
+        learned = [series.values[: rows[0]] for series, rows in zip(every, parts)]
+        self.center, self.scale = center_and_scale(learned, self.scaling)
+        filled = [Filled(series.values, self.missing, begin, names) for series, begin in zip(every, sources)]
+        self.filled = Filled.joined(filled).scaled(self.center, self.scale)
+        changes = (
+            (after - before)[:, self.at].abs()
+            for values in learned
+            for after, before in zip(in_blocks([values[self.season :]]), in_blocks([values[: -self.season]]))
         )
-        self.y = torch.cat(scaled)[:, self.at]
-        changes = torch.cat([values[self.season :] - values[: -self.season] for values in learned])
-        self.naive_error = changes.abs().nanmean(0)[self.at]
-        self._refuse_what_does_not_change(training, source)
-        self.starts = [*accumulate((len(values) for values in scaled), initial=0)]
-        self.series = Series(
-            names, torch.cat([series.values for series in all_of_them.values()]), first.date,
-            [*chain.from_iterable(series.dates for series in all_of_them.values())], first.day_first, first.decimal,
-        )  # fmt: skip
+        self.naive_error = mean_of(changes)
+        self._refuse_what_does_not_change(learned, source)
+        self.starts = [*accumulate((len(each.values) for each in filled), initial=0)]
+        dates = together([series.dates for series in every])
+        self.series = Series(names, self.filled.values, first.date, dates, first.day_first, first.decimal)
         found = [
             [self._origins(start, *part) for part in pairwise(accumulate(rows, initial=0))]
             for start, rows in zip(self.starts, parts)
         ]
         self.has_test = self.fractions[1] > 0
-        for begin, of_one, series in zip(sources, found, all_of_them.values()):
+        for begin, of_one, series in zip(sources, found, every):
             for name, part in zip(("train", "validate", "test"), of_one):
                 if not len(part) and (name != "test" or self.has_test):
                     raise UserError(
                         f"{begin}: of {len(series.values)} rows, those to {name} on are too few for a horizon of "
                         f"{self.horizon}; lower it, or change task.val_fraction and task.test_fraction"
                     )
-        self.train, self.val, self.test = (torch.cat(part) for part in zip(*found))
+        self.train, self.val, self.test = (torch.from_numpy(together(part)) for part in zip(*found))
         several = f" of {len(self.ids)} series" if self.id else ""
-        span = [date for series in all_of_them.values() for date in series.dates]
-        dates = f" from {min(span):%Y-%m-%d} to {max(span):%Y-%m-%d}" if span else ""
+        spans = [date for each in every if len(each.dates) for date in each.dates[[0, -1]].tolist()]
+        span = f" from {min(spans):%Y-%m-%d} to {max(spans):%Y-%m-%d}" if spans else ""
         rhythm = f", {self.rhythm_name}," if self.rhythm_name else ""
         season = f"a season is {self.season} row{'s' * (self.season > 1)}"
-        rows = f"{len(self.y):,} rows{several} of {', '.join(names)}"
-        print(printable(f"{source}: {rows}{rhythm}{dates}; {season}"))
+        rows = f"{len(self.filled.values):,} rows{several} of {', '.join(names)}"
+        print(printable(f"{source}: {rows}{rhythm}{span}; {season}"))
+        fitted, windows = len(thinned(self.train, FITTED)), len(self.train)
+        if fitted < windows:
+            print(printable(f"{source}: linear methods are fitted to {fitted:,} of {windows:,} windows to train on"))
 
     def _read_series(self, source: str) -> dict[str, Series]:
         """The series by what the column `id` calls them, with rows for the dates that they lack."""
@@ -216,13 +218,13 @@ class Windows(SequenceData):
             for id, series in read.items()
         }  # fmt: skip
 
-    def _refuse_what_does_not_change(self, training: Tensor, source: str) -> None:
-        for name, error, at in zip(self.targets, self.naive_error, self.at):
-            known = training[~training[:, at].isnan(), at]
-            if len(known) and (known == known[0]).all():
+    def _refuse_what_does_not_change(self, learned: list[Tensor], source: str) -> None:
+        least, largest = (ends[self.at].tolist() for ends in ends_of(in_blocks(learned)))
+        for name, error, low, high in zip(self.targets, self.naive_error, least, largest):
+            if low == high:
                 others = ",".join(other for other in self.targets if other != name)
                 raise UserError(
-                    f"{source}: {name!r} is always {float(known[0]):g} in the training part, there is nothing to "
+                    f"{source}: {name!r} is always {low:g} in the training part, there is nothing to "
                     f"forecast; "
                     + (f"leave it out with task.targets=[{others}]" if others else "choose another column")
                 )
@@ -239,7 +241,7 @@ class Windows(SequenceData):
             parts = parts_of(rows, *self.fractions)
         else:
             dates = series.dates
-            day = round(86400 / (dates[1] - dates[0]).total_seconds()) if len(dates) > 1 else 0
+            day = round(np.timedelta64(1, "D") / (dates[1] - dates[0])) if len(dates) > 1 else 0
             if not day or 600 * day > rows:
                 raise UserError(
                     f"{source}: task.split=ett needs dates and 600 days, of which there are {rows // max(day, 1):,}; "
@@ -258,14 +260,22 @@ class Windows(SequenceData):
             )
         return parts
 
-    def _origins(self, start: int, first: int, end: int) -> Tensor:
+    def _origins(self, start: int, first: int, end: int) -> Array:
         """The first target row of each window of a part, [M]; some target must be known.
 
         The series begins in row `start`, and its part in the rows from `first` to `end` after that.
         """
-        first = max(first, self.window)
-        origins = start + torch.arange(first, max(first, end - self.horizon + 1), self.stride)
-        return origins[~self.targets_of(origins).isnan().all(2).all(0)]
+        first, last = start + max(first, self.window), start + end - self.horizon
+
+        def pieces() -> Iterator[Array]:
+            for block in blocks(last + 1 - first):
+                rows = torch.arange(block.start, block.stop)
+                values = self.filled.values[first + block.start : first + block.stop + self.horizon - 1, self.at]
+                known = F.pad((~values.isnan()).any(1).cumsum(0), (1, 0))  # rows before
+                some = known[self.horizon :] > known[: -self.horizon]
+                yield (first + rows[some & (rows % self.stride == 0)]).numpy()
+
+        return joined(chain([np.empty(0, np.int64)], pieces()))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -295,11 +305,13 @@ class Windows(SequenceData):
 
     def targets_of(self, origins: Tensor) -> Tensor:
         """[H, B, K] in float64."""
-        return self.y[origins + torch.arange(self.horizon)[:, None]]
+        found = self.filled.values[origins + torch.arange(self.horizon)[:, None]][:, :, self.at]
+        return (found - self.center[self.at]) / self.scale[self.at]
 
     def ahead_of(self, origins: Tensor) -> Tensor:
         """[H, B, m] in float64."""
-        return self.filled.linear[:, self.known][origins + torch.arange(self.horizon)[:, None]]
+        rows = origins + torch.arange(self.horizon)[:, None]
+        return self.filled.rows(rows, torch.full_like(origins, NEVER))[:, :, self.known]
 
     def baselines(self, origins: Tensor) -> dict[str, Tensor]:
         """What simple methods forecast at the rows `origins` [B], each [H, B, K].
@@ -317,7 +329,8 @@ class Windows(SequenceData):
         if self.season > 1:
             ahead = torch.arange(self.horizon)[:, None]
             seasons = ahead // self.season + 1  # back, until a row before the origin
-            found["seasonal"] = self.filled.previous[origins + ahead - seasons * self.season][:, :, self.at]
+            before = self.filled.rows(origins + ahead - seasons * self.season, torch.zeros_like(origins))
+            found["seasonal"] = before[:, :, self.at]
         change = answered(relative(x, self.ahead_of(origins), self.known), self.linear)  # [B, H·K]
         found["linear"] = last + change.unflatten(1, (self.horizon, -1)).transpose(0, 1)
         own = x[:, :, self.at]
@@ -359,13 +372,14 @@ class Windows(SequenceData):
                 window = self.filled.windows(origins, self.window)
                 yield rows(window, self.targets_of(origins), self.ahead_of(origins))
 
-        return ridge(lambda: pieces(self.train), lambda: pieces(self.val))
+        return ridge(lambda: pieces(thinned(self.train, FITTED)), lambda: pieces(thinned(self.val, TRIED)))
 
     def baseline(self) -> dict[str, float]:
         """The errors of `baselines` in the test part, measured as the model's are, but by one process alone."""
         scale, naive_error = self.scale[self.at].tolist(), self.naive_error.tolist()
         found: dict[str, Errors] = {}
-        for rows in in_order(len(self.test), AT_ONCE) if self.has_test else ():
+        pieces = in_order(len(self.test), AT_ONCE) if self.has_test else ()
+        for rows in steps(pieces, "simple methods", lambda _: "") if len(pieces) > MANY else pieces:
             origins = self.test[rows]
             for name, forecasts in self.baselines(origins).items():
                 errors = found.setdefault(name, Errors(self.targets, scale, naive_error, sync_on_compute=False))
@@ -377,8 +391,6 @@ class Windows(SequenceData):
         }
 
 
-def without_end(series: Series, targets: list[int]) -> Series:
-    """The series up to the last row in which a target is known."""
-    known = (~series.values[:, targets].isnan()).any(1).nonzero()
-    rows = int(known[-1]) + 1 if len(known) else 0
-    return series._replace(values=series.values[:rows], dates=series.dates[:rows])
+def thinned(part: Tensor, most: int) -> Tensor:
+    """Windows of a part as far from each other as is needed for there to be no more than so many."""
+    return part[:: max(1, -(-len(part) // most))]

@@ -6,8 +6,8 @@
 - summary.txt: machine and versions, what was proven, the table.
 
 Each part has its share of the minutes, and what it has found by then stays. Needed beside torch, Lightning and their
-own needs: what pyproject.toml lists under `dependencies` and, for training, `train` without its launchers, optuna and
-wandb; pytest and pytest-xdist. FlashRNN and torchrecurrent are measured where they are installed.
+own needs: what pyproject.toml lists under `dependencies` and, for training, `train` without its launchers, optuna,
+pyarrow and wandb; pytest and pytest-xdist. FlashRNN and torchrecurrent are measured where they are installed.
 
 Shapes: T time steps, B batch, I input size, H hidden size.
 """

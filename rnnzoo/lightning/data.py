@@ -6,7 +6,8 @@ Shapes: N rows of a part, B rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -41,7 +42,7 @@ class Batches(Generic[Key, T]):
 
     def __iter__(self) -> Iterator[T]:
         epoch, taken = self.position()
-        for key in self.plan(epoch)[taken:]:
+        for key in islice(self.plan(epoch), taken, None):
             yield self.fetch(key)
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,16 +68,44 @@ def share(rows: Tensor) -> Tensor:
     return rows[torch.distributed.get_rank() :: processes]
 
 
+class Cut(Sequence[Tensor]):
+    """Row numbers in batches of nearly equal size, so that none is too small to be shared, each made when asked for.
+
+    Args:
+        order: the row numbers, or how many there are for 0, 1, ...
+        batch_size: no batch is larger.
+    """
+
+    def __init__(self, order: Tensor | int, batch_size: int) -> None:
+        self.order, self.rows = order, order if isinstance(order, int) else len(order)
+        self.batches = -(-self.rows // batch_size)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, number: int | slice) -> Tensor | Sequence[Tensor]:
+        place = range(self.batches)[number]
+        if isinstance(place, range):
+            return [self[each] for each in place]
+        size, larger = divmod(self.rows, self.batches)  # so many batches have one row more
+        start = place * size + min(place, larger)
+        end = start + size + (place < larger)
+        return torch.arange(start, end) if isinstance(self.order, int) else self.order[start:end]
+
+
 def in_order(rows: int, batch_size: int) -> Sequence[Tensor]:
-    """Row numbers 0..rows-1 in batches of nearly equal size, so that none is too small to be shared."""
-    return torch.arange(rows).tensor_split(-(-rows // batch_size))
+    """Row numbers 0..rows-1, batch by batch."""
+    return Cut(rows, batch_size)
 
 
 def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
-    """Row numbers 0..rows-1 in an order drawn from seed and epoch, in batches of nearly equal size."""
+    """Row numbers 0..rows-1 in an order drawn from seed and epoch, batch by batch."""
     generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
-    order = torch.randperm(rows, generator=generator)
-    return [order[batch] for batch in in_order(rows, batch_size)]
+    return Cut(torch.randperm(rows, generator=generator), batch_size)
 
 
 def parts_of(rows: int, val_fraction: float, test_fraction: float) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rnnzoo import UserError
 from rnnzoo.files import cache_folder
-from rnnzoo.tasks import corpora, text_files
+from rnnzoo.tasks import corpora
 from rnnzoo.tasks.char_lm import Characters, CharLM
 from rnnzoo.tasks.corpora import CORPORA, codes_of
 
@@ -58,7 +58,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Both ways to hold a file."""
     if request.param != "in memory":
         monkeypatch.setattr(corpora, "LARGE", 0)
-        monkeypatch.setattr(text_files, "BLOCK", 64)
+        monkeypatch.setattr("rnnzoo.tasks.text_files.BLOCK", 64)
 
 
 def model(alphabet: str = "ehlo", cell: str = "gru", seed: int = 1, **options: Any) -> CharLM:

@@ -127,10 +127,11 @@ def of_prices(path: Path) -> Windows:
 def test_what_is_known_ahead_enters_the_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rows ahead say all; without them nothing could be said. They stand in the file behind the last sales."""
     data = of_prices(prices(tmp_path, ahead=4))
-    assert data.targets == ["sales"] and len(data.y) == 80  # a target is not what is known, nor are rows without one
+    assert data.targets == ["sales"] and len(data.series.values) == 80  # no target is known, nor are rows without one
     batch = data.windows_at(data.test)
     rows = data.test + torch.arange(3)[:, None]
-    np.testing.assert_allclose(batch.ahead[..., 0], data.filled.previous[rows][..., 1].float())
+    scaled = (data.series.values - data.center) / data.scale
+    np.testing.assert_allclose(batch.ahead[..., 0], scaled[rows][..., 1].float())
     found = data.baseline()
     assert found["baseline/linear_mae"] < 0.01 * found["baseline/nlinear_mae"]
 

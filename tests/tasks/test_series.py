@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnzoo import UserError
+from rnnzoo.tasks import series_files
 from rnnzoo.tasks.calendars import calendar_of, following
 from rnnzoo.tasks.forecast_errors import Errors
-from rnnzoo.tasks.series import Filled, Missing, Series, mackey_glass, read_csv
+from rnnzoo.tasks.gaps import Filled, Missing
+from rnnzoo.tasks.series import Series, mackey_glass
+from rnnzoo.tasks.series_files import read_csv
 
 NAN = math.nan
 
@@ -33,12 +36,19 @@ def noise(rows: int, columns: int = 1, seed: int = 0) -> Tensor:
 # Reading
 
 
+@pytest.fixture(params=["row by row", "in blocks"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "in blocks":
+        monkeypatch.setattr(series_files, "LARGE", 0)
+
+
 def read(tmp_path: Path, text: str | bytes, *arguments: Any, **options: Any) -> Series:
     path = tmp_path / "file.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_csv(str(path), *arguments, **options)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     "text",
     [
@@ -52,16 +62,18 @@ def test_files_are_read(text: str, tmp_path: Path) -> None:
     series = read(tmp_path, text)
     assert (series.columns, series.date) == (["a", "b"], "day")
     assert np.array_equal(series.values, [[1, 2.5], [NAN, -40], [NAN, 6]], equal_nan=True)
-    assert series.dates == [datetime(2001, 2, 27), datetime(2001, 2, 28), datetime(2001, 3, 1)]
+    assert series.dates.tolist() == [datetime(2001, 2, 27), datetime(2001, 2, 28), datetime(2001, 3, 1)]
     assert read(tmp_path, text, None, ["b"]).columns == ["b"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
     series = read(tmp_path, "a\n1\n\n3\n")
     assert np.array_equal(series.values, [[1], [NAN], [3]], equal_nan=True)
-    assert (series.date, series.dates) == (None, [])
+    assert (series.date, len(series.dates)) == (None, 0)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("texts", "moments"),
     [
@@ -86,9 +98,10 @@ def test_a_single_column_needs_no_delimiter(tmp_path: Path) -> None:
 )
 def test_dates(texts: list[str], moments: list[datetime], tmp_path: Path) -> None:
     text = "a,when\n" + "".join(f"{number},{text}\n" for number, text in enumerate(texts))
-    assert read(tmp_path, text).dates == moments
+    assert read(tmp_path, text).dates.tolist() == moments
 
 
+@pytest.mark.usefixtures("ways")
 def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
     text = "day;a\n01/02/2020;1\n01/03/2020;2\n"
     with pytest.raises(
@@ -97,9 +110,10 @@ def test_dates_that_can_be_either_way_are_asked_about(tmp_path: Path) -> None:
         read(tmp_path, text)
     for day_first, second in ((True, datetime(2020, 3, 1)), (False, datetime(2020, 1, 3))):
         series = read(tmp_path, text, day_first=day_first)
-        assert series.dates[1] == second and series.day_first == day_first
+        assert series.dates.tolist()[1] == second and series.day_first == day_first
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("numbers", "dates"),
     [
@@ -117,18 +131,20 @@ def test_numbers_that_are_dates(
 ) -> None:
     text = "a,when\n" + "".join(f"{row**2 % 3},{number}\n" for row, number in enumerate(numbers))
     series = read(tmp_path, text, "when" if named else None)
-    assert (series.columns, series.date, series.dates) == (["a"], "when", dates)
+    assert (series.columns, series.date, series.dates.tolist()) == (["a"], "when", dates)
     assert named or "'when' is taken for dates" in capsys.readouterr().out
     assert read(tmp_path, text, None, ["when", "a"]).columns == ["when", "a"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_spreadsheets_days_are_dates_if_they_are_named(tmp_path: Path) -> None:
     text = "No,a\n" + "".join(f"{43831 + row / 24:.9f},{row % 2}\n" for row in range(5))
     series = read(tmp_path, text, "No")
-    assert series.dates == [datetime(2020, 1, 1, hour) for hour in range(5)]
-    assert read(tmp_path, text).columns == ["a"] and read(tmp_path, text).dates == []
+    assert series.dates.tolist() == [datetime(2020, 1, 1, hour) for hour in range(5)]
+    assert read(tmp_path, text).columns == ["a"] and not len(read(tmp_path, text).dates)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("counted", [[1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [1000, 1060, 1120, 1180]])
 def test_a_column_that_counts_the_rows_is_left_out(
     counted: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,6 +160,7 @@ def test_a_column_that_counts_the_rows_is_left_out(
         assert read(tmp_path, text, targets=["No"]).columns == ["No", "a", "b"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
     text = "people\n2536431000\n2584034000\n2630862000\n2677609000\n2724847000\n"
     assert read(tmp_path, text).columns == ["people"]
@@ -152,6 +169,7 @@ def test_what_only_grows_is_no_time(tmp_path: Path) -> None:
 # Numbers
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("texts", "values"),
     [
@@ -177,6 +195,7 @@ def test_numbers_in_other_notations(texts: list[str], values: list[float], tmp_p
         assert further.values[0, 0] == pytest.approx(values[-1])
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
     text = "a;b\n1,234;3\n2,345;7\n"
     with pytest.raises(
@@ -189,11 +208,13 @@ def test_a_number_that_can_be_two_is_asked_about(tmp_path: Path) -> None:
     assert read(tmp_path, "a\n1.234\n5\n", decimal="comma").values[:, 0].tolist() == [1234, 5]
 
 
+@pytest.mark.usefixtures("ways")
 def test_an_empty_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column 'b' is empty; leave it out with task\.columns=\[a,c\]"):
         read(tmp_path, "a,b,c\n1,,3\n2,.,3\n")
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -230,6 +251,7 @@ def test_a_file_that_cannot_be_read(text: str | bytes, said: str, tmp_path: Path
     assert "task." in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(
     ("date", "columns", "said"),
     [
@@ -295,7 +317,7 @@ def test_calendars(hours: int, keep: Callable[[datetime], bool], season: int, na
     calendar = calendar_of(known)
     assert calendar is not None
     assert (calendar.season, calendar.name, calendar.missing) == (season, name, gap)
-    assert [calendar.at(number) for number in range(calendar.numbers[0], calendar.numbers[-1] + 1)] == dates[:200]
+    assert calendar.at(np.arange(calendar.first, calendar.last + 1)).tolist() == dates[:200]
     assert following(known, 4) == dates[200:]
 
 
