@@ -6,13 +6,16 @@ Shapes: B rows forecast from (origins), H rows ahead, K targets, Q quantiles.
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import Tensor
 
-from rnnzoo.plain import csv_cell
+from rnnzoo.errors import UserError
+from rnnzoo.plain import csv_cell, printable
 
 from .calendars import written
 from .gaps import Filled, without_end
@@ -30,6 +33,20 @@ class Rolled(NamedTuple):
     last: Tensor
 
 
+def all_rolled(module: Any, series: Mapping[str, Series], share: float, data: Path) -> dict[str, Rolled]:
+    """Those of the series in the file `data` that are long enough, see `rolled`; `UserError` if none is."""
+    found = {id: rolled(module, each, share) for id, each in series.items()}
+    short = [id for id, each in found.items() if not each.times]
+    if len(short) == len(found):
+        raise UserError(
+            f"{data}: there is no row to forecast from in the last {share:g} (--share) of it; before it must be "
+            f"{module.hparams['window']} rows, and from it on {module.hparams['horizon']}"
+        )
+    if short:
+        print(printable(f"{data}: too short to forecast from, and left out: {', '.join(short)}"), file=sys.stderr)
+    return {id: each for id, each in found.items() if each.times}
+
+
 def rolled(module: Any, series: Series, share: float) -> Rolled:
     """What a `Forecast` says of the future of each row of the last `share` of a series on which all H rows follow."""
     series = without_end(series, module.at) if module.known else series
@@ -41,7 +58,7 @@ def rolled(module: Any, series: Series, share: float) -> Rolled:
     origins, rows = origins[known], rows[:, known]
     if not len(origins):
         return Rolled([], values, values, values)
-    last = Filled(values, module.hparams["missing"], "values", module.hparams["columns"]).windows(origins, 1)
+    last = Filled(values, module.hparams["missing"], "", module.hparams["columns"]).windows(origins, 1)
     forecasts = module.at_origins(values, origins, values[rows][:, :, module.known])
     moments = series.dates[origins].tolist() if len(series.dates) else (origins + 1).tolist()
     return Rolled(written(moments), forecasts, values[rows][:, :, module.at], last[:, :, module.at])
@@ -80,13 +97,12 @@ def write_errors(
     (ids, date), lead = head, by == "lead"
     tables: list[tuple[list[Any], list[str], dict[str, Tensor]]]
     if lead:
-        pieces = [each for each in found.values() if each.times]
-        whole = Rolled([], *(torch.cat(parts, 1) for parts in zip(*(piece[1:] for piece in pieces))))
+        whole = Rolled([], *(torch.cat(parts, 1) for parts in zip(*(each[1:] for each in found.values()))))
         tables = [([], [str(ahead + 1) for ahead in range(len(whole.truth))], errors(whole, quantiles, 1))]
     else:
         tables = [
             ([csv_cell(id)] if ids else [], each.times, errors(each, quantiles, 0))
-            for id, each in found.items() if each.times
+            for id, each in found.items()
         ]  # fmt: skip
     lines = csv.writer(out, lineterminator="\n")
     names = [*tables[0][2]]

@@ -29,7 +29,7 @@ from rnnzoo.lightning.verbs import verb
 from rnnzoo.plain import csv_cell, printable
 from rnnzoo.play import views
 
-from .backtest import rolled, write_errors
+from .backtest import all_rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
@@ -333,12 +333,7 @@ class Forecast(SequenceModule):
             raise UserError(f"--by {by}: must be lead or origin")
         if not 0 < share <= 1:
             raise UserError(f"--share {share:g}: must be more than 0 and at most 1")
-        found = {id: rolled(self, series, share) for id, series in self.series_in(data).items()}
-        if not any(len(each.times) for each in found.values()):
-            raise UserError(
-                f"{data}: there is no row to forecast from; before it must be {self.hparams['window']} rows, and from "
-                f"it on {self.hparams['horizon']}"
-            )
+        found = all_rolled(self, self.series_in(data), share, data)
         head = [self.hparams["id"]] if self.hparams["id"] else [], self.hparams["date"] or "row"
         write_errors(sys.stdout, by, found, head, self.hparams["targets"], self.quantiles)
 
@@ -346,6 +341,7 @@ class Forecast(SequenceModule):
         """The series in a file like the run's, by what its column `id` says, with rows for the dates that they lack."""
         id, rhythm = self.hparams["id"], self.hparams["rhythm"]
         form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
+        form["decimal"] = form["decimal"] or "point"  # that of the plain file that was learned from
         source = str(data)
         read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
         return {
@@ -366,8 +362,8 @@ class Forecast(SequenceModule):
         window, horizon, columns = (self.hparams[key] for key in ("window", "horizon", "columns"))
         if values.dim() != 2 or len(values) < window or values.shape[1] != len(columns):
             raise UserError(
-                f"a forecast needs at least {window} rows of {', '.join(columns)}, not values of shape "
-                f"{list(values.shape)}"
+                f"a forecast needs at least {window} rows of {', '.join(columns)}, and here are "
+                f"{' × '.join(map(str, values.shape))}"
             )
         if not self.known:
             ahead = values.new_zeros(horizon, 0)
@@ -386,7 +382,7 @@ class Forecast(SequenceModule):
         """
         center, scale = (torch.tensor(self.hparams[name], dtype=torch.float64) for name in ("center", "scale"))
         missing, columns = self.hparams["missing"], self.hparams["columns"]
-        filled = Filled(values.double(), missing, "values", columns).scaled(center, scale)
+        filled = Filled(values.double(), missing, "", columns).scaled(center, scale)
         ahead = (ahead.double() - center[self.known]) / scale[self.known]
         training, _ = self.training, self.eval()
         pieces = [

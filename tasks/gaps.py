@@ -39,7 +39,7 @@ def completed(series: Series, calendar: Calendar | None, missing: Missing, sourc
         raise UserError(
             f"{source}: rows come {calendar.name}, {calendar.missing} {'are' if calendar.missing > 1 else 'is'} "
             f"missing, the first after "
-            f"{series.dates[before].item():%Y-%m-%d %H:%M}; task.missing=previous or linear fills them"
+            f"{series.dates[before].item():%Y-%m-%d %H:%M}; train with task.missing=previous or linear to fill them"
         )
 
     def pieces() -> Iterator[Array]:
@@ -126,9 +126,10 @@ class Filled:
         gaps = torch.cat([torch.empty(0, 2, dtype=torch.long), *found])
         if len(gaps) and missing == "refuse":
             row, column = gaps[0].tolist()
+            begin = f"{source}: " if source else ""
             raise UserError(
-                f"{source}: {len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
-                f"{columns[column]!r}; task.missing=previous or linear fills them"
+                f"{begin}{len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
+                f"{columns[column]!r}; train with task.missing=previous or linear to fill them"
             )
         if len(gaps) and not gaps[0, 0]:
             raise UserError(

@@ -93,12 +93,7 @@ class PlainReader:
         if title.count('"') % 2 or not rest:
             raise NotPlain("it begins with very long lines, or a header of several")
         head = "\n".join(self._plain(rest).split("\n", HEAD)[:HEAD])
-        lines = chain(
-            *(
-                lines_of(io.StringIO(text, newline=""), self.delimiter, self.begin, n)
-                for n, text in enumerate((title + "\n", head))
-            )
-        )
+        lines = chain(self._lines(title + "\n", 0), self._lines(head, 1))
         self.header, self.rows = checked(lines, self.begin)
         header, apart = apart_by(id, self.header, self.rows, data, source)
         rows = next(iter(apart.values()))

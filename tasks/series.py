@@ -161,6 +161,8 @@ def judged(table: Table, source: str, form: Form) -> tuple[Table, list[str]]:
         if all(np.isnan(column[block]).all() for block in blocks(len(column))):
             others = ",".join(other for other in numbers if other != name)
             raise UserError(f"{source}: column {name!r} is empty; leave it out with task.columns=[{others}]")
+    if table.decimal == "comma" and form.decimal is None:
+        said.append("numbers are read with a decimal comma; if they have points, say task.decimal=point")
     if form.columns is not None:
         return table, said
     if table.date is None:

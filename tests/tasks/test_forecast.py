@@ -151,7 +151,7 @@ def test_gaps_are_refused_unless_asked_for() -> None:
     values = noise(60, 2)
     values[[7, 9], 1] = NAN
     with pytest.raises(
-        UserError, match=r"2 values missing, the first in row 8 of 'b'; task\.missing=previous or linear"
+        UserError, match=r"2 values missing, the first in row 8 of 'b'; train with task\.missing=previous or linear"
     ):
         windows(values)
     values[0, 0] = NAN
@@ -271,7 +271,8 @@ def test_missing_rows_are_missing_values(tmp_path: Path, capsys: pytest.CaptureF
     path = file(tmp_path, [datetime(2001, 1, 1) + timedelta(days=row) for row in range(200)], drop=range(90, 110))
     options: dict[str, Any] = {"window": 5, "horizon": 3, "season": 7}
     with pytest.raises(
-        UserError, match=r"rows come every day, 20 are missing, the first after 2001-03-31 00:00; task\.missing="
+        UserError,
+        match=r"rows come every day, 20 are missing, the first after 2001-03-31 00:00; train with task",
     ):
         ready(Windows(path, **options))
     data = ready(Windows(path, missing="previous", **options))
@@ -395,10 +396,10 @@ def test_a_forecast_reads_the_last_window_in_the_datas_units() -> None:
     assert torch.equal(model.following_rows(values[35:40]), found)
     gap = values[:40].clone()
     gap[37, 0] = NAN
-    with pytest.raises(UserError, match=r"'a'; task\.missing=previous"):
+    with pytest.raises(UserError, match=r"^1 value missing, the first in row 38 of 'a'; train with task\.missing"):
         model.following_rows(gap)
     for wrong in (values[:4], values[:, :1], values[0]):
-        with pytest.raises(UserError, match="at least 5 rows of a, b, not values of shape"):
+        with pytest.raises(UserError, match="at least 5 rows of a, b, and here are"):
             model.following_rows(wrong)
 
 

@@ -228,10 +228,33 @@ def test_errors_by_lead_and_by_origin(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [float(row["mae"]) for row in rows] == pytest.approx(expected, rel=1e-4)
     for options, line in (
         ({"by": "day"}, "--by day: must be lead or origin"), ({"share": 0.0}, "--share 0: must be more than 0"),
-        ({"share": 0.01}, "there is no row to forecast from"),
+        ({"share": 0.01}, r"no row to forecast from in the last 0.01 \(--share\) of it"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=line):
             model.backtest(path, **options)  # type: ignore[arg-type]
+
+
+def test_a_model_reads_numbers_as_its_first_file_had_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A decimal comma among numbers with three decimals would make thousands of all."""
+    path = tmp_path / "points.csv"
+    path.write_text("a\n" + "".join(f"{row % 9}.{row:03}\n" for row in range(80)))
+    data = ready(Windows(data=str(path), columns=["a"], season=1, **SIZES))
+    model = Forecast(**MODEL, **data.facts()).eval()
+    path.write_text(path.read_text().replace("4.049", '"4,5"'))
+    with pytest.raises(UserError, match=r"line 51, column 'a': '4,5' is not a number"):
+        model.backtest(path)
+    capsys.readouterr()
+    assert ready(Windows(data=str(path), columns=["a"], season=1, **SIZES)).series.values[0] == 0
+    assert "points.csv: numbers are read with a decimal comma; if they have points" in capsys.readouterr().out
+
+
+def test_series_that_are_too_short_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shops(tmp_path, east=60, west=40)
+    model = Forecast(**MODEL, **of_shops(path).facts()).eval()
+    capsys.readouterr()
+    model.backtest(shops(tmp_path, east=60, west=4))
+    said_there = capsys.readouterr()
+    assert "too short to forecast from, and left out: west" in said_there.err and said(said_there.out)
 
 
 def test_gaps_are_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
