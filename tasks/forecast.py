@@ -36,11 +36,11 @@ from .forecast_plots import Continued, of_file, of_test, shown_rows
 from .gaps import Filled, Missing, completed, without_end
 from .linear import answered, relative
 from .numerals import Decimal
-from .quantiles import check, median_first, middle, ordered, pinball
+from .quantiles import check, median_first, middle, opening, ordered, pinball
 from .segments import Segments
 from .series import Series
 from .series_files import read_apart, read_csv
-from .windows import AT_ONCE, Batch, Windows
+from .windows import AT_ONCE, Batch, Windows, thinned
 
 
 class Forecast(SequenceModule):
@@ -158,6 +158,10 @@ class Forecast(SequenceModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.after_linear and isinstance(data, Windows) and not self.autoregression.any():
             self.autoregression.copy_(data.linear)
+            if self.quantiles:  # begin as far apart as what the autoregression leaves over is
+                x, y, ahead = data.windows_at(thinned(data.train, AT_ONCE))
+                left = (y - self.before_layer(x, ahead)).transpose(0, 1)  # [B, H, K]
+                self.head.bias.data = opening(left, self.quantiles).flatten().to(self.head.bias)
 
     @property
     def features(self) -> int:

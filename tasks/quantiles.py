@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +42,14 @@ def ordered(values: Tensor, median: int) -> Tensor:
     below = steps[..., :median].flip(-1).cumsum(-1).flip(-1)
     center, above = values[..., median : median + 1], steps[..., median + 1 :].cumsum(-1)
     return torch.cat([center - below, center, center + above], -1)
+
+
+def opening(errors: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Numbers [..., Q] of which `ordered` makes quantiles as far from the median 0 as those of errors [B, ...] are."""
+    found = torch.from_numpy(np.nanquantile(errors.numpy(), list(quantiles), axis=0)).movedim(0, -1)
+    steps = found.diff(dim=-1).nan_to_num(1.0).clamp(min=1e-3).expm1().log()  # the inverse of softplus
+    median = middle(quantiles)
+    return torch.cat([steps[..., :median], torch.zeros_like(found[..., :1]), steps[..., median:]], -1)
 
 
 def pinball(forecasts: Tensor, truth: Tensor, quantiles: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from rnnzoo import UserError
 from rnnzoo.play.view import Session
 from rnnzoo.tasks.forecast import Forecast
 from rnnzoo.tasks.forecast_errors import QuantileErrors
-from rnnzoo.tasks.quantiles import middle, ordered, pinball
+from rnnzoo.tasks.quantiles import middle, opening, ordered, pinball
 from rnnzoo.tasks.windows import Windows
 
 LEVELS = [0.05, 0.3, 0.5, 0.8, 0.95]
@@ -35,6 +35,14 @@ def test_quantiles_rise_and_the_median_is_free() -> None:
     softplus = np.log1p(np.exp(values.numpy()))
     expected = values[:, 2].numpy() - softplus[:, 1] - softplus[:, 0]
     np.testing.assert_allclose(found[:, 0], expected)
+
+
+def test_quantiles_open_as_wide_as_errors_are() -> None:
+    errors = torch.randn(500, 3, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 2.0])
+    errors[0, 1] = math.nan
+    found = ordered(opening(errors, LEVELS), 2)  # [3, 2, Q]
+    expected = np.nanquantile(errors.numpy(), LEVELS, axis=0).transpose(1, 2, 0)
+    np.testing.assert_allclose(found, expected - expected[..., 2:3], rtol=1e-4, atol=1e-6)
 
 
 def test_a_normal_distributions_quantiles_cover_what_they_should() -> None:
