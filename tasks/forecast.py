@@ -327,7 +327,7 @@ class Forecast(SequenceModule):
 
         Args:
             data: a CSV file with the columns that the run was trained on.
-            by: lead for a line for each number of rows ahead, origin for one for each row forecast from.
+            by: lead for a line for each number of rows ahead, origin for one for each first row of a forecast.
             share: how much of each series, at its end, is forecast.
 
         Beside the mean absolute error, the root mean square error and the mean error stands the mean absolute error of

@@ -6,9 +6,12 @@ Shapes: H rows ahead, B windows, K targets, Q quantiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -80,6 +83,7 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
             values = forecasts[:, b, k] * scale[k] + center[k]
             _draw(left, time[origin : origin + data.horizon], values, label, median)
         left.set(ylabel=drawn(name))
+        _along_time(left, time)
         left.set_title(f"the end of the test part{drawn(of_one)}", loc="left")
         left.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         for n, (baseline, error) in enumerate(errors.items()):
@@ -87,7 +91,7 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
             right.plot(range(1, data.horizon + 1), error[:, k] * scale[k], ".-", label=baseline, **style)
         right.set(xlabel="rows ahead", ylabel="mean absolute error", title=whole)
         count_along(right)
-        right.legend(frameon=False)
+        right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -101,8 +105,17 @@ def of_file(series: Sequence[Continued], targets: Sequence[str], median: int) ->
         axes.plot(each.time[:-ahead], each.before[:, k], color="0.6", linewidth=2, label=drawn(each.name))
         _draw(axes, each.time[-ahead:], each.rows[:, k], "forecast", median)
         axes.set(ylabel=drawn(targets[k]))
+        _along_time(axes, each.time)
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return figure
+
+
+def _along_time(axes: Any, time: Sequence[Any]) -> None:
+    """Dates along the axis, with room between them, if the times are dates."""
+    if isinstance(time[0], (date, np.datetime64)):
+        places = AutoDateLocator(maxticks=8)
+        axes.xaxis.set_major_locator(places)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
 
 
 def _draw(axes: Any, time: Any, values: Tensor, label: str | None, median: int | None) -> None:
