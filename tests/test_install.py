@@ -140,7 +140,7 @@ def test_a_task_of_ones_own_gets_all_commands(rnnzoo: Callable[..., str], tmp_pa
     (tmp_path / "choices" / "task").mkdir(parents=True)
     (tmp_path / "choices" / "task" / "signs.yaml").write_text(OWN_YAML)
     said = rnnzoo("train", "--config-dir", "choices", "task=signs", "hardware=cpu", "hydra.run.dir=run")
-    assert f"rnnzoo ask run --cells {tmp_path / 'my_tasks.py'}" in said
+    assert f"rnnzoo ask run VALUE --cells {tmp_path / 'my_tasks.py'}" in said
     # nobody's code is run because a run names it
     assert "--cells" in rnnzoo("eval", "run", code=1)
     mine = ("--cells", "my_tasks.py")

@@ -31,6 +31,8 @@ TASKS = CONF / "experiment" / "league"
 
 BEST = 5
 """Cells of a task that are named at the end."""
+MISSING = 10
+"""Cells without a run in a task that are."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def play(
         for ranked in rank(runs):
             best = ", ".join(f"{entry.cell} {entry.middle:.4g}" for entry in ranked.entries[:BEST])
             told += f", {ranked.metric} of the best {best}"
-        print(printable(f"{told}; none of {', '.join(without)}" if without else told))
+        more = f" and {len(without) - MISSING} more" * (len(without) > MISSING)
+        print(printable(f"{told}; none of {', '.join(without[:MISSING])}{more}" if without else told))
     print(printable(f"written: {league.path}"))
     return table
 

@@ -119,11 +119,11 @@ def read(path: Path) -> list[Trained]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     missing = [column for column in COLUMNS if column not in columns]
+    if missing:
+        raise UserError(f"{path}: has no results with the column {missing[0]}; columns are {', '.join(COLUMNS)}")
     foreign = [column for column in columns if column not in COLUMNS]
     if foreign:
         raise UserError(f"{path}: has a column {foreign[0]!r} more than {', '.join(COLUMNS)}; take it out")
-    if missing:
-        raise UserError(f"{path}: has no results with the column {missing[0]}; columns are {', '.join(COLUMNS)}")
     found = []
     for number, row in enumerate(rows, 2):
         values: dict[str, Any] = {}
