@@ -20,8 +20,9 @@ from torchmetrics import Metric
 from rnnzoo.files import cache_folder, writing
 from rnnzoo.plain import printable
 
+from .blocks import Array
 from .review_files import read_reviews
-from .reviews import Array, held_out, kept, key_of, number_all
+from .reviews import held_out, kept, key_of, number_all
 
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 """Words, and punctuation marks one by one: they tell, too."""

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnzoo import UserError
 from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
+from .blocks import Array, blocks
 from .download import digest, download, one_at_a_time
 from .review_files import files_of, read_reviews
 
@@ -41,10 +41,7 @@ AT_ONCE = 1000
 """Reviews that are numbered together."""
 SAID = 100_000
 """Reviews after which it is said how many were read."""
-BLOCK = 1 << 20
-"""Numbers that are changed together."""
 
-Array = NDArray[Any]
 T = TypeVar("T")
 
 
@@ -214,8 +211,8 @@ def encode(reviews: Iterator[tuple[str, int, str]], vocabulary: int, maxlen: int
     final = np.full(len(word), UNKNOWN, dtype=np.int32)
     final[frequent] = np.arange(2, 2 + len(frequent))
     codes = np.memmap(numbers, np.int32, "r+")
-    for start in range(0, len(codes), BLOCK):
-        codes[start : start + BLOCK] = final[codes[start : start + BLOCK]]
+    for block in blocks(len(codes)):
+        codes[block] = final[codes[block]]
     codes.flush()
     words = ["<padding>", "<unknown>", *(word[code] for code in frequent)]
     return {"vocabulary": np.array("\n".join(words)), "lengths": lengths, "labels": labels, "test": test}
