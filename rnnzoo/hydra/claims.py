@@ -8,6 +8,7 @@ the runs' mean metrics that must hold. A run that is there already is not repeat
 from __future__ import annotations
 
 import csv
+import math
 import operator
 import shlex
 import statistics
@@ -27,7 +28,7 @@ from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.claims import COLUMNS
 from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.hydra.done import is_done, naming, summary
+from rnnzoo.hydra.done import DIVERGED, is_done, measured, naming, summary
 from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
@@ -142,7 +143,8 @@ def _train(folder: Path, arguments: list[str]) -> None:
     given = [f"resume={folder}"] if (folder / "checkpoints" / "last.ckpt").is_file() else [
         *arguments, f"hydra.run.dir={folder}"
     ]  # fmt: skip
-    if subprocess.run([sys.executable, "-m", "rnnzoo", "train", *given]).returncode:
+    ended = subprocess.run([sys.executable, "-m", "rnnzoo", "train", *given])
+    if ended.returncode and not (folder / DIVERGED).is_file():
         raise UserError(f"this run failed: rnnzoo train {shlex.join(given)}")
 
 
@@ -156,9 +158,9 @@ def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str
             if ended is None:
                 missing += 1
                 continue
-            found.setdefault(run, []).append(float(ended["metrics"][claim.metric]))
+            found.setdefault(run, []).append(measured(ended, claim.metric))
             trivial = f"baseline/trivial_{claim.metric.rpartition('/')[2]}"
-            if trivial in ended["metrics"]:
+            if trivial in ended.get("metrics", ()):
                 found["trivial"] = [float(ended["metrics"][trivial])]
             seconds += float(ended["seconds_training"]) + float(ended["seconds_validation"])
     means = {name: statistics.fmean(values) for name, values in found.items()}
@@ -189,7 +191,7 @@ def _value(text: str, means: Mapping[str, float]) -> float:
 
 
 def _shown(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 and all(map(math.isfinite, values)) else ""
     return f"{statistics.fmean(values):.4g}{spread}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from hydra.core.override_parser.types import QuotedString
 
 from rnnzoo.errors import UserError
 
+DIVERGED = "diverged.json"
+"""What a run leaves in place of summary.json if its training has come to an infinity or to what is no number."""
+
 
 def is_done(folder: Path, arguments: Iterable[str]) -> bool:
-    """Whether a folder has the finished run that these arguments make.
+    """Whether a folder has the run that these arguments make, finished or diverged, as it would again.
 
     Raises `UserError` for a folder of another run, finished or not.
     """
@@ -27,7 +31,7 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
             had, wanted = map(_of_the_run, (yaml.safe_load(record.read_text(encoding="utf-8")), arguments))
         if had != wanted:
             raise UserError(f"{folder}: made by {shlex.join(had)}, now it is {shlex.join(wanted)}; delete it")
-    return (folder / "summary.json").is_file()
+    return any((folder / name).is_file() for name in ("summary.json", DIVERGED))
 
 
 def _of_the_run(arguments: Iterable[str]) -> list[str]:
@@ -45,10 +49,17 @@ def _unquoted(value: Any) -> Any:
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """What a finished run came to; None for one that is not. Read it within `naming(folder)`."""
-    path = folder / "summary.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
+    """What a finished run, or one that has diverged, came to; None for any other. Read it within `naming(folder)`."""
+    for name in ("summary.json", DIVERGED):
+        if (folder / name).is_file():
+            found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            return found
+    return None
+
+
+def measured(ended: dict[str, Any], metric: str) -> float:
+    """A metric of what `summary` gives; NaN if the run has diverged."""
+    return math.nan if "diverged" in ended else float(ended["metrics"][metric])
 
 
 @contextmanager

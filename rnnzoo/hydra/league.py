@@ -23,7 +23,7 @@ from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, rank, read
 from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.hydra.done import is_done, naming, summary
+from rnnzoo.hydra.done import is_done, measured, naming, summary
 from rnnzoo.plain import printable
 from rnnzoo.registry import list_cells
 
@@ -134,9 +134,9 @@ class League:
             ended = summary(folder)
             if ended is None:
                 return self.kept.get((task.name, cell, float(rate), int(seed)))
-            measured, metric = ended["metrics"], f"test/{task.metric}"
+            metric = f"test/{task.metric}"
             return Trained(
-                cell, task.name, metric, float(measured[metric]), float(measured[f"val/{task.metric}"]), int(seed),
+                cell, task.name, metric, measured(ended, metric), measured(ended, f"val/{task.metric}"), int(seed),
                 int(ended["parameters"]), float(rate), float(ended["seconds_training"]),
             )  # fmt: skip
 

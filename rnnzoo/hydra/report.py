@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from rnnzoo.errors import UserError
 from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.hydra.done import DIVERGED
 from rnnzoo.hydra.finished_run import Run, Summary
 from rnnzoo.hydra.recorded import is_foreign
 from rnnzoo.plain import csv_cell, markdown, printable
@@ -196,11 +197,13 @@ def collect(folders: Sequence[Path]) -> Found:
         paths |= {path.resolve(): path for path in below}
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     unfinished: list[str] = []
+    diverged: list[str] = []
     foreign: list[str] = []
     damaged: list[str] = []
     for path in paths.values():
         if not (path / "summary.json").exists():
-            (foreign if is_foreign(path) else unfinished).append(str(path))
+            kind = diverged if (path / DIVERGED).exists() else foreign if is_foreign(path) else unfinished
+            kind.append(str(path))
             continue
         try:
             run = Run.read(path)
@@ -212,6 +215,7 @@ def collect(folders: Sequence[Path]) -> Found:
         f"{len(named)} {kind}: {', '.join(named)}"
         for kind, named in (
             ("without summary.json, unfinished, pruned or failed", unfinished),
+            ("diverged", diverged),
             ("of other Hydra applications", foreign),
             ("damaged", damaged),
         )

@@ -16,6 +16,7 @@ from rnnzoo.engine.rehearsal import rehearse
 from rnnzoo.engine.trace import author
 from rnnzoo.errors import UserError
 from rnnzoo.hydra import param_match, summary
+from rnnzoo.hydra.done import DIVERGED
 from rnnzoo.hydra.kept_folder import KeptFolder
 from rnnzoo.hydra.recorded import named, recorded_overrides
 from rnnzoo.hydra.refusals import refusing_bad_input
@@ -26,6 +27,7 @@ from rnnzoo.hydra.trainer import build_trainer, find_callback
 from rnnzoo.lightning.arguments import build, refuse_unknown
 from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
+from rnnzoo.lightning.module import Diverged
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.lightning.records import MetricsCSV
@@ -112,8 +114,14 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
     if not settings["test_only"]:
         if trainer.is_global_zero:
             summary.print_parameters(module, trainer.strategy.root_device)
-        with together(trainer), restoring(resumed):
-            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            (folder / DIVERGED).unlink(missing_ok=True)  # it is given another try
+        try:
+            with together(trainer), restoring(resumed):
+                trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        except Diverged as error:
+            if trainer.is_global_zero:
+                summary.diverged(folder, settings, module, trainer, error)
+            raise
         metrics = metrics_csv.best(module.monitor)
         if trial is not None:
             trial.value = metrics.get(module.monitor)

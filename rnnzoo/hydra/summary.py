@@ -20,10 +20,11 @@ from rich.table import Table
 
 import rnnzoo
 from rnnzoo.files import writing
+from rnnzoo.hydra.done import DIVERGED
 from rnnzoo.hydra.trainer import find_callback
 from rnnzoo.lightning.figures import save
 from rnnzoo.lightning.framework import pl
-from rnnzoo.lightning.module import SequenceModule
+from rnnzoo.lightning.module import Diverged, SequenceModule
 from rnnzoo.lightning.records import Clock, MetricsCSV, plot_losses
 from rnnzoo.lightning.verbs import verbs_of
 from rnnzoo.lightning.wandb_run import WandbRun
@@ -32,7 +33,7 @@ from rnnzoo.plain import printable
 AFTERWARDS = (("play", ""), ("eval", ""), ("export", " --onnx"))
 """What any run can be asked for, and how."""
 
-DIVERGED = 10
+GROWN = 10
 """So many times the loss of the first step, where nothing is learned yet, is no noise at a training's end."""
 
 
@@ -46,20 +47,40 @@ def print_parameters(module: pl.LightningModule, device: torch.device) -> None:
     Console().print(table)
 
 
+def diverged(
+    folder: Path, settings: dict[str, Any], module: SequenceModule, trainer: pl.Trainer, error: Diverged
+) -> None:
+    """Write diverged.json in place of a summary."""
+    clock = find_callback(trainer, Clock)
+    told = {
+        **_choices(settings), "diverged": str(error), "parameters": _learned(module), "steps": clock.steps,
+        "seconds_training": round(clock.training, 2), "seconds_validation": round(clock.validation, 2),
+    }  # fmt: skip
+    with writing(folder / DIVERGED) as partial:
+        partial.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _choices(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
+
+
+def _learned(module: pl.LightningModule) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
 def finish(
     folder: Path, settings: dict[str, Any], module: SequenceModule, trainer: pl.Trainer, metrics: dict[str, float]
 ) -> None:
     """Write summary.json and the loss curves, and print the summary."""
     clock, metrics_csv = find_callback(trainer, Clock), trainer.loggers[0]
     best = metrics_csv.best_row(module.monitor) if isinstance(metrics_csv, MetricsCSV) else {}
-    choices = {"task": settings["task"]["name"], "model": settings["model"]["cell"], "seed": settings["seed"]}
     summary: dict[str, Any] = {
-        **choices,
+        **_choices(settings),
         "metrics": metrics,
         "monitor": module.monitor,
         "mode": find_callback(trainer, pl.callbacks.ModelCheckpoint).mode,
         "best_epoch": int(best["epoch"]) + 1 if best else None,
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "parameters": _learned(module),
         "epochs": clock.epochs,
         "steps": clock.steps,
         "seconds_training": round(clock.training, 2),
@@ -96,7 +117,7 @@ def finish(
     console.print(printable(f"folder: {folder}"), markup=False, soft_wrap=True)
     rows = metrics_csv.rows.values() if isinstance(metrics_csv, MetricsCSV) else ()
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    if losses and module.first_loss is not None and losses[-1] > DIVERGED * abs(float(module.first_loss)):
+    if losses and module.first_loss is not None and losses[-1] > GROWN * abs(float(module.first_loss)):
         print(
             f"the training has diverged: its loss was {float(module.first_loss):.3g} at first and is {losses[-1]:.3g} "
             "in the last epoch; lower optimizer.lr",

@@ -105,6 +105,11 @@ def test_runs_are_done_once_and_their_means_are_judged(
         summary.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"rnn-2/summary.json: damaged .*; delete its folder"):
             publish([], toy / "out", only_show=True)
+    summary.unlink()
+    told = {"diverged": "at step 1", "seconds_training": 1.0, "seconds_validation": 0.0}
+    (summary.parent / "diverged.json").write_text(json.dumps(told))
+    [row] = publish([], toy / "out")
+    assert "rnn nan" in row["figures here"] and row["held"] == "no: rnn > 1000" and len(done) == 5
     summary.write_text(whole)
     (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text("[1")
     with pytest.raises(UserError, match=r"gru-1/.hydra/overrides.yaml: damaged"):

@@ -53,12 +53,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         task, metric = Path(given["experiment"]).name, {"adding": "mse", "recall": "accuracy"}
         rate = str(float(given["optimizer.lr"]))
         for cell in given["model"].split(","):
-            if (task, cell, rate) not in MEASURED:
+            if (task, cell, rate) not in MEASURED and cell != "qrnn":
                 continue  # as of one that is refused
             folder = Path(given["hydra.sweep.dir"]) / f"{cell}-{rate}-{given['seed']}"
             (folder / ".hydra").mkdir(parents=True)
             overrides = [f"{key}={cell if key == 'model' else value}" for key, value in given.items()]
             (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+            if cell == "qrnn":
+                told = {"diverged": "at step 1", "parameters": 40123, "seconds_training": 1.5}
+                (folder / "diverged.json").write_text(json.dumps(told))
+                continue
             test, validation = MEASURED[task, cell, rate]
             metrics = {f"test/{metric[task]}": test, f"val/{metric[task]}": validation}
             summary = {"metrics": metrics, "parameters": 40123, "seconds_training": 1.5}
@@ -111,6 +115,21 @@ def test_what_is_there_is_not_repeated(started: list[dict[str, str]], tmp_path: 
     with pytest.raises(UserError, match=r"gru-0.003-1: made by .*, now it is .*trainer.max_epochs=9"):
         play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"])
     assert len(play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"], only_show=True)) == 4
+
+
+def test_what_diverged_is_the_last_and_is_not_repeated(
+    started: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(["gru", "qrnn"], ["recall"], tmp_path)
+    assert [(given["model"], given["seed"]) for given in started] == [("gru,qrnn", "1"), ("gru", "2")]
+    assert "test/accuracy of the best gru 0.9, qrnn nan\n" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "recall")  # what the table says is enough
+    play(["gru", "qrnn"], ["recall"], tmp_path)
+    assert len(started) == 2
+    [recall] = page.rank(page.read(tmp_path / "league.csv"))
+    assert [(entry.cell, entry.place, entry.parameters) for entry in recall.entries] == [
+        ("gru", 1, 40123), ("qrnn", 2, 40123),
+    ]  # fmt: skip
 
 
 def test_lines_of_another_league_stay(started: list[dict[str, str]], tmp_path: Path) -> None:

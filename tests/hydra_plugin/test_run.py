@@ -271,6 +271,16 @@ def test_not_a_number_ends_the_run_and_spares_the_checkpoints(tmp_path: Path, re
         assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     assert [row["step"] for row in rows(folder) if "val/loss" in row] == [4]
     assert not (folder / "summary.json").exists()
+    left = json.loads((folder / "diverged.json").read_text())
+    assert (left["model"], left["seed"], left["steps"]) == ("fragile", 1, 6) and left["diverged"] in error
+
+
+def test_a_run_that_diverged_can_go_on(tmp_path: Path, train: Callable[..., Path]) -> None:
+    folder = train(*SINE, f"hydra.run.dir={tmp_path / 'run'}")
+    (folder / "summary.json").unlink()
+    (folder / "diverged.json").write_text("{}")  # of its fourth epoch
+    train(f"resume={folder}", "trainer.max_epochs=4")
+    assert (folder / "summary.json").exists() and not (folder / "diverged.json").exists()
 
 
 def test_a_learning_rate_too_high_is_blamed(refusal: Callable[..., str]) -> None:
