@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rnnzoo.errors import UserError, nearest
+from rnnzoo.errors import UserError
 from rnnzoo.explain.essays.claims import COLUMNS
 from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.hydra.done import DIVERGED, is_done, measured, naming, summary
+from rnnzoo.hydra.done import DIVERGED, experiments, is_done, measured, naming, summary
 from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
@@ -79,11 +79,7 @@ class Claim:
 
 def find(names: Sequence[str]) -> list[Claim]:
     """The claims of these names, all of them for none. Raises `UserError` for an unknown one."""
-    known = sorted(path.stem for path in CLAIMS.glob("*.yaml"))
-    for name in names:
-        if name not in known:
-            raise UserError(f"no claim is named {name!r}; {nearest(name, known)}")
-    return [read(CLAIMS / f"{name}.yaml") for name in names or known]
+    return [read(path) for path in experiments(CLAIMS, names, "no claim is named {!r}")]
 
 
 def read(path: Path) -> Claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,22 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
-from rnnzoo.errors import UserError
+from rnnzoo.errors import UserError, nearest
 
 DIVERGED = "diverged.json"
 """What a run leaves in place of summary.json if its training has come to an infinity or to what is no number."""
+
+
+def experiments(folder: Path, names: Sequence[str], unknown: str) -> list[Path]:
+    """The files of these names in a folder of experiments, all of them for none.
+
+    Raises `UserError` for a name of which there is none; it begins with `unknown`, whose {} becomes that name.
+    """
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    for name in names:
+        if name not in known:
+            raise UserError(f"{unknown.format(name)}; {nearest(name, known)}")
+    return [known[name] for name in names or known]
 
 
 def is_done(folder: Path, arguments: Iterable[str]) -> bool:

@@ -23,7 +23,7 @@ from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, rank, read
 from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.hydra.done import is_done, measured, naming, summary
+from rnnzoo.hydra.done import experiments, is_done, measured, naming, summary
 from rnnzoo.plain import printable
 from rnnzoo.registry import list_cells
 
@@ -60,11 +60,7 @@ class Task:
 
 def find(names: Sequence[str]) -> list[Task]:
     """The league's tasks of these names, all of them for none. Raises `UserError` for an unknown one."""
-    known = sorted(path.stem for path in TASKS.glob("*.yaml"))
-    for name in names:
-        if name not in known:
-            raise UserError(f"--tasks {name}: not in the league; {nearest(name, known)}")
-    return [_read(TASKS / f"{name}.yaml") for name in names or known]
+    return [_read(path) for path in experiments(TASKS, names, "--tasks {}: not in the league")]
 
 
 def _read(path: Path) -> Task:
