@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -175,7 +176,12 @@ class SequenceModule(pl.LightningModule):
                 )
             layer = copy.deepcopy(layer)  # a task may need several
         else:
-            layer = Recurrent(input_size=input_size, engine=self.hparams["engine"], **self.hparams["model"])
+            model = self.hparams["model"]
+            try:
+                layer = Recurrent(input_size=input_size, engine=self.hparams["engine"], **model)
+            except UserError as error:
+                of_the_model = re.split(r"\W", str(error), maxsplit=1)[0] in model
+                raise UserError(f"model.{error}" if of_the_model else str(error)) from error
         if layer.bidirectional and forward_only:
             raise UserError(f"model.bidirectional=true: {forward_only}")
         return layer

@@ -225,7 +225,7 @@ def test_every_cell_takes_the_options_of_the_layer(tmp_path: Path, refusal: Call
     model = settings_of(tmp_path, "model=lstm", *(f"model.{key}={value}" for key, value in options.items()))["model"]
     assert {key: model[key] for key in options} == options
     for wrong in ("zoneout=1.5", "initializer=chrono", "chrono=2", "layer_norm=maybe"):
-        assert wrong.partition("=")[0] in refusal("model=lstm", f"model.{wrong}")
+        assert f"model.{wrong.partition('=')[0]}" in refusal("model=lstm", f"model.{wrong}")
 
 
 def test_experiments_yield_to_overrides(tmp_path: Path) -> None:
