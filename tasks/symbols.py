@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -42,19 +43,27 @@ class Symbols(SequenceModule):
         read: how many symbols are read, and
         answered: among how many answers the choice is; both as the data have it.
         embedding: size of the learned vectors that stand for the symbols; 0 for vectors with a single one.
+        window: symbols that each step reads: its own and, behind it, those before; zeros before the first.
         base: see `SequenceModule`.
     """
 
     told = ("read", "answered")
 
-    def __init__(self, read: int | None = None, answered: int | None = None, embedding: int = 0, **base: Any) -> None:
+    def __init__(
+        self,
+        read: int | None = None,
+        answered: int | None = None,
+        embedding: NonNegativeInt = 0,
+        window: PositiveInt = 1,
+        **base: Any,
+    ) -> None:
         super().__init__(**base)
         self.start()
 
     def build(self) -> None:
         read, answered, size = (self.hparams[key] for key in ("read", "answered", "embedding"))
         self.embed = nn.Embedding(read, size) if size else OneHot(read)
-        self.layer = self.recurrent(size or read, FORWARD_ONLY)
+        self.layer = self.recurrent((size or read) * self.hparams["window"], FORWARD_ONLY)
         self.head = nn.Linear(self.layer.output_size, answered)
         self.add_metrics(accuracy=MulticlassAccuracy(answered, average="micro", validate_args=False))
 
@@ -63,7 +72,9 @@ class Symbols(SequenceModule):
 
     def forward(self, symbols: Tensor) -> Tensor:
         """Symbol numbers [T, B] to the logits of the answers [T, B, answered]."""
-        output, _ = self.layer(self.embed(symbols))
+        embedded, window = self.embed(symbols), self.hparams["window"]
+        before = [F.pad(embedded, (0, 0, 0, 0, steps, 0))[: len(symbols)] for steps in range(1, window)]
+        output, _ = self.layer(torch.cat([embedded, *before], -1))
         return self.single(self.head(output))
 
     def variables(self, batch: Batch) -> dict[str, Tensor]:
