@@ -74,10 +74,26 @@ def test_what_does_not_fit_is_refused(options: dict[str, int], said: str) -> Non
         Pairs(**options)
 
 
-def test_a_run(train: Callable[..., Path]) -> None:
-    """What stores outer products learns it in seconds: a first layer puts key and value together, a second stores."""
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_step_may_read_what_came_before(steps: int, size: int) -> None:
+    module = Symbols(read=5, answered=2, embedding=size, window=3, model={"cell": "rnn", "hidden_size": 4}).eval()
+    seen: list[torch.Tensor] = []
+    module.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    symbols = torch.randint(5, (steps, 2))
+    with torch.no_grad():
+        assert module(symbols).shape == (steps, 2, 2)
+    vectors = module.embed.weight.detach() if size else torch.eye(5)
+    for t in range(steps):
+        wanted = [vectors[symbols[t - k]] if t >= k else torch.zeros(2, size or 5) for k in range(3)]
+        assert torch.equal(seen[0][t], torch.cat(wanted, 1))
+
+
+@pytest.mark.parametrize("option", ["model.num_layers=2", "task.window=2"])
+def test_a_run(option: str, train: Callable[..., Path]) -> None:
+    """What stores outer products learns it in seconds, if a layer before or the window puts key and value together."""
     folder = train(
-        "hardware=cpu", "task=recall", "model=delta_net", "model.num_layers=2", "model.hidden_size=32", "task.T=8",
+        "hardware=cpu", "task=recall", "model=delta_net", option, "model.hidden_size=32", "task.T=8",
         "task.pairs=2", "task.vocabulary=8", "task.samples=8000", "task.embedding=16", "optimizer.lr=0.01",
         "trainer.max_epochs=1",
     )  # fmt: skip
