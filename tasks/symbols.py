@@ -73,7 +73,7 @@ class Symbols(SequenceModule):
     def forward(self, symbols: Tensor) -> Tensor:
         """Symbol numbers [T, B] to the logits of the answers [T, B, answered]."""
         embedded, window = self.embed(symbols), self.hparams["window"]
-        before = [F.pad(embedded, (0, 0, 0, 0, steps, 0))[: len(symbols)] for steps in range(1, window)]
+        before = [F.pad(embedded, (0, 0, 0, 0, steps, 0))[: symbols.shape[0]] for steps in range(1, window)]
         output, _ = self.layer(torch.cat([embedded, *before], -1))
         return self.single(self.head(output))
 

@@ -25,6 +25,7 @@ from rnnzoo.export import FORMS, export
 from rnnzoo.tasks.char_lm import CharLM
 from rnnzoo.tasks.imdb import Sentiment
 from rnnzoo.tasks.sine import Sine
+from rnnzoo.tasks.symbols import Symbols
 
 I, H = 5, 6  # noqa: E741  I is the input size everywhere in this project
 OTHERS = (1, 3), (11, 1), (8, 2)
@@ -162,6 +163,11 @@ def test_reviews_of_different_lengths(pooling: str, ngrams: int, form: str) -> N
         return torch.randint(20, (T, B)), torch.randint(1, T + 1, (B,))
 
     assert_equal(export(model, form), form, model, given)
+
+
+def test_symbols_read_in_windows(form: str) -> None:
+    model = random_weights(Symbols(read=5, answered=3, window=3, model=settings()))
+    assert_equal(export(model, form), form, model, lambda T, B: (torch.randint(5, (T, B)),))
 
 
 class Named(nn.Module):
