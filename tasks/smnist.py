@@ -129,6 +129,8 @@ class Digit(ImageModule):
         by: what is read at a time, a row (T = 28, I = 28) or a pixel (T = 784, I = 1).
         permute: whether the pixels are put in another order first, the same for all images.
         permutation: which order that is, see `PERMUTATIONS`.
+        centered: pixels from -1 to 1 rather than from 0 to 1. Most images end with blank rows, and where those are zeros
+            a cell whose output is its input times something, as that of Mamba is, ends with zeros as well.
         base: see `SequenceModule`.
     """
 
@@ -140,6 +142,7 @@ class Digit(ImageModule):
         by: Literal["row", "pixel"] = "row",
         permute: bool = False,
         permutation: Literal["numpy-92916", "torch-5544"] = "numpy-92916",
+        centered: bool = False,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -153,4 +156,5 @@ class Digit(ImageModule):
         self.make_layers(self.features)
 
     def sequence(self, pixels: Tensor) -> Tensor:
-        return scaled(pixels)[:, self.order].unflatten(1, (-1, self.features)).transpose(0, 1)
+        read = scaled(pixels)[:, self.order].unflatten(1, (-1, self.features)).transpose(0, 1)
+        return 2 * read - 1 if self.hparams["centered"] else read
