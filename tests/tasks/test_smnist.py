@@ -212,6 +212,21 @@ def test_what_is_read_when(by: str, permute: bool, monkeypatch: pytest.MonkeyPat
         assert float(x[t, row, feature]) == pytest.approx(pixels[row, pixel // 28, pixel % 28] / 255)
 
 
+def test_blanks_can_be_told_from_nothing() -> None:
+    """What is multiplied by the last input says nothing of an image whose last row is zeros."""
+    pixels = torch.randint(256, (1, 28, 28), dtype=torch.uint8)
+    pixels[:, -1] = 0
+    plain, centered = (
+        Digit(model={"cell": "mamba", "hidden_size": 5}, centered=centered).eval() for centered in (False, True)
+    )
+    assert plain.sequence(pixels)[-1].abs().max() == 0 and centered.sequence(pixels)[-1].max() == -1
+    wanted = pixels.double().reshape(28, 28) / 127.5 - 1
+    torch.testing.assert_close(centered.sequence(pixels)[:, 0].double(), wanted, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(pixels)[0], plain.head.bias)
+        assert (centered(pixels)[0] - centered.head.bias).abs().max() > 1e-6
+
+
 def test_the_permutation_never_changes() -> None:
     """Results with another one could not be compared, so that its beginning is written down here."""
     order = digit(permute=True).order
