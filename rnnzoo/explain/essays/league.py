@@ -75,9 +75,15 @@ class Entry:
         return median(self.values)
 
     @property
+    def diverged(self) -> bool:
+        """Whether the median is no number."""
+        return math.isnan(self.middle)
+
+    @property
     def spread(self) -> float | None:
-        """The standard deviation over the seeds, where there are several."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+        """The standard deviation over the seeds, where there are several and all came to a number."""
+        several = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return float(np.std(self.values, ddof=1)) if several else None
 
 
 @dataclass(frozen=True)
