@@ -129,8 +129,8 @@ class Digit(ImageModule):
         by: what is read at a time, a row (T = 28, I = 28) or a pixel (T = 784, I = 1).
         permute: whether the pixels are put in another order first, the same for all images.
         permutation: which order that is, see `PERMUTATIONS`.
-        centered: pixels from -1 to 1 rather than from 0 to 1. Most images end with blank rows, and where those are zeros
-            a cell whose output is its input times something, as that of Mamba is, ends with zeros as well.
+        centered: pixels from -1 to 1 rather than from 0 to 1. Most images end with blank rows, and where those are
+            zeros a cell whose output is its input times something, as that of Mamba is, ends with zeros as well.
         base: see `SequenceModule`.
     """
 
