@@ -271,7 +271,7 @@ def test_workers_of_joblib_know_my_cells_and_say_what_is_wrong(command: Command,
     own = ["cells=mine.py", "model=mine", "model.hidden_size=4,-1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = command(str(ROOT / "train.py"), "-m", *TOY, *own, "hydra.sweep.dir=many", cwd=here)
     assert done.returncode == 1
-    refused = "error: hidden_size must be a positive integer, or a list of one a layer, not -1"
+    refused = "error: model.hidden_size must be a positive integer, or a list of one a layer, not -1"
     assert done.stderr.splitlines()[-1] == refused
     assert (here / "many" / "0" / "summary.json").is_file() and not (here / "many" / "1").exists()
 
