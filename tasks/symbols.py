@@ -72,9 +72,11 @@ class Symbols(SequenceModule):
 
     def forward(self, symbols: Tensor) -> Tensor:
         """Symbol numbers [T, B] to the logits of the answers [T, B, answered]."""
-        embedded, window = self.embed(symbols), self.hparams["window"]
-        before = [F.pad(embedded, (0, 0, 0, 0, steps, 0))[: symbols.shape[0]] for steps in range(1, window)]
-        output, _ = self.layer(torch.cat([embedded, *before], -1))
+        read, window = self.embed(symbols), self.hparams["window"]
+        if window > 1:
+            before = [F.pad(read, (0, 0, 0, 0, steps, 0))[: symbols.shape[0]] for steps in range(1, window)]
+            read = torch.cat([read, *before], -1)
+        output, _ = self.layer(read)
         return self.single(self.head(output))
 
     def variables(self, batch: Batch) -> dict[str, Tensor]:

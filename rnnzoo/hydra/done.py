@@ -19,6 +19,9 @@ from rnnzoo.errors import UserError, nearest
 DIVERGED = "diverged.json"
 """What a run leaves in place of summary.json if its training has come to an infinity or to what is no number."""
 
+ENDS = "summary.json", DIVERGED
+"""What a run that has ended has one of."""
+
 
 def experiments(folder: Path, names: Sequence[str], unknown: str) -> list[Path]:
     """The files of these names in a folder of experiments, all of them for none.
@@ -43,7 +46,7 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
             had, wanted = map(_of_the_run, (yaml.safe_load(record.read_text(encoding="utf-8")), arguments))
         if had != wanted:
             raise UserError(f"{folder}: made by {shlex.join(had)}, now it is {shlex.join(wanted)}; delete it")
-    return any((folder / name).is_file() for name in ("summary.json", DIVERGED))
+    return any((folder / name).is_file() for name in ENDS)
 
 
 def _of_the_run(arguments: Iterable[str]) -> list[str]:
@@ -62,7 +65,7 @@ def _unquoted(value: Any) -> Any:
 
 def summary(folder: Path) -> dict[str, Any] | None:
     """What a finished run, or one that has diverged, came to; None for any other. Read it within `naming(folder)`."""
-    for name in ("summary.json", DIVERGED):
+    for name in ENDS:
         if (folder / name).is_file():
             found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
             return found

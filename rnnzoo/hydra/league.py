@@ -109,8 +109,8 @@ def play(
         for ranked in rank(runs):
             best = ", ".join(f"{entry.cell} {entry.middle:.4g}" for entry in ranked.entries[:BEST])
             told += f", {ranked.metric} of the best {best}"
-        more = f" and {len(without) - MISSING} more" * (len(without) > MISSING)
-        print(printable(f"{told}; none of {', '.join(without[:MISSING])}{more}" if without else told))
+        others = f" and {len(without) - MISSING} more" * (len(without) > MISSING)
+        print(printable(f"{told}; none of {', '.join(without[:MISSING])}{others}" if without else told))
     print(printable(f"written: {league.path}"))
     return table
 
