@@ -100,12 +100,15 @@ def _run(arguments: list[str]) -> int:
         if rest[0] in verbs:
             return _ask(verbs[rest[0]], rest[1:], cells)
         parser.error(f"{rest[0]}: no such command; {nearest(rest[0], [*commands, *verbs])}")
-    options = parser.parse_args(rest)
+    if not rest or rest[0] not in commands:
+        parser.parse_args(rest)  # help and version end here, and so does anything else
+    own, call = commands[rest[0]]
+    options = own.parse_intermixed_args(rest[1:])  # names before and after options
     if cells:
         from rnnzoo import registry
 
         registry.load_all(cells)
-    return commands[options.command](options) or 0
+    return call(options) or 0
 
 
 def train(arguments: list[str]) -> int:
@@ -115,8 +118,12 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Namespace], int | None]]]:
-    """The parser of all commands but `train` and the tasks' own, and what each of them calls."""
+Command = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int | None]]
+"""Reads a command's arguments, and does what they say."""
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    """The parser that knows all commands but `train` and the tasks' own, and each of these."""
     parser = argparse.ArgumentParser(
         prog="rnnzoo", description="Recurrent networks: a cell is its equations.", epilog=_epilog()
     )
@@ -126,12 +133,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
         "--cells", metavar="FILE", help="a file or module with code of your own, or several, with any command"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    calls: dict[str, Callable[[argparse.Namespace], int | None]] = {}
+    made: dict[str, Command] = {}
 
     def add(name: str, what: str, call: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
-        calls[name] = call
-        made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        return made
+        made[name] = (commands.add_parser(name, help=what, description=what), call)
+        return made[name][0]
 
     add("train", "train a cell on a task: rnnzoo train model=gru task=imdb; rnnzoo train --help", lambda _: None)
 
@@ -237,7 +243,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Nam
     for key, kind in (("onnx", "ONNX, for onnxruntime and others"), ("pt2", "PyTorch's, for torch.export.load")):
         file.add_argument(f"--{key}", dest="form", action="store_const", const=key, help=kind)
     exporting.add_argument("--out", type=Path, metavar="FILE", help="default: a name of its own in the run's folder")
-    return parser, calls
+    return parser, made
 
 
 def _verbs(cells: str = "") -> dict[str, list[Verb]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -201,6 +202,17 @@ def test_arguments_that_do_not_parse(arguments: list[str], capsys: pytest.Captur
         cli.main(arguments)
     assert end.value.code == 2
     assert "usage: rnnzoo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in cli._parser()[1] if name != "train"])
+def test_names_stand_before_and_after_options(name: str) -> None:
+    """Of a command that takes several of them and has an option with one value."""
+    parser = cli._parser()[1][name][0]
+    positional = [action for action in parser._actions if not action.option_strings and action.nargs in ("*", "+")]
+    options = [action for action in parser._actions if action.option_strings and action.dest == "out"]
+    for action, option in itertools.product(positional, options):
+        given = parser.parse_intermixed_args(["a", *option.option_strings, "folder", "b"])
+        assert list(map(str, getattr(given, action.dest))) == ["a", "b"] and str(given.out) == "folder"
 
 
 def test_the_module_is_the_command(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -235,9 +235,9 @@ def understood(words: list[str]) -> None:
     given = argparse.ArgumentParser()
     given.add_argument("--cells")
     own, words = given.parse_known_args(words)
-    parser, known = cli._parser()
+    known = cli._parser()[1]
     if words[0] in known:
-        parser.parse_args(words)
+        known[words[0]][0].parse_intermixed_args(words[1:])
         return
     assert any(answers(verb, words[1:]) for verb in cli._verbs(own.cells or "")[words[0]]), words
 

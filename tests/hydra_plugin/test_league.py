@@ -154,7 +154,8 @@ def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (["gruu"], "no cell is named 'gruu'; did you mean gru"),
         (["gru", "--tasks", "recal", "trainer.max_epochs=1"], "did you mean recall"),
-        (["--show", "--out", "README.md"], "--out README.md: File exists; name a folder that can be made"),
+        (["gru", "--out", "F", "gruu", "trainer.max_epochs=1"], "no cell is named 'gruu'"),
+        (["--show", "--out", __file__], "test_league.py: File exists; name a folder that can be made"),
     ],
     ids=str,
 )
