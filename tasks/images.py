@@ -78,9 +78,11 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 class ImageModule(SequenceModule):
-    """Base of the models: an image as a sequence through a recurrent layer, and a linear head on its last output.
+    """Base of the models: an image as a sequence through a recurrent layer, and a linear head on what it gave.
 
-    A subclass gives `shape`, an image's, calls `make_layers` in `build`, and says in `sequence` what is read when.
+    A subclass gives `shape`, an image's, takes `pooling`, calls `make_layers` in `build`, and says in `sequence` what
+    is read when. The head reads the last output, or the mean of all, as deep stacks of linear recurrences have it (S5,
+    arXiv:2208.04933; LRU, arXiv:2303.06349).
     """
 
     monitor = "val/accuracy"
@@ -91,8 +93,8 @@ class ImageModule(SequenceModule):
     def make_layers(self, features: int) -> None:
         """The layer that reads so many features at a time, the head, and the metrics."""
         self.layer = self.recurrent(features)
-        directions = 2 if self.layer.bidirectional else 1
-        self.head = nn.Linear(directions * self.layer.output_size, CLASSES)
+        ends = 2 if self.layer.bidirectional and self.hparams["pooling"] == "last" else 1
+        self.head = nn.Linear(ends * self.layer.output_size, CLASSES)
         self.add_metrics(accuracy=MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
         self.confusion = MulticlassConfusionMatrix(CLASSES, validate_args=False)
         self.mistakes: list[tuple[Tensor, int, int]] = []
@@ -107,9 +109,14 @@ class ImageModule(SequenceModule):
     def forward(self, pixels: Tensor) -> Tensor:
         """Images [B, ...] of bytes to the logits of the classes [B, 10]."""
         output, _ = self.layer(self.sequence(pixels).to(self.head.weight.dtype))
-        # the backward direction has seen all of an image at its first piece
-        ends = torch.cat([output[-1], output[0]], -1) if self.layer.bidirectional else output[-1]
-        return self.single(self.head(ends))
+        return self.single(self.head(self._pool(output)))
+
+    def _pool(self, output: Tensor) -> Tensor:
+        if self.hparams["pooling"] == "mean":
+            return output.mean(0)
+        if self.layer.bidirectional:  # the backward direction has seen all of an image at its first piece
+            return torch.cat([output[-1], output[0]], -1)
+        return output[-1]
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:

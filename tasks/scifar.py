@@ -167,7 +167,7 @@ class Photographs(ImageData):
 
 
 class Photograph(ImageModule):
-    """An image in T pieces, perhaps noise after it, through a recurrent layer, and a linear head on its last output.
+    """An image in T pieces, perhaps noise after it, through a recurrent layer, and a linear head as `Digit` has it.
 
     With noise it is the task of Chang et al. 2019 (arXiv:1902.09689), as coRNN (Rusch & Mishra 2021, arXiv:2010.00951)
     and LEM (Rusch et al. 2022, arXiv:2110.04744) take it: rows, then normal noise up to 1,000 steps, which is drawn
@@ -177,6 +177,7 @@ class Photograph(ImageModule):
         by: what is read at a time, a row (T = 32, I = 32·C, all of a channel together) or a pixel (T = 1,024, I = C).
         grey: whether images have one channel.
         steps: time steps in all, those after the image being noise; None for the image alone.
+        pooling: of the outputs over time: the last one, or their mean.
         base: see `SequenceModule`.
 
     Raises `UserError` for fewer steps than an image has.
@@ -190,6 +191,7 @@ class Photograph(ImageModule):
         by: Literal["row", "pixel"] = "row",
         grey: bool = False,
         steps: PositiveInt | None = None,
+        pooling: Literal["last", "mean"] = "last",
         **base: Any,
     ) -> None:
         super().__init__(**base)

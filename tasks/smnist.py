@@ -123,7 +123,7 @@ class Digits(ImageData):
 
 
 class Digit(ImageModule):
-    """An image in T pieces through a recurrent layer, and a linear head on its last output.
+    """An image in T pieces through a recurrent layer, and a linear head on its last output or the mean of all.
 
     Args:
         by: what is read at a time, a row (T = 28, I = 28) or a pixel (T = 784, I = 1).
@@ -131,6 +131,7 @@ class Digit(ImageModule):
         permutation: which order that is, see `PERMUTATIONS`.
         centered: pixels from -1 to 1 rather than from 0 to 1. Most images end with blank rows, and where those are
             zeros a cell whose output is its input times something, as that of Mamba is, ends with zeros as well.
+        pooling: of the outputs over time: the last one, or their mean.
         base: see `SequenceModule`.
     """
 
@@ -143,6 +144,7 @@ class Digit(ImageModule):
         permute: bool = False,
         permutation: Literal["numpy-92916", "torch-5544"] = "numpy-92916",
         centered: bool = False,
+        pooling: Literal["last", "mean"] = "last",
         **base: Any,
     ) -> None:
         super().__init__(**base)

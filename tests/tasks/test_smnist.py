@@ -35,11 +35,10 @@ def folder(tmp_path: Path) -> Path:
     return write_digits(tmp_path / "digits", train=480, test=60)
 
 
-def digit(cell: str = "gru", by: Any = "row", permute: bool = False, **options: Any) -> Digit:
+def digit(cell: str = "gru", by: Any = "row", permute: bool = False, pooling: Any = "last", **options: Any) -> Digit:
     torch.manual_seed(0)
-    return Digit(
-        model={"cell": cell, "hidden_size": 5, **options}, optimizer=ADAM, engine="auto", seed=1, by=by, permute=permute
-    )
+    model = {"cell": cell, "hidden_size": 5, **options}
+    return Digit(model=model, optimizer=ADAM, engine="auto", seed=1, by=by, permute=permute, pooling=pooling)
 
 
 # The files
@@ -237,16 +236,18 @@ def test_the_permutation_never_changes() -> None:
     assert Digit(permute=True, permutation="torch-5544").order[:6].tolist() == [327, 72, 48, 129, 109, 101]
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_answer_is_read_where_all_was_seen(bidirectional: bool) -> None:
-    module = digit(bidirectional=bidirectional)
+def test_the_answer_is_read_where_all_was_seen(bidirectional: bool, pooling: str) -> None:
+    module = digit(bidirectional=bidirectional, pooling=pooling)
     gru = nn.GRU(28, 5, bidirectional=bidirectional)
     gru.load_state_dict(module.layer.torch_state_dict())
     pixels = torch.from_numpy(images(4, 1)[0])
     output, _ = gru((pixels.float() / 255).transpose(0, 1))
     weight, bias = module.head.weight, module.head.bias
-    expected = output[-1] @ weight[:, : output.shape[-1]].T + bias
-    if bidirectional:
+    read = output.mean(0) if pooling == "mean" else output[-1]
+    expected = read @ weight[:, : output.shape[-1]].T + bias
+    if bidirectional and pooling == "last":
         expected = expected + output[0] @ weight[:, output.shape[-1] :].T
     assert torch.allclose(module(pixels), expected, atol=1e-6)
     assert torch.allclose(module.classify(pixels), expected.softmax(-1), atol=1e-6)
