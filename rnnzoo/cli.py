@@ -101,7 +101,8 @@ def _run(arguments: list[str]) -> int:
             return _ask(verbs[rest[0]], rest[1:], cells)
         parser.error(f"{rest[0]}: no such command; {nearest(rest[0], [*commands, *verbs])}")
     if not rest or rest[0] not in commands:
-        parser.parse_args(rest)  # help and version end here, and so does anything else
+        parser.parse_args(rest)  # help, version, and most of what is wrong end here
+        parser.error(f"{rest[0]}: the command comes first")
     own, call = commands[rest[0]]
     options = own.parse_intermixed_args(rest[1:])  # names before and after options
     if cells:
@@ -125,7 +126,10 @@ Command = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int | No
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     """The parser that knows all commands but `train` and the tasks' own, and each of these."""
     parser = argparse.ArgumentParser(
-        prog="rnnzoo", description="Recurrent networks: a cell is its equations.", epilog=_epilog()
+        prog="rnnzoo",
+        description="Recurrent networks: a cell is its equations.",
+        epilog=_epilog(),
+        allow_abbrev=False,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"rnnzoo {__version__}")

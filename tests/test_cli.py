@@ -196,7 +196,10 @@ def test_what_is_refused(my_cells: Path, tmp_path: Path, refusal: Callable[..., 
     assert "line 1: syntax error" in refusal("--cells", str(my_cells), "list")
 
 
-@pytest.mark.parametrize("arguments", [[], ["shwo"], ["show"], ["show", "gru", "--hidden-size", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["shwo"], ["show"], ["--", "list"], ["--cell", "mine.py", "list"], ["show", "gru", "--hidden-size", "x"]],
+)
 def test_arguments_that_do_not_parse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
