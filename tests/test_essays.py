@@ -301,6 +301,8 @@ def test_the_league_is_there_once_it_has_been_played(results: Path) -> None:
         assert page.open == [] and "lstm.html" in page.links and "a_cell_of_before.html" not in page.links
         assert "a_cell_of_before" in page.text and "0.011" in page.text and "test/mse" in page.text
         assert ("diverged" if language == "en" else "発散") in page.text  # the median of rnn's seeds on adding
+        rates = "0.001, 0.01 (adding); 0.01 (parity)" if language == "en" else "0.001、0.01（adding）；0.01（parity）"
+        assert rates in page.text
 
 
 def test_claims_are_there_once_they_have_been_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,10 +224,21 @@ def found() -> dict[str, Any]:
         "trainings": len(trained),
         "cells": len({run.cell for run in trained}),
         "seeds": len({run.seed for run in trained}),
-        "rates": sorted({run.learning_rate for run in trained}),
+        "tried": _tried(trained),
         "hours": sum(run.seconds for run in trained) / 3600,
         "best": BEST,
     }
+
+
+def _tried(trained: list[Trained]) -> dict[tuple[float, ...], list[str]]:
+    """The learning rates that were tried, each choice with the tasks that had it."""
+    of_task: dict[str, set[float]] = defaultdict(set)
+    for run in trained:
+        of_task[run.task].add(run.learning_rate)
+    tried: dict[tuple[float, ...], list[str]] = defaultdict(list)
+    for task, rates in sorted(of_task.items()):
+        tried[tuple(sorted(rates))].append(task)
+    return tried
 
 
 def pictures(say: Any, found: Found) -> Found:
