@@ -42,6 +42,9 @@ from .series import Series
 from .series_files import read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, thinned
 
+PICTURES = ("png", "pdf", "svg")
+"""What a forecast's picture may be, by its name."""
+
 
 class Forecast(SequenceModule):
     """A recurrent layer reads a window; a linear head on its last output says how much will have changed since.
@@ -286,11 +289,15 @@ class Forecast(SequenceModule):
 
         Args:
             data: a CSV file with the columns that the run was trained on.
-            plot: the picture's file.
+            plot: the picture's file, a PNG, or a PDF or SVG by its name.
 
         What is known ahead stands in the file's rows after the last known target. Raises `UserError` for a file that
         lacks a column or rows of the run's, or holds what is no number.
         """
+        kind = Path(plot).suffix.lower().removeprefix(".") or "png"
+        if kind not in PICTURES:
+            raise UserError(f"--plot {plot}: a picture's name ends in {' or '.join(f'.{each}' for each in PICTURES)}")
+        refuse_missing_parent("--plot", Path(plot))
         targets, horizon = self.hparams["targets"], self.hparams["horizon"]
         found: dict[str, Continued] = {}
         for id, series in self.series_in(data).items():
@@ -307,9 +314,8 @@ class Forecast(SequenceModule):
             time: list[Any] = [*before.dates[shown].tolist(), *dates] if dates else numbers
             found[id] = Continued(id or data.name, before.values[shown, self.at], forecasts, time)
         figure = of_file([*found.values()], targets, self.median)
-        refuse_missing_parent("--plot", Path(plot))
         with writing(Path(plot)) as partial:
-            figure.savefig(partial, dpi=120, format="png")
+            figure.savefig(partial, dpi=120, format=kind)
         print(printable(f"written: {plot}"), file=sys.stderr)
         kept = median_first(self.quantiles)
         names = [name + (f"_{self.quantiles[k]:g}" if k != self.median else "") for name in targets for k in kept]

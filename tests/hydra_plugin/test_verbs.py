@@ -354,6 +354,24 @@ def test_files_that_cannot_be_forecast(
     assert not plot.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "begin"), [("picture", b"\x89PNG"), ("a.b.PNG", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.pdf", b"%PDF-")]
+)
+def test_a_forecast_s_picture_is_what_its_name_says(
+    name: str, begin: bytes, forecast_run: Path, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said(capsys, "forecast", str(forecast_run), str(runs / "series.csv"), "--plot", str(tmp_path / name))
+    assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_a_picture_of_no_kind_is_refused(
+    forecast_run: Path, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plot = tmp_path / "picture.xyz"
+    refusal = refused(capsys, "forecast", str(forecast_run), str(runs / "series.csv"), "--plot", str(plot))
+    assert "picture.xyz: a picture's name ends in .png or .pdf or .svg" in refusal and not plot.exists()
+
+
 # Exporting
 
 
