@@ -278,7 +278,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             for (task, rate), of_seeds in values.items():
                 for seed, value in enumerate(of_seeds):
                     better = 0.0 if rate == 1e-2 else 1.0  # the validation's word against the test's
-                    writer.writerow([cell, task, METRICS[task], value, better, seed, 1000, rate, 3.5 + seed])
+                    writer.writerow([cell, task, METRICS[task], value, better, seed, 1000, rate, 3.5 + seed, ""])
     monkeypatch.setattr(league, "RESULTS", path)
     yield path
 

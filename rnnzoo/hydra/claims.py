@@ -33,6 +33,9 @@ from rnnzoo.plain import printable
 
 CLAIMS = CONF / "experiment" / "claim"
 
+DESCRIBING = ("cells", "paper", "says", "figure there", "tried here", "metric")
+"""Columns of the table that a claim's file tells."""
+
 COMPARE: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, ">": operator.gt}
 
 
@@ -96,8 +99,8 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
         out: the folder of the runs, one for each claim.
         only_show: do nothing that is missing.
 
-    Lines of other claims in claims.csv stay. Raises `UserError` for an unknown name, for a folder that holds another
-    run than the claim wants, and for a claims.csv with other columns.
+    Lines of other claims in claims.csv stay, and so do those whose runs are no longer there. Raises `UserError` for an
+    unknown name, for a folder that holds another run than the claim wants, and for a claims.csv with other columns.
     """
     claims, path = find(names), out / "claims.csv"
     make_folder("--out", out)
@@ -106,10 +109,11 @@ def publish(names: Sequence[str], out: Path, only_show: bool = False) -> list[di
     for claim in claims:
         jobs = claim.jobs(out)
         for (run, seed), (folder, arguments) in jobs.items():
-            if not only_show and not is_done(folder, arguments):
+            if not is_done(folder, arguments) and not only_show:
                 print(printable(f"{claim.name}: {run}, seed {seed}"), flush=True)
                 _train(folder, arguments)
-        rows.append(_row(claim, {job: folder for job, (folder, _) in jobs.items()}))
+        row, missing = _row(claim, {job: folder for job, (folder, _) in jobs.items()})
+        rows.append(_better(kept.get(claim.name), row) if missing else row)
     kept |= {row["claim"]: row for row in rows}
     with writing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
@@ -144,8 +148,8 @@ def _train(folder: Path, arguments: list[str]) -> None:
         raise UserError(f"this run failed: rnnzoo train {shlex.join(given)}")
 
 
-def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str]:
-    """A claim's line of the table, its values as text."""
+def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> tuple[dict[str, str], int]:
+    """A claim's line of the table, its values as text, and how many of its runs are missing."""
     found: dict[str, list[float]] = {}
     seconds, missing = 0.0, 0
     for (run, _), folder in folders.items():
@@ -161,12 +165,13 @@ def _row(claim: Claim, folders: Mapping[tuple[str, int], Path]) -> dict[str, str
             seconds += float(ended["seconds_training"]) + float(ended["seconds_validation"])
     means = {name: statistics.fmean(values) for name, values in found.items()}
     verdict = f"{missing} of {len(folders)} runs are missing" if missing else judge(claim.holds, means)
-    return {
+    row = {
         "claim": claim.name, "cells": " ".join(claim.cells), "paper": claim.paper, "says": claim.says,
         "figure there": claim.figure, "tried here": claim.here, "metric": claim.metric,
         "figures here": "; ".join(f"{name} {_shown(found[name])}" for name in found),
         "held": verdict, "seconds": f"{seconds:.0f}",
     }  # fmt: skip
+    return row, missing
 
 
 def judge(holds: Sequence[str], means: Mapping[str, float]) -> str:
@@ -184,6 +189,12 @@ def _value(text: str, means: Mapping[str, float]) -> float:
     factor, times, name = text.rpartition(" * ")
     value = means[name] if name in means else float(name)
     return float(factor) * value if times else value
+
+
+def _better(before: dict[str, str] | None, row: dict[str, str]) -> dict[str, str]:
+    """The line that was there, if it tells the end of the same claim; else the line with runs missing."""
+    same = before is not None and all(before[column] == row[column] for column in DESCRIBING)
+    return before if before is not None and same and before["held"].startswith(("yes", "no:")) else row
 
 
 def _shown(values: list[float]) -> str:

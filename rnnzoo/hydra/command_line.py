@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from importlib.metadata import entry_points
@@ -79,10 +79,12 @@ def _own_folder(arguments: list[str]) -> AbstractContextManager[None]:
 def announced(arguments: list[str]) -> list[str]:
     """The arguments, the run's folder among them, once it has been said what begins: to load torch takes seconds."""
     given = {key: value for key, equals, value in (argument.partition("=") for argument in arguments) if equals}
-    several = given.get("sweep", "null") != "null" or set(MULTIRUN) & set(arguments)
+    experiment = _experiment(given.get("experiment", ""))
+    mode = given.get("hydra.mode", experiment.get("hydra", {}).get("mode"))
+    several = given.get("sweep", "null") != "null" or mode == "MULTIRUN" or set(MULTIRUN) & set(arguments)
     if rank() > 0 or "resume" in given or any(a.startswith("-") and a not in MULTIRUN for a in arguments):
         return arguments
-    chosen = {"task": "sine", "model": "gru", "hardware": "auto", **_of_experiment(given.get("experiment", ""))}
+    chosen = {"task": "sine", "model": "gru", "hardware": "auto", **_chosen(experiment)}
     tested = _of_checkpoint(arguments)
     if tested is not None:
         recorded = recorded_settings(tested)
@@ -105,14 +107,19 @@ MULTIRUN = ("-m", "--multirun")
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
 
 
-def _of_experiment(name: str) -> dict[str, str]:
-    """Task and model that an experiment chooses."""
+def _experiment(name: str) -> dict[str, Any]:
+    """What the file of an experiment has."""
     path = CONF / "experiment" / f"{name}.yaml"
     if not name or not path.is_file():
         return {}
-    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    chosen = {key.removeprefix("override /"): value for each in loaded["defaults"] for key, value in each.items()}
-    params = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def _chosen(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """Task and model that an experiment chooses."""
+    chosen = {k.removeprefix("override /"): v for each in experiment.get("defaults", []) for k, v in each.items()}
+    params = experiment.get("hydra", {}).get("sweeper", {}).get("params", {})
     return {key: value for key, value in {**chosen, **params}.items() if key in ("task", "model")}
 
 

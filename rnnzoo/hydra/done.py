@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
 
 from rnnzoo.errors import UserError, nearest
 
@@ -21,6 +22,11 @@ DIVERGED = "diverged.json"
 
 ENDS = "summary.json", DIVERGED
 """What a run that has ended has one of."""
+
+DAMAGES = (
+    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError, HydraException,
+)  # fmt: skip
+"""What reading a damaged file of a run raises."""
 
 
 def experiments(folder: Path, names: Sequence[str], unknown: str) -> list[Path]:
@@ -49,6 +55,21 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
     return any((folder / name).is_file() for name in ENDS)
 
 
+def beside(folder: Path, arguments: Iterable[str]) -> str:
+    """What the run in a folder was given besides these arguments, where it has a record of them."""
+    record = folder / ".hydra" / "overrides.yaml"
+    if not record.is_file():
+        return ""
+    with naming(record):
+        had, wanted = map(_of_the_run, (yaml.safe_load(record.read_text(encoding="utf-8")), arguments))
+    return shlex.join(given for given in had if given not in wanted and not given.startswith("cells="))
+
+
+def settings(arguments: Iterable[str]) -> str:
+    """Arguments as `beside` has them: in one order and way, without what changes no run, such as the file of a cell."""
+    return shlex.join(given for given in _of_the_run(arguments) if not given.startswith("cells="))
+
+
 def _of_the_run(arguments: Iterable[str]) -> list[str]:
     """Without what says where and by whom it is run, and in one way: a multirun writes 0.003 for 3e-3, and quotes."""
     told = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith(("hydra.", "hydra/"))])
@@ -67,7 +88,9 @@ def summary(folder: Path) -> dict[str, Any] | None:
     """What a finished run, or one that has diverged, came to; None for any other. Read it within `naming(folder)`."""
     for name in ENDS:
         if (folder / name).is_file():
-            found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            found: Any = json.loads((folder / name).read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("not what a run leaves")
             return found
     return None
 
@@ -82,7 +105,7 @@ def naming(path: Path) -> Iterator[None]:
     """Within, whatever a damaged file of a run raises is a `UserError` that names it."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except DAMAGES as error:
         raise UserError(
             f"{path}: damaged ({' '.join(str(error).split())}); delete its folder, to run it again"
         ) from error

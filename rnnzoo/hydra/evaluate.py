@@ -37,6 +37,7 @@ def evaluate(run: Path) -> bool:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            limit_test_batches=trained.settings["trainer"].get("limit_test_batches", 1.0),
             default_root_dir=folder,
         )
         found = trainer.test(module, data, verbose=False)[0]

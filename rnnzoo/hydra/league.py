@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, rank, read
 from rnnzoo.files import make_folder, writing
 from rnnzoo.hydra.command_line import CONF
-from rnnzoo.hydra.done import experiments, is_done, measured, naming, summary
+from rnnzoo.hydra.done import beside, experiments, is_done, measured, naming, settings, summary
 from rnnzoo.plain import printable
 from rnnzoo.registry import list_cells
 
@@ -33,6 +34,8 @@ BEST = 5
 """Cells of a task that are named at the end."""
 MISSING = 10
 """Cells without a run in a task that are."""
+OWN = ("experiment", "model", "optimizer.lr", "seed")
+"""Keys that the league gives each run itself."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,19 @@ class Task:
         metric: that counts, without the part of the data: best by val/..., compared by test/...
         rates: learning rates, as they stand in a run's name; the first is tried first.
         seeds: all, the first first.
+        model: which cells play, as a multirun has it.
     """
 
     name: str
     metric: str
     rates: list[str]
     seeds: list[str]
+    model: str = "glob(*)"
+
+    def cells(self) -> list[str]:
+        """Those registered that play unless others are named."""
+        playing: Any = OverridesParser.create().parse_override(f"model={self.model}").value()
+        return list(playing.filter(list_cells()))
 
     def folder(self, out: Path, cell: str, rate: str, seed: str) -> Path:
         return out / self.name / f"{cell}-{float(rate)}-{seed}"
@@ -64,10 +74,10 @@ def find(names: Sequence[str]) -> list[Task]:
 
 
 def _read(path: Path) -> Task:
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    params = settings["hydra"]["sweeper"]["params"]
+    file: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params = file["hydra"]["sweeper"]["params"]
     rates, seeds = (str(params[key]).split(",") for key in ("optimizer.lr", "seed"))
-    return Task(path.stem, settings["league"]["metric"], rates, seeds)
+    return Task(path.stem, file["league"]["metric"], rates, seeds, params["model"])
 
 
 def play(
@@ -76,42 +86,41 @@ def play(
     """Do what runs are missing, unless only to be shown what is there, and write out/league.csv after each piece.
 
     Args:
-        cells: that play; none for all registered ones.
+        cells: that play; none for all that a task's file has.
         tasks: by name; none for all.
         out: the folder of the runs. Those in its league.csv count as done, also without their folders.
         more: arguments for every run, such as hydra/launcher=joblib.
         only_show: do nothing that is missing.
 
-    Raises `UserError` for an unknown name, and for a folder that holds another run than the league wants.
+    Raises `UserError` for an unknown name, a key that the league sets itself, a folder that holds another run than the
+    league wants, and at the end for runs that have failed.
     """
     known = list_cells()
     for cell in cells:
         if cell not in known:
             raise UserError(f"no cell is named {cell!r}; {nearest(cell, known)}")
-    playing, listed = find(tasks), list(cells) or known
+    for argument in more:
+        if argument.lstrip("+~").partition("=")[0] in OWN:
+            raise UserError(f"{argument}: the league sets this itself; name cells and --tasks")
+    playing = find(tasks)
     make_folder("--out", out)
     league = League(out, more, only_show)
     for number in range(max(len(task.rates) for task in playing)):
         for task in playing:
             for rate in task.rates[number : number + 1]:
-                league.piece(task, listed, rate, task.seeds[0])
+                league.piece(task, cells or task.cells(), rate, task.seeds[0])
     for number in range(1, max(len(task.seeds) for task in playing)):
         for task in playing:
             for seed in task.seeds[number : number + 1]:
                 for rate in task.rates:
-                    league.piece(task, [cell for cell in listed if league.best_rate(task, cell) == rate], rate, seed)
+                    here = [cell for cell in cells or task.cells() if league.best_rate(task, cell) == rate]
+                    league.piece(task, here, rate, seed)
     table = league.write()
-    there = {(run.task, run.cell) for run in table}
     for task in playing:
-        runs = [run for run in table if run.task == task.name]
-        without = [cell for cell in listed if (task.name, cell) not in there]
-        told = f"{task.name}: {len(runs)} runs of {len({run.cell for run in runs})} cells"
-        for ranked in rank(runs):
-            best = ", ".join(f"{entry.cell} {entry.middle:.4g}" for entry in ranked.entries[:BEST])
-            told += f", {ranked.metric} of the best {best}"
-        others = f" and {len(without) - MISSING} more" * (len(without) > MISSING)
-        print(printable(f"{told}; none of {', '.join(without[:MISSING])}{others}" if without else told))
+        league.tell(task, cells or task.cells(), table)
     print(printable(f"written: {league.path}"))
+    if league.failed:
+        raise UserError(f"{league.failed} runs failed, as was said above; the same command tries them again")
     return table
 
 
@@ -120,20 +129,21 @@ class League:
 
     def __init__(self, out: Path, more: Sequence[str], only_show: bool) -> None:
         self.out, self.more, self.only_show, self.path = out, more, only_show, out / "league.csv"
-        kept = read(self.path) if self.path.is_file() else []
-        self.kept = {(run.task, run.cell, run.learning_rate, run.seed): run for run in kept}
+        self.settings, self.failed = settings(more), 0
+        self.kept = {run.key: run for run in (read(self.path) if self.path.is_file() else [])}
 
     def result(self, task: Task, cell: str, rate: str, seed: str) -> Trained | None:
-        """A run's line of the table, if it has ended."""
+        """A run's line of the table, if it has ended; without its folder, that of a run with the same settings."""
         folder = task.folder(self.out, cell, rate, seed)
         with naming(folder / "summary.json"):
             ended = summary(folder)
             if ended is None:
-                return self.kept.get((task.name, cell, float(rate), int(seed)))
+                return self.kept.get((task.name, cell, float(rate), int(seed), self.settings))
             metric = f"test/{task.metric}"
             return Trained(
                 cell, task.name, metric, measured(ended, metric), measured(ended, f"val/{task.metric}"), int(seed),
                 int(ended["parameters"]), float(rate), float(ended["seconds_training"]),
+                beside(folder, task.arguments(cell, rate, seed)),
             )  # fmt: skip
 
     def best_rate(self, task: Task, cell: str) -> str | None:
@@ -163,7 +173,22 @@ class League:
             raise KeyboardInterrupt("the same command goes on") from None
         if code not in (0, 1):  # 1: some were refused or diverged, which it has said
             raise UserError(f"rnnzoo train {' '.join(arguments)}: ended with {code}; the same command goes on")
+        self.failed += sum(self.result(task, cell, rate, seed) is None for cell in missing)
         self.write()
+
+    def tell(self, task: Task, listed: Sequence[str], table: Sequence[Trained]) -> None:
+        """Print who is best, a line for these settings and one for any others that there are."""
+        of_task = [run for run in table if run.task == task.name]
+        for given in sorted({self.settings, *(run.settings for run in of_task)}):
+            runs = [run for run in of_task if run.settings == given]
+            there = {run.cell for run in runs}
+            told = f"{task.name}{f' with {given}' * bool(given)}: {len(runs)} runs of {len(there)} cells"
+            for ranked in rank(runs):
+                best = ", ".join(f"{entry.cell} {entry.middle:.4g}" for entry in ranked.entries[:BEST])
+                told += f", {ranked.metric} of the best {best}"
+            without = [cell for cell in listed if cell not in there] if given == self.settings else []
+            others = f" and {len(without) - MISSING} more" * (len(without) > MISSING)
+            print(printable(f"{told}; none of {', '.join(without[:MISSING])}{others}" if without else told))
 
     def write(self) -> list[Trained]:
         """All that is there of any cell, task, rate and seed of the league, and what else the file had, as the file."""
@@ -175,8 +200,8 @@ class League:
             for seed in task.seeds
         ]
         table = [run for run in found if run is not None]
-        there = {(run.task, run.cell, run.learning_rate, run.seed) for run in table}
-        table += [run for key, run in self.kept.items() if key not in there]  # of a league with other tasks or rates
+        there = {run.key for run in table}
+        table += [run for key, run in self.kept.items() if key not in there]  # of other tasks, rates or settings
         with writing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             rows = csv.DictWriter(file, COLUMNS)
             rows.writeheader()

@@ -35,6 +35,13 @@ CURVES = 5
 DASH = "–"
 
 
+def _finite_square(value: float) -> float:
+    """The number, infinite where its square is: means and deviations of such cannot be had."""
+    if abs(value) > 1e150:
+        return math.inf if value > 0 else -math.inf
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that differ in nothing but their seeds, in the order of these."""
@@ -48,7 +55,7 @@ class Row:
     def values(self, name: str) -> list[float]:
         """A metric, or another number of the summary, of those runs that have it."""
         found = (run.summary.metrics.get(name, getattr(run.summary, name, None)) for run in self.runs)
-        return [float(value) for value in found if value is not None]
+        return [_finite_square(value) for value in found if value is not None]
 
     def mean(self, name: str) -> float | None:
         values = self.values(name)

@@ -116,6 +116,26 @@ def test_runs_are_done_once_and_their_means_are_judged(
         publish([], toy / "out")
     (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text(json.dumps(first))
 
+    for damaged in ('["a=["]', '["a"]'):  # neither is an override
+        (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text(damaged)
+        with pytest.raises(UserError, match=r"gru-1/.hydra/overrides.yaml: damaged"):
+            publish([], toy / "out")
+    (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text("[]")
+    with pytest.raises(UserError, match=r"gru-1: made by , now it is "):
+        publish([], toy / "out", only_show=True)
+    (toy / "out" / "sums" / "gru-1" / ".hydra" / "overrides.yaml").write_text(json.dumps(first))
+    for text in ("null", "1e999", "[" * 100_000):
+        summary.write_text(text)
+        with pytest.raises(UserError, match=r"rnn-2/summary.json: damaged"):
+            publish([], toy / "out")
+    summary.write_text(whole)
+    [row] = publish([], toy / "out")
+    shutil.rmtree(toy / "out" / "sums")
+    assert publish([], toy / "out", only_show=True) == [row]  # what has been run already
+    (toy / "sums.yaml").write_text(TOY.replace('here: "adding"', 'here: "adding, longer"'))
+    assert publish([], toy / "out", only_show=True)[0]["held"] == "4 of 4 runs are missing"
+    publish([], toy / "out")
+
     (toy / "sums.yaml").write_text(TOY.replace("model=rnn", "model=lstm"))
     with pytest.raises(UserError, match=r"rnn-1: made by .*model=rnn, now it is .*model=lstm; delete it"):
         publish([], toy / "out")

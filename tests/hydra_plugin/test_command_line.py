@@ -542,3 +542,15 @@ def test_the_names_in_help_are_those_registered() -> None:
     """Help reads the names off the text of the files: they must be the ones that importing them registers."""
     found = [name for path in (ROOT / "rnnzoo" / "cells").glob("*.py") for name in registry.scan(path)]
     assert sorted(found) == builtin_cells()
+
+
+@pytest.mark.parametrize("arguments", [["model=gru"], ["model=gru,rnn"], []], ids=str)
+def test_an_experiment_of_several_runs_names_no_folder_of_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["experiment=league/adding", *arguments]
+    assert command_line.announced(given) == given
+    said = capsys.readouterr().out
+    assert said.startswith("task adding, model ") and said.endswith(": several runs\n")
+    [*_, folder] = command_line.announced([*given, "model=gru", "hydra.mode=RUN"])
+    assert folder.startswith("hydra.run.dir=outputs/adding/gru/")

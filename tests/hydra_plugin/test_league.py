@@ -19,7 +19,7 @@ from rnnzoo.hydra.command_line import CONF
 from rnnzoo.hydra.league import Task, find, play
 from rnnzoo.hydra.models import register_models
 from rnnzoo.hydra.settings import resolve
-from rnnzoo.registry import load_all
+from rnnzoo.registry import list_cells, load_all
 
 
 @pytest.mark.parametrize("task", find([]), ids=lambda task: task.name)
@@ -77,7 +77,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 def test_the_first_seed_at_every_rate_and_the_others_at_the_best(
     started: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    play(["gru", "rnn", "esn"], [], tmp_path, ["hydra/launcher=joblib"])
+    with pytest.raises(UserError, match="^3 runs failed"):
+        play(["gru", "rnn", "esn"], [], tmp_path, ["hydra/launcher=joblib"])
     told = [(given["experiment"], given["model"], given["optimizer.lr"], given["seed"]) for given in started]
     assert told == [
         ("league/adding", "gru,rnn,esn", "3e-3", "1"), ("league/recall", "gru,rnn,esn", "3e-3", "1"),
@@ -94,7 +95,7 @@ def test_the_first_seed_at_every_rate_and_the_others_at_the_best(
     assert len(rows) == 10 and set(rows[0]) == set(page.COLUMNS)
     assert rows[0] == {
         "cell": "gru", "task": "adding", "metric": "test/mse", "value": "0.1", "validation": "0.2", "seed": "1",
-        "parameters": "40123", "learning_rate": "0.001", "seconds": "1.5",
+        "parameters": "40123", "learning_rate": "0.001", "seconds": "1.5", "settings": "",
     }  # fmt: skip
     adding, recall = page.rank(page.read(tmp_path / "league.csv"))
     assert [(entry.cell, entry.middle) for entry in adding.entries] == [("gru", 0.1), ("rnn", 0.5)]
@@ -117,6 +118,47 @@ def test_what_is_there_is_not_repeated(started: list[dict[str, str]], tmp_path: 
     assert len(play(["gru"], ["recall"], tmp_path, ["trainer.max_epochs=9"], only_show=True)) == 4
 
 
+def test_runs_with_other_settings_are_another_contest(
+    started: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["trainer.max_epochs=1", "cells=mine.py"]
+    assert [run.settings for run in play(["gru"], ["recall"], tmp_path, short)] == ["trainer.max_epochs=1"] * 2
+    shutil.rmtree(tmp_path / "recall")  # as one is told to do
+    assert len(play(["gru"], ["recall"], tmp_path, short)) == len(started) == 2
+    assert len(play(["gru"], ["recall"], tmp_path)) == len(started) == 4
+    capsys.readouterr()
+    shown = play(["gru"], ["recall"], tmp_path, only_show=True)
+    output = capsys.readouterr().out
+    assert "recall: 2 runs of 1 cells, test/accuracy of the best gru 0.9\n" in output
+    assert "recall with trainer.max_epochs=1: 2 runs of 1 cells, test/accuracy of the best gru 0.9\n" in output
+    assert [task.name for task in page.rank(shown)] == ["recall", "recall with trainer.max_epochs=1"]
+
+
+@pytest.mark.parametrize("key", ["seed=7", "+model=gru", "optimizer.lr=1", "experiment=league/recall"])
+def test_what_the_league_sets_cannot_be_given(key: str, started: list[dict[str, str]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the league sets this itself; name cells and --tasks"):
+        play(["gru"], ["recall"], tmp_path / "out", [key])
+    assert not started and not (tmp_path / "out").exists()
+
+
+def test_cells_that_learn_nothing_do_not_play() -> None:
+    assert all(set(list_cells()) - set(task.cells()) == {"esn"} for task in find([]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("gru,adding,test/mse,0.2,0.3,7,40123,0.02,1.5,,more", "line 2: has not the 10 fields"),
+        ("gru,adding,test/mse,0.2,0.3", "line 2: has not the 10 fields"),
+        ("gru,adding,test/mse,0.2,0.3,7,40123,0.02,1.5,\n" * 2, "line 3: is of the same run as line 2; take one of"),
+    ],
+)
+def test_a_damaged_table_is_refused(lines: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "league.csv").write_text(f"{','.join(page.COLUMNS)}\n{lines}")
+    with pytest.raises(UserError, match=f"league.csv: {words}"):
+        play(["gru"], ["recall"], tmp_path, only_show=True)
+
+
 def test_what_diverged_is_the_last_and_is_not_repeated(
     started: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,11 +176,11 @@ def test_what_diverged_is_the_last_and_is_not_repeated(
 
 def test_lines_of_another_league_stay(started: list[dict[str, str]], tmp_path: Path) -> None:
     path = tmp_path / "league.csv"
-    path.write_text(",".join(page.COLUMNS) + "\nlstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5\n")
+    path.write_text(",".join(page.COLUMNS) + "\nlstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5,\n")
     assert [run.seed for run in play(["gru"], ["recall"], tmp_path, only_show=True)] == [7]
     assert [run.cell for run in play(["gru"], ["recall"], tmp_path)] == ["gru", "gru", "lstm"]
-    assert "lstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5" in path.read_text()
-    path.write_text(path.read_text().replace("seconds", "seconds,note"))
+    assert "lstm,adding,test/mse,0.2,0.3,7,40123,0.02,1.5," in path.read_text()
+    path.write_text(path.read_text().replace("seconds", "seconds,note").replace("1.5,", "1.5,a,"))
     with pytest.raises(UserError, match=r"league.csv: has a column 'note' more than cell, task"):
         play(["gru"], ["recall"], tmp_path, only_show=True)
 
@@ -199,7 +241,9 @@ def test_it_is_played(
     (tmp_path / "my cell.py").write_text(MINE)
     load_all(str(tmp_path / "my cell.py"))
     little += ["trainer.max_epochs=1", "task.T=5", f"cells='{tmp_path / 'my cell.py'}'"]  # which a multirun quotes
-    found = play(["rnn", "esn", "mine_of_the_league"], [], tmp_path, little)
+    with pytest.raises(UserError, match="^1 runs failed"):
+        play(["rnn", "esn", "mine_of_the_league"], [], tmp_path, little)
+    found = play(["rnn", "mine_of_the_league"], [], tmp_path, little)
     assert ended[0].returncode == 1 and "esn has 0 parameters to learn at any size" in ended[0].stderr
     assert [(run.cell, run.task, run.metric) for run in found] == [
         (c, "adding", "test/mse") for c in ("mine_of_the_league", "rnn")

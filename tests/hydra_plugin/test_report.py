@@ -58,6 +58,11 @@ def losses(value: float) -> dict[str, float]:
 # Numbers
 
 
+def test_a_number_that_no_float_holds_is_infinite(tmp_path: Path) -> None:
+    [row] = table_of(fabricate(tmp_path / "a", parameters=10**400))
+    assert float(row["parameters"]) == float("inf")
+
+
 def test_means_and_spreads_are_numpys(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     val, test, seconds, rates = rng.uniform(0.1, 3, (4, 5))
@@ -88,6 +93,8 @@ def test_means_and_spreads_are_numpys(tmp_path: Path) -> None:
         ((2.0, 2.0), "2 ± 0"),
         ((1e-9, 3e-9), "2e-09 ± 1.4e-09"),
         ((1.0, float("nan")), "nan ± –"),
+        ((1e308, 1e308), "inf ± –"),
+        ((-(10.0**200), 1.0), "-inf ± –"),
     ],
 )
 def test_a_mean_is_shown_as_far_as_its_spread_reaches(tmp_path: Path, values: tuple[float, ...], shown: str) -> None:

@@ -441,6 +441,15 @@ def test_evaluation_finds_the_recorded_metrics(
     summary.write_text(json.dumps(recorded))
 
 
+def test_evaluation_tests_as_many_batches_as_the_run(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    train("task=adding", "task.T=5", "task.samples=64", "task.batch_size=4", "model.hidden_size=4", "hardware=cpu",
+          "trainer.max_epochs=1", "engine=reference", "trainer.limit_test_batches=1",
+          f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert said(capsys, "eval", str(tmp_path / "run")).endswith("equal to the recorded ones\n")
+
+
 # Loading
 
 

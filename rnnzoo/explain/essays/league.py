@@ -1,7 +1,8 @@
 """Which cell for what: what a league of all cells on several tasks has come to, read from its CSV file.
 
 Columns: cell, task, metric, value, validation (the same metric on the part that chooses the learning rate), seed,
-parameters, learning_rate, seconds; a line for each training.
+parameters, learning_rate, seconds, settings (what the run was given beside the league's own, nothing in the league as
+it stands); a line for each training.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ from rnnzoo.explain.essays.page import Essay, Found
 RESULTS = Path(__file__).parents[1] / "league.csv"
 """Where the league leaves its results."""
 
-COLUMNS = ("cell", "task", "metric", "value", "validation", "seed", "parameters", "learning_rate", "seconds")
+COLUMNS = (
+    "cell",
+    "task",
+    "metric",
+    "value",
+    "validation",
+    "seed",
+    "parameters",
+    "learning_rate",
+    "seconds",
+    "settings",
+)
 
 LOWER = ("loss", "mse", "mae", "rmse", "perplexity", "bits_per_character", "error")
 """What a metric's name ends in that is best where it is lowest."""
@@ -50,6 +62,17 @@ class Trained:
     parameters: int
     learning_rate: float
     seconds: float
+    settings: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, float, int, str]:
+        """No two lines have the same."""
+        return self.task, self.cell, self.learning_rate, self.seed, self.settings
+
+    @property
+    def contest(self) -> str:
+        """The task; with other settings it is another one."""
+        return f"{self.task} with {self.settings}" if self.settings else self.task
 
 
 @dataclass(frozen=True)
@@ -130,8 +153,11 @@ def read(path: Path) -> list[Trained]:
     foreign = [column for column in columns if column not in COLUMNS]
     if foreign:
         raise UserError(f"{path}: has a column {foreign[0]!r} more than {', '.join(COLUMNS)}; take it out")
-    found = []
+    found: list[Trained] = []
+    lines: dict[tuple[Any, ...], int] = {}
     for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: line {number}: has not the {len(COLUMNS)} fields of the first line")
         values: dict[str, Any] = {}
         for column, kind in Trained.__annotations__.items():
             try:
@@ -139,6 +165,9 @@ def read(path: Path) -> list[Trained]:
             except (TypeError, ValueError):
                 raise UserError(f"{path}: line {number}: {column}={row[column]!r} is not a number") from None
         found.append(Trained(**values))
+        first = lines.setdefault(found[-1].key, number)
+        if first != number:
+            raise UserError(f"{path}: line {number}: is of the same run as line {first}; take one of them out")
     return found
 
 
@@ -146,7 +175,7 @@ def rank(trained: Iterable[Trained]) -> list[Task]:
     """Each task's cells, best first; a training that came to no number counts as the worst."""
     by_task: dict[tuple[str, str], list[Trained]] = defaultdict(list)
     for run in trained:
-        by_task[run.task, run.metric].append(run)
+        by_task[run.contest, run.metric].append(run)
     return [Task(task, metric, _ranked(metric, runs)) for (task, metric), runs in sorted(by_task.items())]
 
 
@@ -234,7 +263,7 @@ def _tried(trained: list[Trained]) -> dict[tuple[float, ...], list[str]]:
     """The learning rates that were tried, each choice with the tasks that had it."""
     of_task: dict[str, set[float]] = defaultdict(set)
     for run in trained:
-        of_task[run.task].add(run.learning_rate)
+        of_task[run.contest].add(run.learning_rate)
     tried: dict[tuple[float, ...], list[str]] = defaultdict(list)
     for task, rates in sorted(of_task.items()):
         tried[tuple(sorted(rates))].append(task)
