@@ -120,7 +120,8 @@ def play(
         league.tell(task, cells or task.cells(), table)
     print(printable(f"written: {league.path}"))
     if league.failed:
-        raise UserError(f"{league.failed} runs failed, as was said above; the same command tries them again")
+        runs = "1 run" if league.failed == 1 else f"{league.failed} runs"
+        raise UserError(f"{runs} failed, as was said above; the same command tries again")
     return table
 
 
