@@ -381,7 +381,7 @@ def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch
     archive = pack(tree, tmp_path / "a.tar", "w")
     with monkeypatch.context() as patch:
         patch.setattr("rnnzoo.tasks.review_files.LARGEST_TOGETHER", 1000)
-        with pytest.raises(UserError, match=r"a\.tar: holds more than 1,000 bytes of reviews; .* unpack it"):
+        with pytest.raises(UserError, match=r"a\.tar: unpacks to more than 1,000 bytes; .* unpack it"):
             sentiments(archive)
     with tarfile.open(archive, "a") as file:
         member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
