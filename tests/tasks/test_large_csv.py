@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged import ARRAYS, FACTS, change_unnoticed, replace_cached
 from ready import ready
 
 from rnnzoo import UserError
@@ -176,12 +177,25 @@ def test_a_file_is_read_once_until_it_is_changed(tmp_path: Path, capsys: pytest.
             assert ("'b' only counts the rows" in said.out) == (len(seen[0][1]) == 50)
         assert seen[0] == seen[1]
     assert read_csv(str(path), columns=["b"]).columns == ["b"]
-    for kept in cache_folder().glob("series_*.npy"):
-        kept.write_bytes(kept.read_bytes()[:-8])
-    with pytest.raises(
-        UserError, match=r"series_\w+\.npy: cannot be read .*; delete it and series_\w+\.json beside it"
-    ):
-        read_csv(str(path))
+    path.write_text(lines())
+    read_csv(str(path))
+    change_unnoticed(path, lines().replace("7.25", "8.25").encode())
+    assert facts(read_csv(str(path)))[1][1][0] == 8.25
+
+
+@pytest.mark.parametrize(
+    ("ending", "change"), [*(("npy", change) for change in ARRAYS.values()), *(("json", c) for c in FACTS.values())]
+)
+def test_a_damaged_cache_is_made_anew(
+    ending: str, change: Callable[[bytes], bytes], tmp_path: Path, own_cache: Path
+) -> None:
+    path = tmp_path / "file.csv"
+    path.write_text(lines())
+    before = facts(read_csv(str(path)))
+    replace_cached(own_cache, ending, change)
+    with pytest.warns(UserWarning, match=r"series_\w+\.json is damaged .* will be made anew"):
+        assert facts(read_csv(str(path))) == before
+    assert facts(read_csv(str(path))) == before  # with no warning, as it would be an error
 
 
 @pytest.mark.parametrize("missing", ["refuse", "previous", "linear"])
