@@ -74,8 +74,25 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
+    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder. Raises `UserError` where a user has none."""
     own = os.environ.get("RNNZOO_CACHE")
     if own:
         return expanded(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep a cache in; set RNNZOO_CACHE to a folder") from None
+
+
+@contextmanager
+def filling_cache() -> Iterator[Path]:
+    """The cache's folder, made if it is not there. What cannot be written there raises `UserError` that says how to."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write to {folder}: {reason}; set RNNZOO_CACHE to a folder that can be written"
+        ) from error

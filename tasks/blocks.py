@@ -13,8 +13,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from rnnzoo import UserError
-from rnnzoo.files import cache_folder, writing
+from rnnzoo.files import filling_cache, writing
 from rnnzoo.plain import printable
 
 from .download import one_at_a_time
@@ -46,14 +45,9 @@ def joined(pieces: Iterable[Array]) -> Array:
             break
     else:
         return held[0] if len(held) == 1 else np.concatenate(held)
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            rows = _written(file, chain(held, pieces))
-            return np.memmap(file, held[0].dtype, "r+", shape=(rows, *held[0].shape[1:]))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; RNNZOO_CACHE names another") from error
+    with filling_cache() as folder, TemporaryFile(dir=folder) as file:
+        rows = _written(file, chain(held, pieces))
+        return np.memmap(file, held[0].dtype, "r+", shape=(rows, *held[0].shape[1:]))
 
 
 def together(parts: Sequence[Array]) -> Array:

@@ -227,3 +227,14 @@ def test_windows_are_the_same_block_by_block(missing: Any, tmp_path: Path, monke
             torch.testing.assert_close(one, other, equal_nan=True)
     for name, value in small.baseline().items():
         assert large_one.baseline()[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = tmp_path / "file.csv", tmp_path / "cache"
+    path.write_text(lines())
+    cache.write_text("a file")
+    monkeypatch.setenv("RNNZOO_CACHE", str(cache))
+    for use in (lambda: read_csv(str(path)), lambda: blocks.joined([np.zeros(3)] * 2)):
+        with pytest.raises(UserError, match=f"^cannot write to {cache}: File exists; set RNNZOO_CACHE to a folder"):
+            use()
+    assert cache.read_text() == "a file"
