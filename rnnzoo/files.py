@@ -14,13 +14,16 @@ from rnnzoo.errors import UserError
 def writing(path: Path) -> Iterator[Path]:
     """Write a file so that it is whole or not there: yields the file to write, then moves it to `path`.
 
-    Folders that are missing above it are made. Raises `UserError` naming `path` when it cannot be written.
+    Folders that are missing above it are made; of a link it is what it leads to that is written. Raises `UserError`
+    naming `path` when it cannot be written, or is there and no regular file, as a device is.
     """
-    partial = path.with_name(path.name + ".partial")
+    target = _target(path, str(path))
+    partial = target.with_name(target.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # or it could be a link, which would lead what is written elsewhere
         yield partial
-        partial.replace(path)
+        partial.replace(target)
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):  # torch's writer buries a full disk in others
@@ -31,6 +34,20 @@ def writing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or never made
             partial.unlink()
+
+
+def _target(path: Path, said: str) -> Path:
+    """Where a file is written that is named so. Raises `UserError` where that is no regular file."""
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"{said}: is {what}; name another file")
+    return target
+
+
+def refuse_as_file(option: str, path: Path) -> None:
+    """Raise `UserError` before any work is done where `writing` could not write: what it refuses, and no folder."""
+    refuse_missing_parent(option, _target(path, f"{option} {path}"))
 
 
 def refuse_missing_parent(option: str, path: Path) -> None:
@@ -57,8 +74,25 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder."""
+    """$RNNZOO_CACHE, else rnnzoo/ in the user's cache folder. Raises `UserError` where a user has none."""
     own = os.environ.get("RNNZOO_CACHE")
     if own:
         return expanded(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnzoo"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep a cache in; set RNNZOO_CACHE to a folder") from None
+
+
+@contextmanager
+def filling_cache() -> Iterator[Path]:
+    """The cache's folder, made if it is not there. What cannot be written there raises `UserError` that says how to."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write to {folder}: {reason}; set RNNZOO_CACHE to a folder that can be written"
+        ) from error

@@ -17,14 +17,14 @@ from rnnzoo.errors import nearest
 from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
-from .blocks import key_of
-from .download import download, one_at_a_time
+from .blocks import facts_file, kept, key_of, note, noted
+from .download import download
 from .text_files import is_data, pieces, read_blocks, read_text
 
 LARGE = 1 << 24
 """Bytes of a file above which its numbers are kept in the cache."""
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of the cache's key; to be raised with any change to how texts are read."""
 
 
@@ -83,12 +83,11 @@ def codes_of(text: str | None, corpus: str) -> tuple[str, Tensor]:
     return _numbered(lambda again: iter([characters]), np.empty)
 
 
-@one_at_a_time()
 def _mapped(path: Path, source: str) -> tuple[str, Tensor]:
     """The same of a file in the cache, made there unless this very file was numbered before."""
-    key = key_of(path, FORMAT)
-    numbers, characters = (cache_folder() / f"text_{key}.{kind}" for kind in ("npy", "txt"))
-    if not characters.is_file():
+    numbers = cache_folder() / f"text_{key_of(path, FORMAT)}.npy"
+
+    def make() -> None:
         print(printable(f"{source}: numbering its characters in {numbers}"), flush=True)
 
         def made(count: int, dtype: np.dtype[Any]) -> Any:
@@ -96,14 +95,13 @@ def _mapped(path: Path, source: str) -> tuple[str, Tensor]:
 
         with writing(numbers) as partial:
             alphabet, _ = _numbered(lambda again: pieces(read_blocks(path, source), source, quiet=again), made)
-        with writing(characters) as partial:  # the last, so that where it is the other is, too
-            partial.write_bytes(alphabet.encode("utf-32-le"))
-    try:
-        alphabet = characters.read_bytes().decode("utf-32-le")
-        # copies what is written to, which nobody does: torch has no tensors that may not be
-        return alphabet, torch.from_numpy(np.load(numbers, mmap_mode="c"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{numbers}: cannot be read ({error}); delete it and {characters.name} beside it") from None
+        note(numbers, alphabet=alphabet)
+
+    def load() -> tuple[str, Tensor]:
+        codes, facts = noted(numbers)
+        return facts["alphabet"], torch.from_numpy(codes)
+
+    return kept(facts_file(numbers), make, load)
 
 
 def _numbered(read: Callable[[bool], Iterator[str]], make: Callable[[int, np.dtype[Any]], Any]) -> tuple[str, Tensor]:

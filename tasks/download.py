@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from rnnzoo.errors import UserError
-from rnnzoo.files import cache_folder
+from rnnzoo.files import cache_folder, filling_cache
 from rnnzoo.plain import printable
 from rnnzoo.progress import transfer
 
@@ -37,15 +37,18 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Lets only one process at a time fill the cache, so that others find there what it has made."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with filling_cache() as folder:
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @one_at_a_time()
 def download(url: str, name: str, checksum: str, instead: str, largest: int) -> Path:
-    """The file at `url`, from the cache if it is there.
+    """The file at `url`, from the cache if it is there and as it should be.
 
     Args:
         url: where it is.
@@ -57,8 +60,11 @@ def download(url: str, name: str, checksum: str, instead: str, largest: int) -> 
     Raises `UserError` when it cannot be had or its contents are not the expected ones.
     """
     target = cache_folder() / name
+    algorithm, expected = checksum.split(":")
     if target.is_file():
-        return target
+        if digest(target, algorithm) == expected:
+            return target
+        print(printable(f"{target}: is not what was once downloaded there, so it is fetched again"), flush=True)
     partial = target.with_name(target.name + ".partial")
     print(printable(f"downloading {url} to {target}"), flush=True)
     try:
@@ -66,7 +72,6 @@ def download(url: str, name: str, checksum: str, instead: str, largest: int) -> 
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise UserError(f"cannot download {url}: {reason}; try again to go on, or name your copy: {instead}") from error
-    algorithm, expected = checksum.split(":")
     found = digest(partial, algorithm)
     if found != expected:
         partial.unlink()

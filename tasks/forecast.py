@@ -21,7 +21,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.files import refuse_as_file, writing
 from rnnzoo.lightning.arguments import Fraction
 from rnnzoo.lightning.data import in_order
 from rnnzoo.lightning.module import SequenceModule
@@ -297,7 +297,7 @@ class Forecast(SequenceModule):
         kind = Path(plot).suffix.lower().removeprefix(".") or "png"
         if kind not in PICTURES:
             raise UserError(f"--plot {plot}: a picture's name ends in {' or '.join(f'.{each}' for each in PICTURES)}")
-        refuse_missing_parent("--plot", Path(plot))
+        refuse_as_file("--plot", Path(plot))
         targets, horizon = self.hparams["targets"], self.hparams["horizon"]
         found: dict[str, Continued] = {}
         for id, series in self.series_in(data).items():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 import posixpath
 import re
 import sys
-import tarfile
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from rnnzoo import UserError
 from rnnzoo.files import cache_folder
 from rnnzoo.plain import printable
 
+from .archives import UNREADABLE, Archive
 from .csv_files import read_lines
 from .text_files import PLAIN, decode, files_in, is_data, read_bytes
 
@@ -27,7 +25,7 @@ FOLDER = re.compile(r"(?:^|/)(train|test)(/(pos|neg))?$")
 LARGEST = 1 << 20
 """Bytes of a review; the longest of the data set has some 14,000."""
 LARGEST_TOGETHER = 1 << 31
-"""Bytes of all reviews in an archive, of which a few kilobytes can unpack to any number."""
+"""Bytes that an archive unpacks to, of which a few kilobytes can have any number."""
 
 TABLES = ("train.csv", "test.csv")
 TEXTS, LABELS = ("text", "review"), ("label", "sentiment")
@@ -98,7 +96,7 @@ def _instead(source: Path, tables: bool) -> str:
 
 
 def _names_in(archive: Path) -> list[str]:
-    with tarfile.open(archive) as opened:
+    with Archive.open(archive) as opened:
         return [member.name for member in opened if member.name.endswith(".txt") and is_data(member.name)]
 
 
@@ -148,9 +146,13 @@ def _unpack(source: Path, to: IO[bytes]) -> dict[str, tuple[int, int]]:
     links: dict[str, str] = {}
     together = 0
     try:
-        with tarfile.open(source) as archive:
+        with Archive.open(source) as archive:
             for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # or it remembers them all
+                if max(together, archive.offset) > LARGEST_TOGETHER:
+                    raise UserError(
+                        f"task.data={source}: unpacks to more than {LARGEST_TOGETHER:,} bytes; if they are expected, "
+                        f"unpack it and name the folder"
+                    )
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     raise UserError(f"task.data={source}: unsafe path {member.name!r} in the archive; do not use it")
                 if member.issym() and FOLDER.search(member.name):
@@ -170,15 +172,10 @@ def _unpack(source: Path, to: IO[bytes]) -> dict[str, tuple[int, int]]:
                             f"task.data={source}: {member.name} has {member.size:,} bytes, more than a review's; "
                             f"do not use the archive"
                         )
-                    if together > LARGEST_TOGETHER:
-                        raise UserError(
-                            f"task.data={source}: holds more than {LARGEST_TOGETHER:,} bytes of reviews; if they are "
-                            f"expected, unpack it and name the folder"
-                        )
                     file = archive.extractfile(member)
                     assert file is not None
                     reviews[member.name] = to.tell(), to.write(file.read())
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, MemoryError) as error:
+    except UNREADABLE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"task.data={source}: {_what_it_is(source, error)}") from error

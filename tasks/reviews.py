@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-import zipfile
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +22,9 @@ from rnnzoo import UserError
 from rnnzoo.files import cache_folder, expanded, writing
 from rnnzoo.plain import printable
 
-from .blocks import Array, blocks
-from .download import digest, download, one_at_a_time
+from .blocks import Array, blocks, version_of
+from .blocks import kept as kept_in_files
+from .download import digest, download
 from .review_files import files_of, read_reviews
 
 PADDING, UNKNOWN = 0, 1
@@ -111,8 +110,7 @@ def key_of(source: Path, *settings: float) -> str:
     Of the data it is the file's checksum, or the names, sizes and times of those of a folder that are read.
     """
     if source.is_dir():
-        files = ((name, path.stat()) for name, path in files_of(source))
-        contents = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in files)
+        contents = "".join(f"{name} {version_of(path)}\n" for name, path in files_of(source))
     else:
         contents = digest(source)
     # names of files need not be UTF-8
@@ -120,23 +118,20 @@ def key_of(source: Path, *settings: float) -> str:
     return hashlib.sha256(key).hexdigest()[:16]
 
 
-@one_at_a_time()
 def kept(name: str, make: Callable[[], dict[str, Array]], load: Callable[[Mapping[str, Array]], T]) -> T:
-    """What is loaded from arrays in the cache, or as they are made the first time.
-
-    What cannot be loaded is damaged; it is made anew, with a warning.
-    """
+    """What is loaded from arrays in the cache, or as they are made the first time; see `blocks.kept`."""
     path = cache_folder() / f"{name}.npz"
-    if path.is_file():
-        try:
-            with path.open("rb") as cached, np.load(cached) as stored:
-                return load(stored)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            warnings.warn(printable(f"{path} is damaged ({error}) and will be made anew"), stacklevel=3)
-    arrays = make()
-    with writing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return load(arrays)
+
+    def store() -> None:
+        arrays = make()
+        with writing(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def stored() -> T:
+        with path.open("rb") as cached, np.load(cached) as arrays:
+            return load(arrays)
+
+    return kept_in_files(path, store, stored)
 
 
 def number(review: str, vocabulary: Sequence[str], maxlen: int) -> Tensor:

@@ -8,9 +8,6 @@ Shapes: T time steps, B batch, I input size, N images, C channels (3, or 1 for g
 
 from __future__ import annotations
 
-import lzma
-import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,6 +19,7 @@ from torch import Tensor
 from rnnzoo import UserError
 from rnnzoo.files import expanded
 
+from .archives import UNREADABLE, Archive
 from .download import download
 from .images import CLASSES, ImageData, ImageModule, Images, scaled
 from .text_files import LARGEST
@@ -50,11 +48,11 @@ def read_archive(path: Path) -> dict[str, bytes]:
     pickled = False
     together = 0
     try:
-        with tarfile.open(path) as archive:
+        with Archive.open(path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
                 together += member.size
-                if together > LARGEST:  # a few kilobytes can unpack to any number
+                if max(together, archive.offset) > LARGEST:  # a few kilobytes can unpack to any number
                     raise UserError(f"task.data={path}: more than {LARGEST:,} bytes when unpacked; it is not CIFAR-10")
                 pickled |= f"{name}.bin" in TRAIN
                 if name in (*TRAIN, *TEST):
@@ -67,7 +65,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
             assert archive.fileobj is not None
             while together <= LARGEST and (rest := archive.fileobj.read(1 << 20)):  # at its end lies gzip's checksum
                 together += len(rest)
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, MemoryError) as error:
+    except UNREADABLE as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,6 @@ Shapes: N rows, n columns.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection
 from functools import partial
@@ -16,13 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rnnzoo import UserError
-from rnnzoo.files import cache_folder, expanded, writing
+from rnnzoo.files import cache_folder, expanded
 from rnnzoo.plain import printable
 
-from .blocks import blocks, key_of, save
+from .blocks import blocks, facts_file, kept, key_of, note, noted, save
 from .csv_files import read_lines
-from .download import one_at_a_time
 from .numerals import Decimal
 from .plain_csv import NotPlain, read_plain
 from .series import Form, Series, Table, apart_by, checked, dated, settled, table_of
@@ -30,7 +27,7 @@ from .series import Form, Series, Table, apart_by, checked, dated, settled, tabl
 LARGE = 1 << 22
 """Bytes of a file above which it is read into the cache."""
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of the cache's key; to be raised with any change to how files are read."""
 
 
@@ -89,13 +86,12 @@ def _read(data: str, id: str | None, source: str | None, form: Form) -> dict[str
     }
 
 
-@one_at_a_time()
 def _kept(path: Path, data: str, id: str | None, source: str | None, form: Form) -> dict[str, Series]:
     """The same of a file in the cache, read into it unless this very file was before."""
     begin = source or f"task.data={data}"
-    key = key_of(path, FORMAT, id, form)
-    rows, about = (cache_folder() / f"series_{key}.{kind}" for kind in ("npy", "json"))
-    if not about.is_file():
+    rows = cache_folder() / f"series_{key_of(path, FORMAT, id, form)}.npy"
+
+    def make() -> None:
         print(printable(f"{begin}: reading it into {rows}"), file=sys.stderr)
         tables, said = settled(read_plain(path, data, id, source, form), begin, form)
         save(
@@ -108,24 +104,22 @@ def _kept(path: Path, data: str, id: str | None, source: str | None, form: Form)
         )
         one = next(iter(tables.values()))
         facts = {"columns": [*one.numbers], "date": one.date, "day_first": one.day_first, "decimal": one.decimal}
-        with writing(about) as partly:  # the last, so that where it is the other is, too
-            sizes = {name: _rows(table) for name, table in tables.items()}
-            partly.write_text(json.dumps({"facts": facts, "said": said, "sizes": sizes}))
-    try:
-        kept = json.loads(about.read_text())
-        whole = np.load(rows, mmap_mode="c")  # copies what is written to, which nobody does
-        parts = [whole[slice(*ends)] for ends in pairwise(accumulate(kept["sizes"].values(), initial=0))]
-        facts = kept["facts"]
-        found = {
+        note(rows, facts=facts, said=said, sizes={name: _rows(table) for name, table in tables.items()})
+
+    def load() -> tuple[dict[str, Series], list[str]]:
+        whole, about = noted(rows)
+        parts = [whole[slice(*ends)] for ends in pairwise(accumulate(about["sizes"].values(), initial=0))]
+        facts = about["facts"]
+        return {
             name: Series(
                 values=torch.from_numpy(part["values"]), dates=part["date"][: len(part) * (facts["date"] is not None)],
                 **facts,
             )
-            for name, part in zip(kept["sizes"], parts)
-        }  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{rows}: cannot be read ({error}); delete it and {about.name} beside it") from None
-    _say(kept["said"], begin)
+            for name, part in zip(about["sizes"], parts)
+        }, about["said"]  # fmt: skip
+
+    found, said = kept(facts_file(rows), make, load)
+    _say(said, begin)
     return found
 
 

@@ -8,7 +8,6 @@ Shapes: T time steps, B batch, I input size (T·I = 784), N images.
 from __future__ import annotations
 
 import gzip
-import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -61,17 +60,22 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if len(raw) > LARGEST:  # a few kilobytes can unpack to any number
         raise UserError(f"{path}: more than {LARGEST:,} bytes when unpacked; it is no set of 28 × 28 images")
     # the magic number: two zeros, 8 for unsigned bytes, then how many dimensions' sizes follow, four bytes each
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise UserError(f"{path}: starts with {raw[:4].hex(' ')}, not 00 00 08; it is no IDX file of bytes")
+    if len(raw) < 4:
+        raise UserError(f"{path}: has {len(raw)} bytes, fewer than any IDX file; fetch it again")
+    if raw[:4] not in (b"\0\0\x08\1", b"\0\0\x08\3"):
+        raise UserError(
+            f"{path}: starts with {raw[:4].hex(' ')}, not 00 00 08 and 01 or 03; it is no IDX file of bytes"
+        )
     start = 4 + 4 * raw[3]
     if len(raw) < start:
         raise UserError(f"{path}: cut off within its header; fetch it again")
     sizes = struct.unpack(f">{raw[3]}I", raw[4:start])
     contents = np.frombuffer(raw, np.uint8, offset=start)
-    if math.prod(sizes) != len(contents):
+    try:
+        return contents.reshape(sizes)
+    except ValueError:  # for sizes of which one is 0, too, and the others have a product beyond all numbers
         shape = " × ".join(map(str, sizes))
-        raise UserError(f"{path}: its header says {shape} bytes, {len(contents)} follow; fetch it again")
-    return contents.reshape(sizes)
+        raise UserError(f"{path}: its header says {shape} bytes, {len(contents)} follow; fetch it again") from None
 
 
 def read_images(pixels: Path, labels: Path) -> Images:

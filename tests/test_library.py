@@ -168,7 +168,7 @@ def test_a_home_that_is_not_known_is_a_refusal(monkeypatch):
 
     monkeypatch.delenv("RNNZOO_CACHE")
     monkeypatch.setattr(Path, "home", unknown)
-    assert_refused("Small: its kernel cannot be kept: Could not determine home directory.*RNNZOO_CACHE")
+    assert_refused("Small: its kernel cannot be kept: there is no home folder.*RNNZOO_CACHE")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rnnzoo import check, registry
 from rnnzoo.errors import UserError
-from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.files import refuse_as_file, writing
 from rnnzoo.plain import printable
 from rnnzoo.progress import steps
 
@@ -21,7 +21,7 @@ def check_cells(targets: list[str], every: bool, out: Path | None = None) -> int
     if every == bool(targets):
         raise UserError("name the cells to check, or give --all")
     if out is not None:
-        refuse_missing_parent("--out", out)
+        refuse_as_file("--out", out)
     kinds = {target: registry.find(target) for target in targets or registry.list_cells()}
     console = Console()
     failed, found = {}, dict[str, list[check.Finding]]()

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from rnnzoo.errors import UserError
-from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.files import refuse_as_file, writing
 from rnnzoo.plain import printable
 from rnnzoo.play import save
 from rnnzoo.play.machine import Machine
@@ -17,7 +17,7 @@ def play(targets: list[str], out: Path | None, text: str | None, host: str, port
     if len(targets) > 2:
         raise UserError("rnnzoo play shows one model, or two side by side")
     if out is not None:
-        refuse_missing_parent("--save", out)
+        refuse_as_file("--save", out)
     elif text is not None:
         raise UserError("--text goes with --save; on the page, write it there")
     else:

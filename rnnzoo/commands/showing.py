@@ -20,7 +20,7 @@ from rnnzoo.engine.plan import describe, plan
 from rnnzoo.errors import UserError
 from rnnzoo.explain import diagram
 from rnnzoo.explain.card import Card, html, latex, text
-from rnnzoo.files import refuse_missing_parent
+from rnnzoo.files import refuse_as_file, writing
 from rnnzoo.plain import printable
 from rnnzoo.recurrent import Recurrent
 
@@ -29,11 +29,9 @@ def show(name: str, input_size: int, hidden_size: int, form: str | None, png: Pa
     """Print a cell's card, or one of its forms; write its diagram to `png` if that is given."""
     card = Card(registry.described(name), input_size, hidden_size)
     if png is not None:
-        refuse_missing_parent("--png", png)
-        try:
-            diagram.png(card.cell, png)
-        except OSError as error:
-            raise UserError(f"--png {png}: {error.strerror}; name a file that can be written") from None
+        refuse_as_file("--png", png)
+        with writing(png) as partial:
+            diagram.png(card.cell, partial)
         print(printable(f"written: {png}"))
     elif form is not None:
         print(printable({"text": text, "latex": latex, "svg": lambda card: card.diagram, "html": html}[form](card)))

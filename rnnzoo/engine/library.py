@@ -100,9 +100,9 @@ def module(text: str, name: str) -> ModuleType:
     label = f"rnnzoo_kernel_{key}"
     if label in sys.modules:
         return sys.modules[label]
-    folder = _folder(name)
-    path = folder / f"{name}-{key}.py"
     try:
+        folder = _folder(name)
+        path = folder / f"{name}-{key}.py"
         if not path.exists() or _of_others(path.stat()) or path.read_text(encoding="utf-8") != text:
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
                 file.write(text)
@@ -180,7 +180,7 @@ def _folder(name: str) -> Path:
     """Where kernels lie, made if it is not there. Raises `UserError` where others may put theirs."""
     try:
         root = cache_folder()
-    except RuntimeError as error:
+    except UserError as error:
         raise UserError(f"{name}: its kernel cannot be kept: {error}; {OTHERWISE}") from error
     folder = root / "kernels"
     root.mkdir(parents=True, exist_ok=True)

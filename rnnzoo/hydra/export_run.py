@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnnzoo import __version__
 from rnnzoo.export import export as export_model
-from rnnzoo.files import refuse_missing_parent, writing
+from rnnzoo.files import refuse_as_file, writing
 from rnnzoo.hydra.recorded import named
 from rnnzoo.hydra.trained import load
 from rnnzoo.plain import printable
@@ -22,7 +22,7 @@ def export(run: Path, form: str, out: Path | None) -> None:
     Raises `UserError` for what cannot be exported.
     """
     if out is not None:
-        refuse_missing_parent("--out", out)
+        refuse_as_file("--out", out)
     trained = load(run)
     name = named(trained.settings)
     task, cell = trained.settings["task"]["name"], trained.settings["model"]["cell"]

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from damaged import ARRAYS, FACTS, change_unnoticed, replace_cached
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ready import ready
 from torch import Tensor, nn
 
 from rnnzoo import UserError
-from rnnzoo.files import cache_folder
 from rnnzoo.tasks import corpora
 from rnnzoo.tasks.char_lm import Characters, CharLM
 from rnnzoo.tasks.corpora import CORPORA, codes_of
@@ -169,10 +169,26 @@ def test_a_large_file_is_numbered_once(
             alphabet, codes = codes_of(str(path), "hello")
             assert alphabet == "".join(sorted(set(text))) and codes.element_size() == size
             assert text_of(str(path)) == text and capsys.readouterr().out.startswith(said)
-    for numbers in cache_folder().glob("text_*.npy"):
-        numbers.write_bytes(b"no numbers")
-    with pytest.raises(UserError, match=r"text_\w+\.npy: cannot be read .*; delete it and text_\w+\.txt beside it"):
-        codes_of(str(path), "hello")
+    text = "".join(reversed(text))
+    change_unnoticed(path, text.encode())
+    assert text_of(str(path)) == text
+
+
+@pytest.mark.parametrize(
+    ("ending", "change"), [*(("npy", change) for change in ARRAYS.values()), *(("json", c) for c in FACTS.values())]
+)
+def test_damaged_numbers_are_made_anew(
+    ending: str, change: Callable[[bytes], bytes], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "LARGE", 10)
+    path = tmp_path / "text.txt"
+    path.write_text("a text to number")
+    before = codes_of(str(path), "hello")
+    replace_cached(own_cache, ending, change)
+    with pytest.warns(UserWarning, match=r"text_\w+\.json is damaged .* will be made anew"):
+        alphabet, codes = codes_of(str(path), "hello")
+    assert alphabet == before[0] and torch.equal(codes, before[1])
+    assert text_of(str(path)) == "a text to number"  # with no warning, as it would be an error
 
 
 @pytest.mark.parametrize(

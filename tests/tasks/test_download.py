@@ -263,6 +263,22 @@ def test_a_cached_file_needs_no_network(own_cache: Path) -> None:
     assert download("http://nowhere.invalid/data.bin", "data.bin", SHA, "", LARGEST).read_bytes() == CONTENT
 
 
+def test_a_damaged_file_in_the_cache_is_fetched_again(
+    server: Server, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stays where it is until there is another."""
+    damaged = CONTENT[:-1] + b"0"
+    (own_cache / "data.bin").write_bytes(damaged)
+    server.status = 404
+    with pytest.raises(UserError, match="Not Found"):
+        get(server)
+    assert (own_cache / "data.bin").read_bytes() == damaged
+    server.status = 200
+    assert get(server).read_bytes() == CONTENT
+    assert f"{own_cache / 'data.bin'}: is not what was once downloaded there" in capsys.readouterr().out
+    assert get(server).read_bytes() == CONTENT and len(server.requests) == 2
+
+
 def test_the_final_name_appears_at_the_end(server: Server, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever a block is written, and when the checksum is made, the final name is not yet there."""
     seen = []
@@ -289,8 +305,23 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / "mine"
 
 
-def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["file", "file/cache", "locked"])
+def test_a_cache_that_cannot_be_written(
+    cache: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("a regular file")
-    monkeypatch.setenv("RNNZOO_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises((OSError, UserError), match="file"):
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)  # where no lock can be made, as in a folder of others
+    monkeypatch.setenv("RNNZOO_CACHE", str(tmp_path / cache))
+    with pytest.raises(UserError, match=f"^cannot write to {tmp_path / cache}: .*; set RNNZOO_CACHE to a folder that"):
+        get(server)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("RNNZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(UserError, match="no home folder to keep a cache in; set RNNZOO_CACHE to a folder"):
         get(server)

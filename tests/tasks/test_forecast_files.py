@@ -105,6 +105,10 @@ def test_each_series_of_a_file_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         expected = model.following_rows(data.series.values[part])[:, 0].tolist()
         assert [float(row["sales"]) for row in rows if row["shop"] == shop] == pytest.approx(expected, rel=1e-5)
     assert (tmp_path / "plot.png").stat().st_size > 1000
+    for plot in ("", ".", "/", str(tmp_path)):
+        with pytest.raises(UserError, match=r"^--plot .*: is a folder; name another file$"):
+            model.forecast(path, plot)
+    assert not capsys.readouterr().out
 
 
 # Columns known ahead

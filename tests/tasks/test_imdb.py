@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from damaged import change_unnoticed, npy, replace_cached
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ready import ready
@@ -381,7 +382,7 @@ def test_larger_than_a_review_is_refused(tree: Path, tmp_path: Path, monkeypatch
     archive = pack(tree, tmp_path / "a.tar", "w")
     with monkeypatch.context() as patch:
         patch.setattr("rnnzoo.tasks.review_files.LARGEST_TOGETHER", 1000)
-        with pytest.raises(UserError, match=r"a\.tar: holds more than 1,000 bytes of reviews; .* unpack it"):
+        with pytest.raises(UserError, match=r"a\.tar: unpacks to more than 1,000 bytes; .* unpack it"):
             sentiments(archive)
     with tarfile.open(archive, "a") as file:
         member = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
@@ -506,6 +507,7 @@ def test_settings_and_content_make_other_caches(
     review = tree / "train" / "pos" / "0_7.txt"
     stamp = review.stat().st_mtime_ns
     changes: list[Callable[[], object]] = [
+        lambda: change_unnoticed(review, review.read_bytes().upper()[::-1]),
         lambda: review.write_text(review.read_text() + " more"),
         lambda: os.utime(review, ns=(stamp + 10**9, stamp + 10**9)),
         lambda: review.rename(review.with_name("9_9.txt")),
@@ -572,6 +574,14 @@ def test_a_cache_that_lacks_something_is_made_anew(field: str, tree: Path, own_c
     [path] = own_cache.glob("*.int32")
     path.unlink()
     with pytest.warns(UserWarning, match="is damaged.*No such file"):
+        assert same(load_cached(tree, 100, 50), expected)
+
+
+@pytest.mark.parametrize("content", [npy(7), npy(["a"]), b"[]", b"PK\3\4"])
+def test_a_cache_of_another_kind_is_made_anew(content: bytes, tree: Path, own_cache: Path) -> None:
+    expected = load_cached(tree, 100, 50)
+    replace_cached(own_cache, "npz", lambda whole: content)
+    with pytest.warns(UserWarning, match=r"npz is damaged .* will be made anew"):
         assert same(load_cached(tree, 100, 50), expected)
 
 

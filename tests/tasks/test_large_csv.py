@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged import ARRAYS, FACTS, change_unnoticed, replace_cached
 from ready import ready
 
 from rnnzoo import UserError
@@ -176,12 +177,25 @@ def test_a_file_is_read_once_until_it_is_changed(tmp_path: Path, capsys: pytest.
             assert ("'b' only counts the rows" in said.out) == (len(seen[0][1]) == 50)
         assert seen[0] == seen[1]
     assert read_csv(str(path), columns=["b"]).columns == ["b"]
-    for kept in cache_folder().glob("series_*.npy"):
-        kept.write_bytes(kept.read_bytes()[:-8])
-    with pytest.raises(
-        UserError, match=r"series_\w+\.npy: cannot be read .*; delete it and series_\w+\.json beside it"
-    ):
-        read_csv(str(path))
+    path.write_text(lines())
+    read_csv(str(path))
+    change_unnoticed(path, lines().replace("7.25", "8.25").encode())
+    assert facts(read_csv(str(path)))[1][1][0] == 8.25
+
+
+@pytest.mark.parametrize(
+    ("ending", "change"), [*(("npy", change) for change in ARRAYS.values()), *(("json", c) for c in FACTS.values())]
+)
+def test_a_damaged_cache_is_made_anew(
+    ending: str, change: Callable[[bytes], bytes], tmp_path: Path, own_cache: Path
+) -> None:
+    path = tmp_path / "file.csv"
+    path.write_text(lines())
+    before = facts(read_csv(str(path)))
+    replace_cached(own_cache, ending, change)
+    with pytest.warns(UserWarning, match=r"series_\w+\.json is damaged .* will be made anew"):
+        assert facts(read_csv(str(path))) == before
+    assert facts(read_csv(str(path))) == before  # with no warning, as it would be an error
 
 
 @pytest.mark.parametrize("missing", ["refuse", "previous", "linear"])
@@ -213,3 +227,14 @@ def test_windows_are_the_same_block_by_block(missing: Any, tmp_path: Path, monke
             torch.testing.assert_close(one, other, equal_nan=True)
     for name, value in small.baseline().items():
         assert large_one.baseline()[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = tmp_path / "file.csv", tmp_path / "cache"
+    path.write_text(lines())
+    cache.write_text("a file")
+    monkeypatch.setenv("RNNZOO_CACHE", str(cache))
+    for use in (lambda: read_csv(str(path)), lambda: blocks.joined([np.zeros(3)] * 2)):
+        with pytest.raises(UserError, match=f"^cannot write to {cache}: File exists; set RNNZOO_CACHE to a folder"):
+            use()
+    assert cache.read_text() == "a file"

@@ -64,7 +64,11 @@ def test_an_idx_file_is_read(shape: tuple[int, ...], suffix: str, tmp_path: Path
 
 PIXELS, LABELS = images(30, 1)
 BAD = {
-    "nothing": (b"", "it is no IDX file"),
+    "nothing": (b"", "has 0 bytes, fewer than any IDX file"),
+    "next to nothing": (b"\0\0\x08", "has 3 bytes, fewer than any IDX file"),
+    "no dimension": (b"\0\0\x08\0a", "starts with 00 00 08 00, not 00 00 08 and 01 or 03"),
+    "65 dimensions": (struct.pack(">HBB65I", 0, 8, 65, *[1] * 65) + b"a", "starts with 00 00 08 41, not"),
+    "beyond all numbers": (struct.pack(">HBB3I", 0, 8, 3, 0, 2**32 - 1, 2**32 - 1), "0 × 4294967295 × 4294967295 byt"),
     "text": (b"<!DOCTYPE html>", "starts with 3c 21 44 4f, not 00 00 08"),
     "floats": (struct.pack(">HBB2I", 0, 13, 1, 1, 0), "starts with 00 00 0d 01"),
     "header cut off": (idx(PIXELS)[:10], "cut off within its header"),
