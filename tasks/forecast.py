@@ -351,7 +351,6 @@ class Forecast(SequenceModule):
         """The series in a file like the run's, by what its column `id` says, with rows for the dates that they lack."""
         id, rhythm = self.hparams["id"], self.hparams["rhythm"]
         form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
-        form["decimal"] = form["decimal"] or "point"  # that of the plain file that was learned from
         source = str(data)
         read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
         return {

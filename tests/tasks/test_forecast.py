@@ -508,7 +508,7 @@ def test_windows_that_cannot_be_had(options: dict[str, Any], said: str) -> None:
     [
         ("task.window=90", "the 71 to train on are too few for one window of 90 and a horizon of 3"),
         ("task.missing=ignore", "task.missing=ignore: should be 'refuse', 'previous' or 'linear'"),
-        ("task.data=null", "task.date, task.columns and task.id choose from a file"),
+        ("task.data=null", "task.columns is of a file; give one with task.data=FILE"),
         ("task.data=nowhere.csv", "task.data=nowhere.csv: no such file"),
         ("seed=2", "line 102, column 'a': '100 00' is not a number"),
     ],

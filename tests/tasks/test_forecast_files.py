@@ -85,7 +85,7 @@ def test_series_that_cannot_be_are_named(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="shop=west: 'sales' begins with a gap"):
         of_shops(path, missing="previous")  # the last value of the shop before is none of its own
-    with pytest.raises(UserError, match=r"task\.id choose from a file"):
+    with pytest.raises(UserError, match=r"task\.id is of a file"):
         Windows(id="shop")
 
 
@@ -241,11 +241,70 @@ def test_a_model_reads_numbers_as_its_first_file_had_them(tmp_path: Path, capsys
     data = ready(Windows(data=str(path), columns=["a"], season=1, **SIZES))
     model = Forecast(**MODEL, **data.facts()).eval()
     path.write_text(path.read_text().replace("4.049", '"4,5"'))
-    with pytest.raises(UserError, match=r"line 51, column 'a': '4,5' is not a number"):
+    with pytest.raises(UserError, match=r"line 51, column 'a': '4,5' is not a number; write one like 1234\.5$"):
         model.backtest(path)
     capsys.readouterr()
     assert ready(Windows(data=str(path), columns=["a"], season=1, **SIZES)).series.values[0] == 0
     assert "points.csv: numbers are read with a decimal comma; if they have points" in capsys.readouterr().out
+
+
+def test_thousands_or_decimals_are_not_guessed_in_a_further_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of plain numbers, a comma tells nothing of what a later one means; where a file does not leave it open, it is."""
+    path = tmp_path / "file.csv"
+
+    def persisted(text: str, rows: int = 80) -> float:
+        path.write_text("a;b\n" + f"{text};1\n" * rows)
+        capsys.readouterr()
+        model.forecast(path, str(tmp_path / "plot.png"))
+        return float(said(capsys.readouterr().out)[0]["a"])
+
+    path.write_text("a;b\n" + "".join(f"{row % 9}.{row:03};1\n" for row in range(80)))
+    facts = ready(Windows(data=str(path), columns=["a"], season=1, **SIZES)).facts()
+    model = Forecast(**MODEL, **facts).eval()
+    asked = r"file\.csv: line 2, column 'a': '3,035' can be 3035 or 3\.035; the run was trained on plain numbers, w"
+    for command in (model.forecast, model.backtest):
+        path.write_text("a;b\n" + "3,035;1\n" * 80)
+        with pytest.raises(UserError, match=asked):
+            command(path)
+    assert persisted("3,035.5") == 3035.5 and persisted("3.035") == 3.035
+    for decimal, value in (("point", 3035), ("comma", 3.035)):
+        model = Forecast(**MODEL, **{**facts, "decimal": decimal}).eval()
+        assert persisted("3,035") == value
+
+
+def test_advice_for_a_further_file_is_of_that_file(tmp_path: Path) -> None:
+    """What a run was trained with cannot be said to a command that reads another file."""
+    path = tmp_path / "file.csv"
+    rows = [f"{date(2020, 1, 1) + timedelta(days=d)},{d % 5},{d % 3}" for d in range(80)]
+    path.write_text("\n".join(["day,a,b", *rows]))
+    model = Forecast(**MODEL, **ready(Windows(data=str(path), season=1, **SIZES)).facts()).eval()
+    for changed, line in (
+        ([row.rpartition(",")[0] + "," for row in rows], "column 'b' is empty; the run was trained to read it"),
+        ([*rows[:9], "2020-01-10,much,1", *rows[10:]], "line 11, column 'a': 'much' is not a number; write one like"),
+        ([f"0{1 + d}/02/2020,1,{d}" for d in range(9)], "days or months can come first; write them like 2001-02-28"),
+    ):
+        path.write_text("\n".join(["day,a,b", *changed]))
+        for command in (model.forecast, model.backtest):
+            with pytest.raises(UserError, match=line) as error:
+                command(path)
+            assert str(error.value).startswith(f"{path}: ") and "task." not in str(error.value)
+
+
+def test_what_a_person_says_of_a_file_is_kept_where_it_makes_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "file.csv"
+    path.write_text("\n".join(["day,a", *(f"{date(2020, 1, 1) + timedelta(days=d)},{d % 5}" for d in range(80))]))
+    told: dict[str, Any] = {"day_first": True, "decimal": "comma"}
+    data = ready(Windows(data=str(path), season=1, **told, **SIZES))
+    model = Forecast(**MODEL, **told)
+    model.learn_from(data)
+    assert (model.hparams["day_first"], model.hparams["decimal"]) == (True, "comma")
+    with pytest.raises(UserError, match=r"^task\.columns: .*file\.csv needs at least one column besides the dates"):
+        ready(Windows(data=str(path), columns=[], season=1, **SIZES))
+    for key, value in told.items():
+        with pytest.raises(UserError, match=rf"task\.{key} is of a file; give one with task\.data=FILE"):
+            Windows(**{key: value})
 
 
 def test_series_that_are_too_short_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
