@@ -35,7 +35,12 @@ class Rolled(NamedTuple):
 
 def all_rolled(module: Any, series: Mapping[str, Series], share: float, data: Path) -> dict[str, Rolled]:
     """Those of the series in the file `data` that are long enough, see `rolled`; `UserError` if none is."""
-    found = {id: rolled(module, each, share) for id, each in series.items()}
+    found = {}
+    for id, each in series.items():
+        try:
+            found[id] = rolled(module, each, share)
+        except UserError as error:
+            raise UserError(f"{module.named(data, id)}: {error}") from None
     short = [id for id, each in found.items() if not each.times]
     if len(short) == len(found):
         raise UserError(

@@ -33,7 +33,7 @@ from .backtest import all_rolled, write_errors
 from .calendars import calendar_of, following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
-from .gaps import Filled, Missing, completed, without_end
+from .gaps import Filled, Missing, completed, refuse_far, without_end
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, opening, ordered, pinball
@@ -301,13 +301,12 @@ class Forecast(SequenceModule):
         targets, horizon = self.hparams["targets"], self.hparams["horizon"]
         found: dict[str, Continued] = {}
         for id, series in self.series_in(data).items():
-            begin = f"{data}: {self.hparams['id']}={id}" if id else str(data)
             before = without_end(series, self.at) if self.known else series
             rows = len(before.values)
             try:
                 forecasts = self.following(before.values, series.values[rows : rows + horizon, self.known])
             except UserError as error:
-                raise UserError(f"{begin}: {error}") from None
+                raise UserError(f"{self.named(data, id)}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
             shown = slice(max(rows - shown_rows(horizon), 0), rows)
             numbers = [*range(shown.start + 1, rows + horizon + 1)]
@@ -353,10 +352,16 @@ class Forecast(SequenceModule):
         form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
         source = str(data)
         read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
-        return {
-            name: completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], source)
-            for name, series in read.items()
-        }
+        center, scale = (torch.tensor(self.hparams[key], dtype=torch.float64) for key in ("center", "scale"))
+        for name, series in read.items():
+            begin, calendar = self.named(data, name), calendar_of(series.dates, rhythm)
+            read[name] = completed(series, calendar, self.hparams["missing"], begin)
+            refuse_far(read[name].values, center, scale, begin, series.columns)
+        return read
+
+    def named(self, data: Path, id: str) -> str:
+        """How a line about a series in a file begins."""
+        return f"{data}: {self.hparams['id']}={id}" if id else str(data)
 
     def following_rows(self, values: Tensor, ahead: Tensor | None = None) -> Tensor:
         """The next H rows of the targets [H, K], from at least T rows of the columns [N, n], in the data's units.

@@ -26,6 +26,10 @@ NEVER = 1 << 62
 """The row in which a value is known that never is."""
 
 
+FAR = 1e15
+"""Scaled values whose squares, summed over many windows, are still numbers in single precision."""
+
+
 def completed(series: Series, calendar: Calendar | None, missing: Missing, source: str) -> Series:
     """The series with a row of gaps for each date that its calendar lacks; itself without a calendar.
 
@@ -98,7 +102,20 @@ def center_and_scale(parts: Sequence[Tensor], scaling: Scaling) -> tuple[Tensor,
     elif scaling == "minmax":
         center, largest = ends_of(in_blocks(parts))
         scale = largest - center
-    return center, scale.where(scale > 0, 1.0)  # a constant column has no scale of its own
+    least, largest = ends_of(in_blocks(parts))
+    return center, scale.where(largest > least, 1.0)  # a constant column has no scale of its own, but for rounding
+
+
+def refuse_far(values: Tensor, center: Tensor, scale: Tensor, source: str, columns: list[str]) -> None:
+    """Raise `UserError` for one of values [N, n] that is too far away when it is scaled to be calculated with."""
+    for block in blocks(len(values)):
+        far = (((values[block] - center) / scale).abs() > FAR).nonzero()
+        if len(far):
+            row, column = (far[0] + torch.tensor([block.start, 0])).tolist()
+            raise UserError(
+                f"{source}: {columns[column]!r} is {values[row, column]:g} in row {row + 1}, too far from the scale of "
+                f"what is learned from, {center[column]:.4g} ± {scale[column]:.4g}, to be calculated with; correct it"
+            )
 
 
 class Filled:
@@ -124,16 +141,16 @@ class Filled:
             if len(gap := values[block].isnan().nonzero())
         ]  # fmt: skip
         gaps = torch.cat([torch.empty(0, 2, dtype=torch.long), *found])
+        begin = f"{source}: " if source else ""
         if len(gaps) and missing == "refuse":
             row, column = gaps[0].tolist()
-            begin = f"{source}: " if source else ""
             raise UserError(
                 f"{begin}{len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
                 f"{columns[column]!r}; train with task.missing=previous or linear to fill them"
             )
         if len(gaps) and not gaps[0, 0]:
             raise UserError(
-                f"{source}: {columns[int(gaps[0, 1])]!r} begins with a gap; remove the rows before its first value"
+                f"{begin}{columns[int(gaps[0, 1])]!r} begins with a gap; remove the rows before its first value"
             )
         # Places that go on from column to column, in each of which a first row is known, tell the gaps apart.
         places = (gaps[:, 1] * len(values) + gaps[:, 0]).sort().values

@@ -18,6 +18,9 @@ class Unsettled(UserError):
 UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", ".", "-", "--", "#n/a", "<na>")
 """What stands for a missing value, in lower case."""
 
+LARGEST = 1e30
+"""The largest number that is read: models calculate in single precision, which ends at 3e38."""
+
 SPACES = re.compile("[\u00a0\u2007\u2009\u202f]")  # those that keep a number together
 
 
@@ -43,9 +46,9 @@ NOTATIONS = [Notation(decimal, between) for decimal in ("point", "comma") for be
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a finite number as programs write them."""
+    """Whether the text is a number as programs write them, be it too large for them as 1e400; infinity is none."""
     try:
-        return math.isfinite(float(text)) and "_" not in text
+        return "_" not in text and (math.isfinite(float(text)) or text[-1].isdigit())
     except ValueError:
         return False
 
@@ -63,11 +66,13 @@ def numbers_of(
         decimal: what stands before the fraction; None to find it.
         trained: whether a run reads them that was trained before; without `decimal`, on a plain file.
 
-    Raises `UserError` naming line and column of what is no number, or can be one number as well as another.
+    Raises `UserError` naming line and column of what is no number, is too large, or can be one number as well as
+    another.
     """
     cells = [(name, line, text) for name, texts in columns.items() for line, text in texts if not _missing(text)]
     if decimal != "comma" and all(is_number(text) for _, _, text in cells):
         plain = [[math.nan if _missing(text) else float(text) for _, text in texts] for texts in columns.values()]
+        _refuse_large(columns, plain, source)
         return plain, decimal
     fitting = [notation for notation in NOTATIONS if decimal in (None, notation.decimal)]
     allowed = [notation for notation in fitting if not trained or notation.decimal == (decimal or "point")]
@@ -90,7 +95,18 @@ def numbers_of(
             raise Unsettled(f"{where}: {text!r} can be {meant}; {cure}")
     read = fitting[0].read
     found = [[math.nan if _missing(text) else read(text) or 0.0 for _, text in texts] for texts in columns.values()]
+    _refuse_large(columns, found, source)
     return found, fitting[0].decimal
+
+
+def _refuse_large(columns: dict[str, list[tuple[int, str]]], found: list[list[float]], source: str) -> None:
+    for (name, texts), values in zip(columns.items(), found):
+        for (line, text), value in zip(texts, values):
+            if abs(value) > LARGEST:
+                raise UserError(
+                    f"{source}: line {line}, column {name!r}: {text[:60]!r} is more than models can calculate with, "
+                    f"{LARGEST:g}; correct it, or write the column in a larger unit"
+                )
 
 
 def _missing(text: str) -> bool:

@@ -292,6 +292,27 @@ def test_advice_for_a_further_file_is_of_that_file(tmp_path: Path) -> None:
             assert str(error.value).startswith(f"{path}: ") and "task." not in str(error.value)
 
 
+@pytest.mark.parametrize("id", [None, "shop"])
+def test_bad_values_of_a_further_file_are_named_with_it(id: str | None, tmp_path: Path) -> None:
+    path = shops(tmp_path, **{"east": 60, **({"west": 60} if id else {})})
+    options: dict[str, Any] = {"id": id} if id else {"columns": ["sales"]}
+    model = Forecast(**MODEL, **ready(Windows(data=str(path), season=7, **SIZES, **options)).facts()).eval()
+    lines = path.read_text().splitlines()
+    begin = f"{path}: shop=west: " if id else f"{path}: "
+    for value, said in (
+        ("", "1 value missing, the first in row 60 of 'sales'; train with task.missing"),
+        ("1e25", "'sales' is 1e+25 in row 60, too far from the scale of what is learned from"),
+    ):
+        path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + "," + value]))
+        for command in (model.forecast, model.backtest):
+            with pytest.raises(UserError) as error:
+                command(path)
+            assert str(error.value).startswith(begin + said)
+    path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ",1e400"]))
+    with pytest.raises(UserError, match=rf"line {len(lines)}, column 'sales': '1e400' is more than models can"):
+        model.forecast(path)
+
+
 def test_what_a_person_says_of_a_file_is_kept_where_it_makes_no_difference(tmp_path: Path) -> None:
     path = tmp_path / "file.csv"
     path.write_text("\n".join(["day,a", *(f"{date(2020, 1, 1) + timedelta(days=d)},{d % 5}" for d in range(80))]))

@@ -101,6 +101,8 @@ def test_plain_files_need_no_reader_of_rows(
     [
         (37, 1, "much", "line 39, column 'a': 'much' is not a number"),
         (0, 1, "much", "line 2, column 'a': 'much' is not a number"),
+        (20, 2, "1e400", "line 22, column 'b': '1e400' is more than models can calculate with"),
+        (37, 1, "-1e39", "line 39, column 'a': '-1e39' is more than models can calculate with"),
         (20, 2, "inf", "line 22, column 'b': 'inf' is not a number"),
         (20, 2, "1,2", "line 22 has 4 fields, but the header 3"),
         (20, 0, "2001-02-30", "line 22, column 'when': '2001-02-30' is not a date"),
