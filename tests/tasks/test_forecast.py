@@ -532,6 +532,7 @@ def test_windows_that_cannot_be_had(options: dict[str, Any], said: str) -> None:
         ("task.missing=ignore", "task.missing=ignore: should be 'refuse', 'previous' or 'linear'"),
         ("task.data=null", "task.columns is of a file; give one with task.data=FILE"),
         ("task.data=nowhere.csv", "task.data=nowhere.csv: no such file"),
+        ("task.data=/", "task.data=/: is a folder; name a file in it"),
         ("seed=2", "line 102, column 'a': '100 00' is not a number"),
     ],
 )

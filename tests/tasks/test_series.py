@@ -245,7 +245,8 @@ def test_an_empty_column_is_named(tmp_path: Path) -> None:
         ("day,a\n2001-01-01,1\n,1\n", "line 3, column 'day': '' is not a date"),
         ("day,end,a\n2001-01-01,2001-01-02,1\n", "day and end hold dates; choose with task.date=NAME"),
         ("day\n2001-01-01\n2001-01-02\n", "at least one column besides the dates"),
-        ('a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        ('a,b\n"1\n",2\n1,"2\n3,4\n5,6\n', "line 4: a quote in the row that begins here is never closed"),
+        ('a,b\n1,"2\n3,4\n5,"6\n', "line 4: ',' expected after '\"', in a row with quotes that begins in line 2"),
     ],
 )
 def test_a_file_that_cannot_be_read(text: str | bytes, said: str, tmp_path: Path) -> None:
