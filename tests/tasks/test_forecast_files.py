@@ -8,6 +8,7 @@ import math
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from ready import ready
 
 from rnnzoo import UserError
 from rnnzoo.tasks.forecast import Forecast
-from rnnzoo.tasks.forecast_plots import of_test
+from rnnzoo.tasks.forecast_plots import Continued, of_file, of_test
+from rnnzoo.tasks.series import Series
 from rnnzoo.tasks.windows import Windows
 
 SIZES: dict[str, Any] = {"window": 5, "horizon": 3}
@@ -105,6 +107,21 @@ def test_each_series_of_a_file_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         expected = model.following_rows(data.series.values[part])[:, 0].tolist()
         assert [float(row["sales"]) for row in rows if row["shop"] == shop] == pytest.approx(expected, rel=1e-5)
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_picture_says_what_it_leaves_out() -> None:
+    rows = torch.zeros(3, 2, 1)
+    found = [Continued(f"shop {k}", torch.zeros(4, 2), rows, range(7)) for k in range(5)]
+    for count, panels, title in ((2, 4, ""), (5, 6, "the first 6 of 10 forecasts")):
+        figure = of_file(found[:count], ["a", "b"], 0)
+        assert (len(figure.axes), figure.get_suptitle()) == (panels, title)
+    for columns, panels, title in ((6, 6, ""), (8, 6, "the first 6 of 8 targets")):
+        values = torch.randn(60, columns, generator=torch.Generator().manual_seed(0)).double()
+        series = Series([f"c{k}" for k in range(columns)], values, None, np.array([], "M8[us]"))
+        with patch("rnnzoo.tasks.windows.read_csv", lambda *_, series=series, **__: series):
+            data = ready(Windows(data="file.csv", season=1, **SIZES))
+        figure = of_test(data, lambda batch, n=columns: torch.zeros(3, batch.x.shape[1], n))  # type: ignore[misc]
+        assert (len(figure.axes), figure.get_suptitle()) == (2 * panels, title)
 
 
 # Columns known ahead
