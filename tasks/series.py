@@ -150,6 +150,8 @@ def settled(
     said: list[str] = []
     for name, made in series.items():
         table, further = judged(made(form), source, form)
+        if found and (table.decimal, form.decimal) == ("comma", None):
+            raise UserError(f"{source}: {name!r} has decimal commas, the series before do not; say task.decimal=comma")
         found[name], said = table, said + further
         form = form._replace(
             date=table.date, columns=[*table.numbers], day_first=table.day_first, decimal=table.decimal

@@ -166,6 +166,16 @@ def test_several_series_are_told_apart(
         assert found == expected and (said in found or when != "dates")
 
 
+def test_series_of_a_file_have_one_decimal_sign(tmp_path: Path) -> None:
+    """After decimal points, 1.049 must not be read as a thousand because of a comma in another series."""
+    text = "shop;a\n" + "east;3\n" * 9 + "west;1.049\nwest;4,5\n"
+    found, expected = both(tmp_path / "file.csv", text, id="shop", columns=["a"])
+    assert found == expected and found.endswith(
+        "'west' has decimal commas, the series before do not; say task.decimal=comma"
+    )
+    assert both(tmp_path / "file.csv", text, id="shop", columns=["a"], decimal="comma")[0]["west"][1] == [[1049], [4.5]]
+
+
 def test_a_file_is_read_once_until_it_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.csv"
     for text in (lines(), lines(50, lambda k, fields: [*fields[:2], str(k)])):
