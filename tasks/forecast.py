@@ -159,12 +159,14 @@ class Forecast(SequenceModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.after_linear and isinstance(data, Windows) and not self.autoregression.any():
+        if stage != "fit" or not isinstance(data, Windows):
+            return
+        if self.after_linear and not self.autoregression.any():
             self.autoregression.copy_(data.linear)
             if self.quantiles:  # begin as far apart as what the autoregression leaves over is
-                x, y, ahead = data.windows_at(thinned(data.train, AT_ONCE))
-                left = (y - self.before_layer(x, ahead)).transpose(0, 1)  # [B, H, K]
-                self.head.bias.data = opening(left, self.quantiles).flatten().to(self.head.bias)
+                self.head.bias.data = opening(self.left_over(data), self.quantiles).flatten().to(self.head.bias)
+        if self.segments is not None and self.quantiles:
+            self.segments.open(self.left_over(data), self.quantiles)
 
     @property
     def features(self) -> int:
@@ -213,6 +215,11 @@ class Forecast(SequenceModule):
         weights = self.autoregression.to(torch.promote_types(x.dtype, self.autoregression.dtype))
         change = answered(relative(rows, ahead, self.known).to(weights), weights)
         return last + change.unflatten(1, (self.hparams["horizon"], -1)).transpose(0, 1)
+
+    def left_over(self, data: Windows) -> Tensor:
+        """What is forecast without the layer is off by this in some windows of the training part, [B, H, K]."""
+        x, y, ahead = data.windows_at(thinned(data.train, AT_ONCE))
+        return (y - self.before_layer(x, ahead)).transpose(0, 1)
 
     def read(self, x: Tensor, ahead: Tensor) -> tuple[Tensor, Any]:
         """What the head reads of windows x [T, B, n] and rows ahead, [B, F], and the layer's state after the former."""
