@@ -30,16 +30,15 @@ from rnnzoo.plain import csv_cell, printable
 from rnnzoo.play import views
 
 from .backtest import all_rolled, write_errors
-from .calendars import calendar_of, following, written
+from .calendars import following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
-from .gaps import Filled, Missing, completed, refuse_far, without_end
+from .further_files import named, read_further
+from .gaps import Filled, Missing, without_end
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, opening, ordered, pinball
 from .segments import Segments
-from .series import Series
-from .series_files import read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, thinned
 
 PICTURES = ("png", "pdf", "svg")
@@ -307,13 +306,13 @@ class Forecast(SequenceModule):
         refuse_missing_parent("--plot", Path(plot))
         targets, horizon = self.hparams["targets"], self.hparams["horizon"]
         found: dict[str, Continued] = {}
-        for id, series in self.series_in(data).items():
+        for id, series in read_further(data, self.hparams).items():
             before = without_end(series, self.at) if self.known else series
             rows = len(before.values)
             try:
                 forecasts = self.following(before.values, series.values[rows : rows + horizon, self.known])
             except UserError as error:
-                raise UserError(f"{self.named(data, id)}: {error}") from None
+                raise UserError(f"{named(data, self.hparams['id'], id)}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
             shown = slice(max(rows - shown_rows(horizon), 0), rows)
             numbers = [*range(shown.start + 1, rows + horizon + 1)]
@@ -349,26 +348,9 @@ class Forecast(SequenceModule):
             raise UserError(f"--by {by}: must be lead or origin")
         if not 0 < share <= 1:
             raise UserError(f"--share {share:g}: must be more than 0 and at most 1")
-        found = all_rolled(self, self.series_in(data), share, data)
+        found = all_rolled(self, read_further(data, self.hparams), share, data)
         head = [self.hparams["id"]] if self.hparams["id"] else [], self.hparams["date"] or "row"
         write_errors(sys.stdout, by, found, head, self.hparams["targets"], self.quantiles)
-
-    def series_in(self, data: Path) -> dict[str, Series]:
-        """The series in a file like the run's, by what its column `id` says, with rows for the dates that they lack."""
-        id, rhythm = self.hparams["id"], self.hparams["rhythm"]
-        form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
-        source = str(data)
-        read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
-        center, scale = (torch.tensor(self.hparams[key], dtype=torch.float64) for key in ("center", "scale"))
-        for name, series in read.items():
-            begin, calendar = self.named(data, name), calendar_of(series.dates, rhythm)
-            read[name] = completed(series, calendar, self.hparams["missing"], begin)
-            refuse_far(read[name].values, center, scale, begin, series.columns)
-        return read
-
-    def named(self, data: Path, id: str) -> str:
-        """How a line about a series in a file begins."""
-        return f"{data}: {self.hparams['id']}={id}" if id else str(data)
 
     def following_rows(self, values: Tensor, ahead: Tensor | None = None) -> Tensor:
         """The next H rows of the targets [H, K], from at least T rows of the columns [N, n], in the data's units.

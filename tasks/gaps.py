@@ -25,7 +25,6 @@ Scaling = Literal["standard", "minmax", "none"]
 NEVER = 1 << 62
 """The row in which a value is known that never is."""
 
-
 FAR = 1e15
 """Scaled values whose squares, summed over many windows, are still numbers in single precision."""
 
@@ -112,8 +111,9 @@ def refuse_far(values: Tensor, center: Tensor, scale: Tensor, source: str, colum
         far = (((values[block] - center) / scale).abs() > FAR).nonzero()
         if len(far):
             row, column = (far[0] + torch.tensor([block.start, 0])).tolist()
+            begin = f"{source}: " if source else ""
             raise UserError(
-                f"{source}: {columns[column]!r} is {values[row, column]:g} in row {row + 1}, too far from the scale of "
+                f"{begin}{columns[column]!r} is {values[row, column]:g} in row {row + 1}, too far from the scale of "
                 f"what is learned from, {center[column]:.4g} ± {scale[column]:.4g}, to be calculated with; correct it"
             )
 
@@ -134,7 +134,7 @@ class Filled:
     """
 
     def __init__(self, values: Tensor, missing: Missing, source: str, columns: list[str]) -> None:
-        self.values = values
+        self.values, self.source, self.columns = values, source, columns
         self.center, self.scale = values.new_zeros(len(columns)), values.new_ones(len(columns))
         found = [  # row and column of each gap, in this order
             (gap + torch.tensor([block.start, 0])) for block in blocks(len(values))
@@ -161,7 +161,8 @@ class Filled:
         self.after[(self.after == len(values)) | torch.tensor(missing == "previous")] = NEVER
 
     def scaled(self, center: Tensor, scale: Tensor) -> Filled:
-        """Itself, from now on relative to `center` and divided by `scale`, [n] each."""
+        """Itself, from now on relative to `center` and divided by `scale`, [n] each, see `refuse_far`."""
+        refuse_far(self.values, center, scale, self.source, self.columns)
         self.center, self.scale = center, scale
         return self
 
@@ -179,7 +180,8 @@ class Filled:
         )
         order = whole.place(whole.column, whole.first).argsort()
         whole.column, whole.first, whole.after = (found[order] for found in (whole.column, whole.first, whole.after))
-        return whole.scaled(parts[0].center, parts[0].scale)
+        whole.center, whole.scale = parts[0].center, parts[0].scale
+        return whole
 
     def place(self, column: Tensor, row: Tensor) -> Tensor:
         return column * len(self.values) + row

@@ -29,19 +29,7 @@ from rnnzoo.progress import steps
 from .blocks import Array, blocks, joined, together
 from .calendars import Rhythm, calendar_of
 from .forecast_errors import Errors
-from .gaps import (
-    NEVER,
-    Filled,
-    Missing,
-    Scaling,
-    center_and_scale,
-    completed,
-    ends_of,
-    in_blocks,
-    mean_of,
-    refuse_far,
-    without_end,
-)
+from .gaps import NEVER, Filled, Missing, Scaling, center_and_scale, completed, ends_of, in_blocks, mean_of, without_end
 from .linear import answered, apart, decomposed, relative, ridge
 from .numerals import Decimal
 from .series import TURN, Series, mackey_glass
@@ -166,9 +154,7 @@ class Windows(SequenceData):
         learned = [series.values[: rows[0]] for series, rows in zip(every, parts)]
         self.center, self.scale = center_and_scale(learned, self.scaling)
         filled = [Filled(series.values, self.missing, begin, names) for series, begin in zip(every, sources)]
-        for series, begin in zip(every, sources):
-            refuse_far(series.values, self.center, self.scale, begin, names)
-        self.filled = Filled.joined(filled).scaled(self.center, self.scale)
+        self.filled = Filled.joined([each.scaled(self.center, self.scale) for each in filled])
         changes = (
             (after - before)[:, self.at].abs()
             for values in learned

@@ -162,6 +162,10 @@ def test_what_is_known_ahead_enters_the_forecast(tmp_path: Path, capsys: pytest.
     assert [float(row["sales"]) for row in answer] == pytest.approx([100 - 3 * p for p in price], abs=0.02)
     model.backtest(prices(tmp_path, ahead=4))
     assert all(float(row["mae"]) < 0.02 for row in said(capsys.readouterr().out))
+    path = prices(tmp_path, ahead=4)
+    path.write_text(path.read_text().rpartition(",")[0] + ",1e20")
+    with pytest.raises(UserError, match=r"'price' is 1e\+20 in row 84, too far"):
+        model.forecast(path, str(tmp_path / "plot.png"))
     for ahead in (0, 2):
         with pytest.raises(UserError, match=r"needs 3 rows of price, which are known ahead, after the last row of sal"):
             model.forecast(prices(tmp_path, ahead=ahead), str(tmp_path / "plot.png"))
