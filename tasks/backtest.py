@@ -18,6 +18,7 @@ from rnnzoo.errors import UserError
 from rnnzoo.plain import csv_cell, printable
 
 from .calendars import written
+from .further_files import named
 from .gaps import Filled, without_end
 from .quantiles import middle, pinball
 from .series import Series
@@ -35,7 +36,12 @@ class Rolled(NamedTuple):
 
 def all_rolled(module: Any, series: Mapping[str, Series], share: float, data: Path) -> dict[str, Rolled]:
     """Those of the series in the file `data` that are long enough, see `rolled`; `UserError` if none is."""
-    found = {id: rolled(module, each, share) for id, each in series.items()}
+    found = {}
+    for id, each in series.items():
+        try:
+            found[id] = rolled(module, each, share)
+        except UserError as error:
+            raise UserError(f"{named(data, module.hparams['id'], id)}: {error}") from None
     short = [id for id, each in found.items() if not each.times]
     if len(short) == len(found):
         raise UserError(

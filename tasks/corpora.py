@@ -19,7 +19,7 @@ from rnnzoo.plain import printable
 
 from .blocks import facts_file, kept, key_of, note, noted
 from .download import download
-from .text_files import is_data, pieces, read_blocks, read_text
+from .text_files import is_data, pieces, read_blocks, read_text, refuse_no_file
 
 LARGE = 1 << 24
 """Bytes of a file above which its numbers are kept in the cache."""
@@ -75,8 +75,7 @@ def codes_of(text: str | None, corpus: str) -> tuple[str, Tensor]:
         characters = characters_of(corpus)
     else:
         path, source = expanded(text), f"task.text={text}"
-        if not path.is_file():
-            raise UserError(f"{source}: no such file")
+        refuse_no_file(path, source)
         if path.stat().st_size > LARGE:
             return _mapped(path, source)
         characters = read_text(path, source)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rnnzoo import UserError
 
-from .text_files import LARGEST, pieces, read_blocks
+from .text_files import LARGEST, pieces, read_blocks, refuse_no_file
 
 
 def read_lines(path: Path, source: str, largest: float = LARGEST) -> Iterator[tuple[int, list[str]]]:
@@ -19,8 +19,7 @@ def read_lines(path: Path, source: str, largest: float = LARGEST) -> Iterator[tu
 
     Raises `UserError` that begins with `source` for what is no such file or one of more than `largest` bytes.
     """
-    if not path.is_file():
-        raise UserError(f"{source}: no such file")
+    refuse_no_file(path, source)
     lines = _lines(pieces(read_blocks(path, source, largest), source))
     header = next(lines, None)
     if header is None:
@@ -38,14 +37,20 @@ def lines_of(lines: Iterable[str], delimiter: str, source: str, before: int = 0)
     """Line numbers and fields of lines with their ends; an empty line is a missing value of a single column.
 
     `before` is how many lines of the file came before. Raises `UserError` that begins with `source` for what is wrongly
-    quoted, and for a field of more than 131,072 characters.
+    quoted, and for a field of more than 131,072 characters, with the line where its row begins.
     """
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    begin = before + 1
     try:
         for fields in reader:
             yield before + reader.line_num, [field.strip() for field in fields] or [""]
+            begin = before + reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{source}: line {before + reader.line_num}: {error}") from None
+        line = before + reader.line_num
+        if str(error) == "unexpected end of data":
+            raise UserError(f"{source}: line {begin}: a quote in the row that begins here is never closed") from None
+        where = f", in a row with quotes that begins in line {begin}" if begin < line else ""
+        raise UserError(f"{source}: line {line}: {error}{where}") from None
 
 
 def _lines(parts: Iterator[str]) -> Iterator[str]:

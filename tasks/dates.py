@@ -37,7 +37,7 @@ UNIX = np.datetime64("1970-01-01", "us")
 
 
 class Dates(NamedTuple):
-    """The dates of a column, and whether days came first where that could be either way."""
+    """The dates of a column, and whether days came first where that could be either way, or what was said of it."""
 
     dates: Moments
     day_first: bool | None = None
@@ -83,16 +83,18 @@ def is_date(text: str) -> bool:
     return any(read_date(text, order) for order in ORDERS)
 
 
-def dates_of(texts: list[tuple[int, str]], source: str, column: str, day_first: bool | None = None) -> Dates:
+def dates_of(
+    texts: list[tuple[int, str]], source: str, column: str, day_first: bool | None = None, trained: bool = False
+) -> Dates:
     """The dates that (line, text) name, which must rise.
 
     Raises `UserError` naming the line of what is no date, is there twice or comes too late, and for dates in which days
-    or months can come first; `day_first` says which.
+    or months can come first; `day_first` says which, unless a `trained` run reads them that was not told.
     """
     if all(is_number(text) for _, text in texts):
         told = numbered(np.array([float(text) for _, text in texts]), named=True)
         if told is not None:
-            return Dates(told)
+            return Dates(told, day_first)
     orders = ["ymd"] if texts[0][1][:4].isdigit() else ["dmy", "mdy"]
     if len(orders) > 1 and day_first is not None:
         orders = ["dmy" if day_first else "mdy"]
@@ -108,11 +110,11 @@ def dates_of(texts: list[tuple[int, str]], source: str, column: str, day_first: 
         line, problem = max(problems)  # that of the order which went furthest
         raise UserError(f"{source}: line {line}{problem}")
     if len(read) > 1 and read["dmy"] != read["mdy"]:
+        cure = f"write them like {LIKE}" if trained else "say task.day_first=true or false"
         raise Unsettled(
-            f"{source}: {column!r}: in {texts[0][1]} to {texts[-1][1]} days or months can come first; say "
-            f"task.day_first=true or false"
+            f"{source}: {column!r}: in {texts[0][1]} to {texts[-1][1]} days or months can come first; {cure}"
         )
-    return Dates(moments(next(iter(read.values()))), None if orders == ["ymd"] else "dmy" in read)
+    return Dates(moments(next(iter(read.values()))), day_first if orders == ["ymd"] else "dmy" in read)
 
 
 def _rising(texts: list[tuple[int, str]], order: str, column: str) -> list[datetime] | tuple[int, str]:

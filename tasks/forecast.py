@@ -30,16 +30,15 @@ from rnnzoo.plain import csv_cell, printable
 from rnnzoo.play import views
 
 from .backtest import all_rolled, write_errors
-from .calendars import calendar_of, following, written
+from .calendars import following, written
 from .forecast_errors import Errors, QuantileErrors
 from .forecast_plots import Continued, of_file, of_test, shown_rows
-from .gaps import Filled, Missing, completed, without_end
+from .further_files import named, read_further
+from .gaps import Filled, Missing, without_end
 from .linear import answered, relative
 from .numerals import Decimal
 from .quantiles import check, median_first, middle, opening, ordered, pinball
 from .segments import Segments
-from .series import Series
-from .series_files import read_apart, read_csv
 from .windows import AT_ONCE, Batch, Windows, thinned
 
 PICTURES = ("png", "pdf", "svg")
@@ -159,12 +158,14 @@ class Forecast(SequenceModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.after_linear and isinstance(data, Windows) and not self.autoregression.any():
+        if stage != "fit" or not isinstance(data, Windows):
+            return
+        if self.after_linear and not self.autoregression.any():
             self.autoregression.copy_(data.linear)
             if self.quantiles:  # begin as far apart as what the autoregression leaves over is
-                x, y, ahead = data.windows_at(thinned(data.train, AT_ONCE))
-                left = (y - self.before_layer(x, ahead)).transpose(0, 1)  # [B, H, K]
-                self.head.bias.data = opening(left, self.quantiles).flatten().to(self.head.bias)
+                self.head.bias.data = opening(self.left_over(data), self.quantiles).flatten().to(self.head.bias)
+        if self.segments is not None and self.quantiles:
+            self.segments.open(self.left_over(data), self.quantiles)
 
     @property
     def features(self) -> int:
@@ -213,6 +214,11 @@ class Forecast(SequenceModule):
         weights = self.autoregression.to(torch.promote_types(x.dtype, self.autoregression.dtype))
         change = answered(relative(rows, ahead, self.known).to(weights), weights)
         return last + change.unflatten(1, (self.hparams["horizon"], -1)).transpose(0, 1)
+
+    def left_over(self, data: Windows) -> Tensor:
+        """What is forecast without the layer is off by this in some windows of the training part, [B, H, K]."""
+        x, y, ahead = data.windows_at(thinned(data.train, AT_ONCE))
+        return (y - self.before_layer(x, ahead)).transpose(0, 1)
 
     def read(self, x: Tensor, ahead: Tensor) -> tuple[Tensor, Any]:
         """What the head reads of windows x [T, B, n] and rows ahead, [B, F], and the layer's state after the former."""
@@ -300,14 +306,13 @@ class Forecast(SequenceModule):
         refuse_as_file("--plot", Path(plot))
         targets, horizon = self.hparams["targets"], self.hparams["horizon"]
         found: dict[str, Continued] = {}
-        for id, series in self.series_in(data).items():
-            begin = f"{data}: {self.hparams['id']}={id}" if id else str(data)
+        for id, series in read_further(data, self.hparams).items():
             before = without_end(series, self.at) if self.known else series
             rows = len(before.values)
             try:
                 forecasts = self.following(before.values, series.values[rows : rows + horizon, self.known])
             except UserError as error:
-                raise UserError(f"{begin}: {error}") from None
+                raise UserError(f"{named(data, self.hparams['id'], id)}: {error}") from None
             dates = following(before.dates, horizon, self.hparams["rhythm"])
             shown = slice(max(rows - shown_rows(horizon), 0), rows)
             numbers = [*range(shown.start + 1, rows + horizon + 1)]
@@ -343,21 +348,9 @@ class Forecast(SequenceModule):
             raise UserError(f"--by {by}: must be lead or origin")
         if not 0 < share <= 1:
             raise UserError(f"--share {share:g}: must be more than 0 and at most 1")
-        found = all_rolled(self, self.series_in(data), share, data)
+        found = all_rolled(self, read_further(data, self.hparams), share, data)
         head = [self.hparams["id"]] if self.hparams["id"] else [], self.hparams["date"] or "row"
         write_errors(sys.stdout, by, found, head, self.hparams["targets"], self.quantiles)
-
-    def series_in(self, data: Path) -> dict[str, Series]:
-        """The series in a file like the run's, by what its column `id` says, with rows for the dates that they lack."""
-        id, rhythm = self.hparams["id"], self.hparams["rhythm"]
-        form = {key: self.hparams[key] for key in ("date", "columns", "day_first", "decimal")}
-        form["decimal"] = form["decimal"] or "point"  # that of the plain file that was learned from
-        source = str(data)
-        read = read_apart(source, id, source, **form) if id else {"": read_csv(source, source=source, **form)}
-        return {
-            name: completed(series, calendar_of(series.dates, rhythm), self.hparams["missing"], source)
-            for name, series in read.items()
-        }
 
     def following_rows(self, values: Tensor, ahead: Tensor | None = None) -> Tensor:
         """The next H rows of the targets [H, K], from at least T rows of the columns [N, n], in the data's units.

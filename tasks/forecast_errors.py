@@ -49,7 +49,7 @@ class Errors(Metric):
     def update(self, forecast: Tensor, target: Tensor) -> None:
         """Add a batch [H, ..., K] of either; what is not known of the target is left out."""
         known = ~target.isnan()
-        error = ((forecast - target) * self.scale).where(known, 0)
+        error = (forecast - target).where(known, 0)
         over = tuple(range(error.dim() - 1))
         self.total_absolute += error.abs().sum(over)
         self.total_square += error.square().sum(over)
@@ -58,17 +58,14 @@ class Errors(Metric):
         self.last_count += known[-1:].sum(over)
 
     def compute(self) -> dict[str, Tensor]:
-        mae = self.total_absolute / self.count
+        count = self.count.sum()
+        scaled = {"scaled_mse": self.total_square.sum() / count, "scaled_mae": self.total_absolute.sum() / count}
+        mae = self.total_absolute / self.count * self.scale
         errors = {
             "mae": mae,
-            "rmse": (self.total_square / self.count).sqrt(),
-            "rmse_last": (self.last_square / self.last_count).sqrt(),
+            "rmse": (self.total_square / self.count).sqrt() * self.scale,
+            "rmse_last": (self.last_square / self.last_count).sqrt() * self.scale,
             "mase": mae / self.naive_error,
-        }
-        count = self.count.sum()
-        scaled = {
-            "scaled_mse": (self.total_square / self.scale.square()).sum() / count,
-            "scaled_mae": (self.total_absolute / self.scale).sum() / count,
         }
         return self.by_target(errors) | scaled
 
@@ -103,10 +100,10 @@ class QuantileErrors(Errors):
         """Add a batch of forecasts [H, ..., K, Q] and targets [H, ..., K]."""
         super().update(forecast[..., self.median], target)
         known, over = ~target.isnan(), tuple(range(target.dim() - 1))
-        loss = pinball(forecast, target, self.quantiles).mean(-1) * self.scale
+        loss = pinball(forecast, target, self.quantiles).mean(-1)
         self.total_pinball += loss.where(known, 0).sum(over)
         self.covered += ((forecast[..., 0] <= target) & (target <= forecast[..., -1])).sum(over)  # NaN is in none
 
     def compute(self) -> dict[str, Tensor]:
-        found = {"pinball": self.total_pinball / self.count, "coverage": self.covered / self.count}
+        found = {"pinball": self.total_pinball / self.count * self.scale, "coverage": self.covered / self.count}
         return super().compute() | self.by_target(found)

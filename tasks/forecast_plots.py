@@ -72,7 +72,7 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
     every = -(-len(data.test) // len(averaged))
     whole = "the whole test part" if every == 1 else f"one window in {every} of the test part"
     of_one = f" of {data.ids[-1]}" if data.id else ""
-    figure = Figure(figsize=(12, 3.2 * len(targets)), layout="constrained")
+    figure = _figure(12, 3.2, len(targets), len(data.targets), "targets")
     for k, (name, (left, right)) in enumerate(
         zip(targets, figure.subplots(len(targets), 2, width_ratios=(3, 1), squeeze=False))
     ):
@@ -98,15 +98,23 @@ def of_test(data: Windows, model: Callable[[Batch], Tensor], median: int | None 
 def of_file(series: Sequence[Continued], targets: Sequence[str], median: int) -> Figure:
     """What is forecast behind the last rows of each of a file's series, as many of them as there is room for."""
     panels = [(each, k) for each in series for k in range(len(targets))]
-    panels = panels[: max(DRAWN_TARGETS, len(targets))]
-    figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
-    for (each, k), axes in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0]):
+    shown = panels[: max(DRAWN_TARGETS, len(targets))]
+    figure = _figure(10, 3, len(shown), len(panels), "forecasts")
+    for (each, k), axes in zip(shown, figure.subplots(len(shown), squeeze=False)[:, 0]):
         ahead = len(each.rows)
         axes.plot(each.time[:-ahead], each.before[:, k], color="0.6", linewidth=2, label=drawn(each.name))
         _draw(axes, each.time[-ahead:], each.rows[:, k], "forecast", median)
         axes.set(ylabel=drawn(targets[k]))
         _along_time(axes, each.time)
         axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    return figure
+
+
+def _figure(width: float, height: float, shown: int, whole: int, what: str) -> Figure:
+    """A figure with room for the panels that are shown, whose title says so if they are not all."""
+    figure = Figure(figsize=(width, height * shown), layout="constrained")
+    if shown < whole:
+        figure.suptitle(f"the first {shown} of {whole} {what}")
     return figure
 
 

@@ -25,6 +25,9 @@ Scaling = Literal["standard", "minmax", "none"]
 NEVER = 1 << 62
 """The row in which a value is known that never is."""
 
+FAR = 1e15
+"""Scaled values whose squares, summed over many windows, are still numbers in single precision."""
+
 
 def completed(series: Series, calendar: Calendar | None, missing: Missing, source: str) -> Series:
     """The series with a row of gaps for each date that its calendar lacks; itself without a calendar.
@@ -98,7 +101,21 @@ def center_and_scale(parts: Sequence[Tensor], scaling: Scaling) -> tuple[Tensor,
     elif scaling == "minmax":
         center, largest = ends_of(in_blocks(parts))
         scale = largest - center
-    return center, scale.where(scale > 0, 1.0)  # a constant column has no scale of its own
+    least, largest = ends_of(in_blocks(parts))
+    return center, scale.where(largest > least, 1.0)  # a constant column has no scale of its own, but for rounding
+
+
+def refuse_far(values: Tensor, center: Tensor, scale: Tensor, source: str, columns: list[str]) -> None:
+    """Raise `UserError` for one of values [N, n] that is too far away when it is scaled to be calculated with."""
+    for block in blocks(len(values)):
+        far = (((values[block] - center) / scale).abs() > FAR).nonzero()
+        if len(far):
+            row, column = (far[0] + torch.tensor([block.start, 0])).tolist()
+            begin = f"{source}: " if source else ""
+            raise UserError(
+                f"{begin}{columns[column]!r} is {values[row, column]:g} in row {row + 1}, too far from the scale of "
+                f"what is learned from, {center[column]:.4g} ± {scale[column]:.4g}, to be calculated with; correct it"
+            )
 
 
 class Filled:
@@ -117,23 +134,23 @@ class Filled:
     """
 
     def __init__(self, values: Tensor, missing: Missing, source: str, columns: list[str]) -> None:
-        self.values = values
+        self.values, self.source, self.columns = values, source, columns
         self.center, self.scale = values.new_zeros(len(columns)), values.new_ones(len(columns))
         found = [  # row and column of each gap, in this order
             (gap + torch.tensor([block.start, 0])) for block in blocks(len(values))
             if len(gap := values[block].isnan().nonzero())
         ]  # fmt: skip
         gaps = torch.cat([torch.empty(0, 2, dtype=torch.long), *found])
+        begin = f"{source}: " if source else ""
         if len(gaps) and missing == "refuse":
             row, column = gaps[0].tolist()
-            begin = f"{source}: " if source else ""
             raise UserError(
                 f"{begin}{len(gaps)} value{'s' * (len(gaps) > 1)} missing, the first in row {row + 1} of "
                 f"{columns[column]!r}; train with task.missing=previous or linear to fill them"
             )
         if len(gaps) and not gaps[0, 0]:
             raise UserError(
-                f"{source}: {columns[int(gaps[0, 1])]!r} begins with a gap; remove the rows before its first value"
+                f"{begin}{columns[int(gaps[0, 1])]!r} begins with a gap; remove the rows before its first value"
             )
         # Places that go on from column to column, in each of which a first row is known, tell the gaps apart.
         places = (gaps[:, 1] * len(values) + gaps[:, 0]).sort().values
@@ -144,7 +161,8 @@ class Filled:
         self.after[(self.after == len(values)) | torch.tensor(missing == "previous")] = NEVER
 
     def scaled(self, center: Tensor, scale: Tensor) -> Filled:
-        """Itself, from now on relative to `center` and divided by `scale`, [n] each."""
+        """Itself, from now on relative to `center` and divided by `scale`, [n] each, see `refuse_far`."""
+        refuse_far(self.values, center, scale, self.source, self.columns)
         self.center, self.scale = center, scale
         return self
 
@@ -162,7 +180,8 @@ class Filled:
         )
         order = whole.place(whole.column, whole.first).argsort()
         whole.column, whole.first, whole.after = (found[order] for found in (whole.column, whole.first, whole.after))
-        return whole.scaled(parts[0].center, parts[0].scale)
+        whole.center, whole.scale = parts[0].center, parts[0].scale
+        return whole
 
     def place(self, column: Tensor, row: Tensor) -> Tensor:
         return column * len(self.values) + row

@@ -85,7 +85,8 @@ def read_folder(data: str) -> dict[str, list[str]]:
     """
     folder = expanded(data)
     if not folder.is_dir():
-        raise UserError(f"task.data={data}: no such folder")
+        wrong = "is no folder; name the one that holds the files" if folder.exists() else "no such folder"
+        raise UserError(f"task.data={data}: {wrong}")
     names = {}
     for path in sorted(path for path in folder.glob("*.txt") if is_data(path.name)):
         source = f"task.data={data}: {path.name}"

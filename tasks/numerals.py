@@ -18,6 +18,9 @@ class Unsettled(UserError):
 UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "?", ".", "-", "--", "#n/a", "<na>")
 """What stands for a missing value, in lower case."""
 
+LARGEST = 1e30
+"""The largest number that is read: models calculate in single precision, which ends at 3e38."""
+
 SPACES = re.compile("[\u00a0\u2007\u2009\u202f]")  # those that keep a number together
 
 
@@ -43,15 +46,15 @@ NOTATIONS = [Notation(decimal, between) for decimal in ("point", "comma") for be
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a finite number as programs write them."""
+    """Whether the text is a number as programs write them, be it too large for them as 1e400; infinity is none."""
     try:
-        return math.isfinite(float(text)) and "_" not in text
+        return "_" not in text and (math.isfinite(float(text)) or text[-1].isdigit())
     except ValueError:
         return False
 
 
 def numbers_of(
-    columns: dict[str, list[tuple[int, str]]], source: str, decimal: Decimal | None = None
+    columns: dict[str, list[tuple[int, str]]], source: str, decimal: Decimal | None = None, trained: bool = False
 ) -> tuple[list[list[float]], Decimal | None]:
     """The numbers of each column's (line, text), NaN where one is missing; and the decimal sign if it is no plain file.
 
@@ -61,33 +64,49 @@ def numbers_of(
         columns: by their names.
         source: what a line about bad input begins with.
         decimal: what stands before the fraction; None to find it.
+        trained: whether a run reads them that was trained before; without `decimal`, on a plain file.
 
-    Raises `UserError` naming line and column of what is no number, or can be one number as well as another.
+    Raises `UserError` naming line and column of what is no number, is too large, or can be one number as well as
+    another.
     """
     cells = [(name, line, text) for name, texts in columns.items() for line, text in texts if not _missing(text)]
     if decimal != "comma" and all(is_number(text) for _, _, text in cells):
         plain = [[math.nan if _missing(text) else float(text) for _, text in texts] for texts in columns.values()]
+        _refuse_large(columns, plain, source)
         return plain, decimal
-    allowed = [notation for notation in NOTATIONS if decimal in (None, notation.decimal)]
-    fitting = list(allowed)
+    fitting = [notation for notation in NOTATIONS if decimal in (None, notation.decimal)]
+    allowed = [notation for notation in fitting if not trained or notation.decimal == (decimal or "point")]
     for name, line, text in cells:
         where = f"{source}: line {line}, column {name!r}"
         if all(notation.read(text) is None for notation in allowed):
-            raise UserError(
-                f"{where}: {text[:60]!r} is not a number; name the columns of numbers with task.columns=[NAME,...]"
-            )
+            like = "1234,5" if decimal == "comma" else "1234.5"
+            cure = f"write one like {like}" if trained else "name the columns of numbers with task.columns=[NAME,...]"
+            raise UserError(f"{where}: {text[:60]!r} is not a number; {cure}")
         left = [notation for notation in fitting if notation.read(text) is not None]
-        if not left:
+        if not {*left} & {*allowed}:
             raise UserError(f"{where}: {text!r} is written in another way than the numbers before; write all alike")
         fitting = left
     for name, line, text in cells:
         values = {notation.read(text): notation.decimal for notation in fitting}
         if len(values) > 1:
-            meant = " or ".join(f"{value:.15g} (task.decimal={kind})" for value, kind in values.items())
-            raise Unsettled(f"{source}: line {line}, column {name!r}: {text!r} can be {meant}; say which")
+            where, key = f"{source}: line {line}, column {name!r}", "" if trained else " (task.decimal={})"
+            meant = " or ".join(f"{value:.15g}{key.format(kind)}" for value, kind in values.items())
+            cure = "the run was trained on plain numbers, write it as one of these" if trained else "say which"
+            raise Unsettled(f"{where}: {text!r} can be {meant}; {cure}")
     read = fitting[0].read
     found = [[math.nan if _missing(text) else read(text) or 0.0 for _, text in texts] for texts in columns.values()]
+    _refuse_large(columns, found, source)
     return found, fitting[0].decimal
+
+
+def _refuse_large(columns: dict[str, list[tuple[int, str]]], found: list[list[float]], source: str) -> None:
+    for (name, texts), values in zip(columns.items(), found):
+        for (line, text), value in zip(texts, values):
+            if abs(value) > LARGEST:
+                raise UserError(
+                    f"{source}: line {line}, column {name!r}: {text[:60]!r} is more than models can calculate with, "
+                    f"{LARGEST:g}; correct it, or write the column in a larger unit"
+                )
 
 
 def _missing(text: str) -> bool:

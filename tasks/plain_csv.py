@@ -24,7 +24,7 @@ from rnnzoo.progress import transfer
 from .blocks import Array, blocks, joined
 from .csv_files import delimiter_of, lines_of
 from .dates import moments, numbered
-from .numerals import UNKNOWN, Unsettled, is_number
+from .numerals import LARGEST, UNKNOWN, Unsettled, is_number
 from .series import Form, Table, apart_by, checked, refuse_other_lengths, table_of
 from .text_files import pieces, read_blocks
 
@@ -146,7 +146,7 @@ class PlainReader:
         for at, name in enumerate(self.names):
             column = table[name]
             rows["values"][:, at] = column.to_numpy()
-            if np.isfinite(rows["values"][:, at]).sum() + column.null_count < len(rows):
+            if (np.abs(rows["values"][:, at]) <= LARGEST).sum() + column.null_count < len(rows):
                 self._refuse(text)
         if self.dated:
             column = table[self.table.date]

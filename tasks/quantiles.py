@@ -47,7 +47,8 @@ def ordered(values: Tensor, median: int) -> Tensor:
 def opening(errors: Tensor, quantiles: Sequence[float]) -> Tensor:
     """Numbers [..., Q] of which `ordered` makes quantiles as far from the median 0 as those of errors [B, ...] are."""
     found = torch.from_numpy(np.nanquantile(errors.numpy(), list(quantiles), axis=0)).movedim(0, -1)
-    steps = found.diff(dim=-1).nan_to_num(1.0).clamp(min=1e-3).expm1().log()  # the inverse of softplus
+    steps = found.diff(dim=-1).nan_to_num(1.0).clamp(min=1e-3)
+    steps = steps + (-(-steps).expm1()).log()  # the inverse of softplus
     median = middle(quantiles)
     return torch.cat([steps[..., :median], torch.zeros_like(found[..., :1]), steps[..., median:]], -1)
 

@@ -5,15 +5,20 @@ weights; all segments ahead are answered at once, each by one step from the stat
 which segment and which column it is.
 
 Shapes: T rows of a window, B batch, n columns, H rows ahead, S segments of R rows in a window, A segments ahead,
-E features of the layer's input, Q answers to each row.
+E features of the layer's input, Q answers to each row, K targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnzoo import Recurrent, UserError
+
+from .quantiles import opening
 
 
 class Segments(nn.Module):
@@ -43,6 +48,22 @@ class Segments(nn.Module):
         self.columns = nn.Parameter(torch.randn(1, columns, layer.input_size // 2))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(layer.output_size, rows * answers)
+        if answers > 1:  # quantiles begin where `open` puts them, which chance would move by more than they differ
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
+
+    def open(self, changes: Tensor, quantiles: Sequence[float]) -> None:
+        """Begin with quantiles as far apart as those of changes since the last row [B, H, K] are, unless it has begun.
+
+        Segments and columns share one bias, and so the changes of all of them make it.
+        """
+        if self.head.bias.any():
+            return
+        left = len(self.places) * self.rows - self.horizon
+        pieces = F.pad(changes, (0, 0, 0, left), value=torch.nan).unflatten(1, (-1, self.rows))  # [B, A, R, K]
+        errors = pieces.transpose(2, 3).flatten(0, 2)[:, : self.horizon]  # [B·A·K, R], or the rows that are asked for
+        found = opening(errors, quantiles).flatten().to(self.head.bias)
+        self.head.bias.data[: len(found)] = found
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to how all columns will have changed since, [H, B, n, Q]."""

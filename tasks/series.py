@@ -60,6 +60,8 @@ class Form(NamedTuple):
     targets: Collection[str] | None = None
     day_first: bool | None = None
     decimal: Decimal | None = None
+    trained: bool = False
+    """Whether a run was trained so and reads a further file, about which nothing can be said any more."""
 
 
 class Table(NamedTuple):
@@ -113,15 +115,15 @@ def apart_by(
 
 def table_of(data: str, header: list[str], rows: Rows, source: str | None, form: Form) -> Table:
     """What the rows of a file say, see `read_csv`."""
-    date, columns, _, day_first, decimal = form
-    key = "" if source else "task."
+    date, columns, _, day_first, decimal, trained = form
+    key = "" if trained else "task."
     source = source or f"task.data={data}"
     if date is None:
         dated = [name for name, text in zip(header, rows[0][1]) if is_date(text) and not is_number(text)]
-        if len(dated) > 1:
+        if len(dated) > 1 and not trained:
             raise UserError(f"{source}: {' and '.join(dated)} hold dates; choose with task.date=NAME")
-        date = dated[0] if dated else None
-    chosen = columns or [name for name in header if name != date]
+        date = dated[0] if len(dated) == 1 else None
+    chosen = [name for name in header if name != date] if columns is None else columns
     for what, names in (("columns", chosen), ("date", [date] if date is not None else [])):
         for name in names:
             if name not in header:
@@ -133,11 +135,11 @@ def table_of(data: str, header: list[str], rows: Rows, source: str | None, form:
     def texts(name: str) -> list[tuple[int, str]]:
         return [(line, fields[header.index(name)]) for line, fields in rows]
 
-    found, decimal = numbers_of({name: texts(name) for name in chosen}, source, decimal)
+    found, decimal = numbers_of({name: texts(name) for name in chosen}, source, decimal, trained)
     numbers = {name: np.array(column) for name, column in zip(chosen, found)}
     if date is None:
         return Table(numbers, None, moments([]), day_first, decimal)
-    return Table(numbers, date, *dates_of(texts(date), source, date, day_first), decimal)
+    return Table(numbers, date, *dates_of(texts(date), source, date, day_first, trained), decimal)
 
 
 def settled(
@@ -148,8 +150,12 @@ def settled(
     said: list[str] = []
     for name, made in series.items():
         table, further = judged(made(form), source, form)
+        if found and (table.decimal, form.decimal) == ("comma", None):
+            raise UserError(f"{source}: {name!r} has decimal commas, the series before do not; say task.decimal=comma")
         found[name], said = table, said + further
-        form = Form(table.date, [*table.numbers], form.targets, table.day_first, table.decimal)
+        form = form._replace(
+            date=table.date, columns=[*table.numbers], day_first=table.day_first, decimal=table.decimal
+        )
     return found, said
 
 
@@ -160,7 +166,8 @@ def judged(table: Table, source: str, form: Form) -> tuple[Table, list[str]]:
     for name, column in numbers.items():
         if all(np.isnan(column[block]).all() for block in blocks(len(column))):
             others = ",".join(other for other in numbers if other != name)
-            raise UserError(f"{source}: column {name!r} is empty; leave it out with task.columns=[{others}]")
+            cure = "the run was trained to read it" if form.trained else f"leave it out with task.columns=[{others}]"
+            raise UserError(f"{source}: column {name!r} is empty; {cure}")
     if table.decimal == "comma" and form.decimal is None:
         said.append("numbers are read with a decimal comma; if they have points, say task.decimal=point")
     if form.columns is not None:

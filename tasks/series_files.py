@@ -47,7 +47,7 @@ def read_csv(
         date: the column of dates (YYYY, YYYY-MM, YYYY-MM-DD, DD.MM.YYYY, MM/DD/YYYY, with a time or not, or numbers as
             `numbered` has them); None for the one whose first value is a date, if there is one.
         columns: those to read, in this order; None for all but the dates and what only counts the rows.
-        source: what a line about bad input begins with, if not with the key of the configuration.
+        source: for a trained run that reads a further file: what a line about bad input begins with.
         targets: columns that are read even if they seem to count the rows.
         day_first: whether dates begin with the day, where they can with the month; None to find it.
         decimal: what stands before a number's fraction; None to find it.
@@ -55,7 +55,7 @@ def read_csv(
     Raises `UserError` with file and line for what is no number or date, for rows of another length than the header,
     and for dates that are not in order or come twice.
     """
-    [series] = _read(data, None, source, Form(date, columns, targets, day_first, decimal)).values()
+    [series] = _read(data, None, source, Form(date, columns, targets, day_first, decimal, source is not None)).values()
     return series
 
 
@@ -64,7 +64,7 @@ def read_apart(data: str, id: str, source: str | None = None, **form: Any) -> di
 
     Columns and the way of writing are found in the first series and are those of all; `form` is as in `read_csv`.
     """
-    return _read(data, id, source, Form(**form))
+    return _read(data, id, source, Form(**form, trained=source is not None))
 
 
 def _read(data: str, id: str | None, source: str | None, form: Form) -> dict[str, Series]:

@@ -75,6 +75,16 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
                 yield from ((f"{entry.name}/{name}", path) for name, path in below)
 
 
+def refuse_no_file(path: Path, source: str) -> None:
+    """Raise `UserError` that begins with `source` where there is no file to be read, which may be more than once."""
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder; name a file in it")
+    if not path.exists():
+        raise UserError(f"{source}: no such file")
+    if not path.is_file():
+        raise UserError(f"{source}: a pipe or a device, of which nothing is left to be read again; write it to a file")
+
+
 def read_bytes(path: Path, source: str, largest: int = LARGEST) -> bytes:
     """A file's contents; `UserError` that begins with `source` for what cannot be read or is larger than that."""
     return b"".join(read_blocks(path, source, largest))

@@ -119,8 +119,11 @@ class Windows(SequenceData):
         self.chosen, self.id, self.known_names = (data, date, columns, targets), id, known or []
         self.missing, self.scaling, self.given_season = missing, scaling, season
         self.fractions, self.split = (val_fraction, test_fraction), split
-        if data is None and (date, columns, id) != (None, None, None):
-            raise UserError("task.date, task.columns and task.id choose from a file; give one with task.data=FILE")
+        if data is None:
+            said = {"date": date, "columns": columns, "id": id, "day_first": day_first, "decimal": decimal}
+            for key, value in said.items():
+                if value is not None:
+                    raise UserError(f"task.{key} is of a file; give one with task.data=FILE")
         if data is not None and (rows, every) != (None, None):
             raise UserError("task.rows and task.every are of the series made on the spot, with task.data=null")
         self.made = {"rows": rows or 2000, "every": every or 3}
@@ -151,7 +154,7 @@ class Windows(SequenceData):
         learned = [series.values[: rows[0]] for series, rows in zip(every, parts)]
         self.center, self.scale = center_and_scale(learned, self.scaling)
         filled = [Filled(series.values, self.missing, begin, names) for series, begin in zip(every, sources)]
-        self.filled = Filled.joined(filled).scaled(self.center, self.scale)
+        self.filled = Filled.joined([each.scaled(self.center, self.scale) for each in filled])
         changes = (
             (after - before)[:, self.at].abs()
             for values in learned

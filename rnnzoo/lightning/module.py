@@ -131,7 +131,10 @@ class SequenceModule(pl.LightningModule):
                 self.hparams[name] = value
             elif not _equal(self.hparams.get(name, value), value):
                 theirs, mine = (str(v)[:100] for v in (value, self.hparams[name]))
-                raise UserError(f"the data have {name}={theirs}, but the module is made for {name}={mine}")
+                raise UserError(
+                    f"the data have {name}={theirs}, but the module is made for {name}={mine}; give it the data that "
+                    f"it learned from, or make another"
+                )
         for name in self.told:
             if self.hparams[name] is None:
                 kind = type(self).__name__

@@ -258,8 +258,9 @@ def test_a_file_that_will_not_do(content: bytes, said: str, tmp_path: Path) -> N
 
 
 def test_a_file_or_corpus_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.txt", tmp_path):
-        with pytest.raises(UserError, match=r"task\.text=.*: no such file"):
+    for path, said in ((tmp_path / "missing.txt", "no such file"), (tmp_path, "is a folder; name a file in it"),
+                       ("/dev/null", "a pipe or a device, .* write it to a file")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"task\.text={path}: {said}"):
             text_of(str(path), "hello")
     with pytest.raises(UserError, match=r"task\.corpus=pydoc: unknown; did you mean pydocs\?.*task\.text=FILE"):
         text_of(None, "pydoc")

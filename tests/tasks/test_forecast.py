@@ -124,6 +124,28 @@ def test_scaling_knows_the_training_part_only(scaling: str) -> None:
     assert np.allclose(x[-1] * data.scale + data.center, values[data.test - 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("scaling", ["standard", "minmax"])
+def test_a_constant_column_has_no_scale_of_its_own(scaling: str) -> None:
+    """Nor from what rounding does to its mean: it may take another value in the test part."""
+    values = torch.cat([noise(60), torch.full((60, 1), 0.1, dtype=torch.float64)], 1)
+    values[50:, 1] = 0.2
+    data = windows(values, targets=["a"], scaling=scaling)
+    assert data.scale[1] == 1 and float(data.windows_at(data.test[-1:]).x[..., 1].max()) == pytest.approx(0.1)
+
+
+def test_what_is_too_far_away_to_calculate_with_is_named() -> None:
+    values = noise(60, 2)
+    values[55, 1] = 1e25
+    with pytest.raises(UserError, match=r"task\.data=file\.csv: 'b' is 1e\+25 in row 56, too far .* ±.*; correct it$"):
+        windows(values, scaling="standard")
+    values[:, 1] = 1e29 * values[:, 0]
+    found = windows(values, scaling="standard").baseline()
+    assert all(math.isfinite(value) for value in found.values())
+    for name in ("mae", "rmse", "rmse_last"):
+        expected = 1e29 * found[f"baseline/persistence_{name}_a"]
+        assert found[f"baseline/persistence_{name}_b"] == pytest.approx(expected, rel=1e-4)
+
+
 # Gaps
 
 
@@ -508,8 +530,9 @@ def test_windows_that_cannot_be_had(options: dict[str, Any], said: str) -> None:
     [
         ("task.window=90", "the 71 to train on are too few for one window of 90 and a horizon of 3"),
         ("task.missing=ignore", "task.missing=ignore: should be 'refuse', 'previous' or 'linear'"),
-        ("task.data=null", "task.date, task.columns and task.id choose from a file"),
+        ("task.data=null", "task.columns is of a file; give one with task.data=FILE"),
         ("task.data=nowhere.csv", "task.data=nowhere.csv: no such file"),
+        ("task.data=/", "task.data=/: is a folder; name a file in it"),
         ("seed=2", "line 102, column 'a': '100 00' is not a number"),
     ],
 )

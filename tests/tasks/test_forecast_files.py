@@ -8,6 +8,7 @@ import math
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from ready import ready
 
 from rnnzoo import UserError
 from rnnzoo.tasks.forecast import Forecast
-from rnnzoo.tasks.forecast_plots import of_test
+from rnnzoo.tasks.forecast_plots import Continued, of_file, of_test
+from rnnzoo.tasks.series import Series
 from rnnzoo.tasks.windows import Windows
 
 SIZES: dict[str, Any] = {"window": 5, "horizon": 3}
@@ -85,7 +87,7 @@ def test_series_that_cannot_be_are_named(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="shop=west: 'sales' begins with a gap"):
         of_shops(path, missing="previous")  # the last value of the shop before is none of its own
-    with pytest.raises(UserError, match=r"task\.id choose from a file"):
+    with pytest.raises(UserError, match=r"task\.id is of a file"):
         Windows(id="shop")
 
 
@@ -109,6 +111,21 @@ def test_each_series_of_a_file_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(UserError, match=r"^--plot .*: is a folder; name another file$"):
             model.forecast(path, plot)
     assert not capsys.readouterr().out
+
+
+def test_a_picture_says_what_it_leaves_out() -> None:
+    rows = torch.zeros(3, 2, 1)
+    found = [Continued(f"shop {k}", torch.zeros(4, 2), rows, range(7)) for k in range(5)]
+    for count, panels, title in ((2, 4, ""), (5, 6, "the first 6 of 10 forecasts")):
+        figure = of_file(found[:count], ["a", "b"], 0)
+        assert (len(figure.axes), figure.get_suptitle()) == (panels, title)
+    for columns, panels, title in ((6, 6, ""), (8, 6, "the first 6 of 8 targets")):
+        values = torch.randn(60, columns, generator=torch.Generator().manual_seed(0)).double()
+        series = Series([f"c{k}" for k in range(columns)], values, None, np.array([], "M8[us]"))
+        with patch("rnnzoo.tasks.windows.read_csv", lambda *_, series=series, **__: series):
+            data = ready(Windows(data="file.csv", season=1, **SIZES))
+        figure = of_test(data, lambda batch, n=columns: torch.zeros(3, batch.x.shape[1], n))  # type: ignore[misc]
+        assert (len(figure.axes), figure.get_suptitle()) == (2 * panels, title)
 
 
 # Columns known ahead
@@ -149,6 +166,10 @@ def test_what_is_known_ahead_enters_the_forecast(tmp_path: Path, capsys: pytest.
     assert [float(row["sales"]) for row in answer] == pytest.approx([100 - 3 * p for p in price], abs=0.02)
     model.backtest(prices(tmp_path, ahead=4))
     assert all(float(row["mae"]) < 0.02 for row in said(capsys.readouterr().out))
+    path = prices(tmp_path, ahead=4)
+    path.write_text(path.read_text().rpartition(",")[0] + ",1e20")
+    with pytest.raises(UserError, match=r"'price' is 1e\+20 in row 84, too far"):
+        model.forecast(path, str(tmp_path / "plot.png"))
     for ahead in (0, 2):
         with pytest.raises(UserError, match=r"needs 3 rows of price, which are known ahead, after the last row of sal"):
             model.forecast(prices(tmp_path, ahead=ahead), str(tmp_path / "plot.png"))
@@ -245,11 +266,91 @@ def test_a_model_reads_numbers_as_its_first_file_had_them(tmp_path: Path, capsys
     data = ready(Windows(data=str(path), columns=["a"], season=1, **SIZES))
     model = Forecast(**MODEL, **data.facts()).eval()
     path.write_text(path.read_text().replace("4.049", '"4,5"'))
-    with pytest.raises(UserError, match=r"line 51, column 'a': '4,5' is not a number"):
+    with pytest.raises(UserError, match=r"line 51, column 'a': '4,5' is not a number; write one like 1234\.5$"):
         model.backtest(path)
     capsys.readouterr()
     assert ready(Windows(data=str(path), columns=["a"], season=1, **SIZES)).series.values[0] == 0
     assert "points.csv: numbers are read with a decimal comma; if they have points" in capsys.readouterr().out
+
+
+def test_thousands_or_decimals_are_not_guessed_in_a_further_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of plain numbers, a comma tells nothing of what a later one means; where a file does not leave it open, it is."""
+    path = tmp_path / "file.csv"
+
+    def persisted(text: str, rows: int = 80) -> float:
+        path.write_text("a;b\n" + f"{text};1\n" * rows)
+        capsys.readouterr()
+        model.forecast(path, str(tmp_path / "plot.png"))
+        return float(said(capsys.readouterr().out)[0]["a"])
+
+    path.write_text("a;b\n" + "".join(f"{row % 9}.{row:03};1\n" for row in range(80)))
+    facts = ready(Windows(data=str(path), columns=["a"], season=1, **SIZES)).facts()
+    model = Forecast(**MODEL, **facts).eval()
+    asked = r"file\.csv: line 2, column 'a': '3,035' can be 3035 or 3\.035; the run was trained on plain numbers, w"
+    for command in (model.forecast, model.backtest):
+        path.write_text("a;b\n" + "3,035;1\n" * 80)
+        with pytest.raises(UserError, match=asked):
+            command(path)
+    assert persisted("3,035.5") == 3035.5 and persisted("3.035") == 3.035
+    for decimal, value in (("point", 3035), ("comma", 3.035)):
+        model = Forecast(**MODEL, **{**facts, "decimal": decimal}).eval()
+        assert persisted("3,035") == value
+
+
+def test_advice_for_a_further_file_is_of_that_file(tmp_path: Path) -> None:
+    """What a run was trained with cannot be said to a command that reads another file."""
+    path = tmp_path / "file.csv"
+    rows = [f"{date(2020, 1, 1) + timedelta(days=d)},{d % 5},{d % 3}" for d in range(80)]
+    path.write_text("\n".join(["day,a,b", *rows]))
+    model = Forecast(**MODEL, **ready(Windows(data=str(path), season=1, **SIZES)).facts()).eval()
+    for changed, line in (
+        ([row.rpartition(",")[0] + "," for row in rows], "column 'b' is empty; the run was trained to read it"),
+        ([*rows[:9], "2020-01-10,much,1", *rows[10:]], "line 11, column 'a': 'much' is not a number; write one like"),
+        ([f"0{1 + d}/02/2020,1,{d}" for d in range(9)], "days or months can come first; write them like 2001-02-28"),
+    ):
+        path.write_text("\n".join(["day,a,b", *changed]))
+        for command in (model.forecast, model.backtest):
+            with pytest.raises(UserError, match=line) as error:
+                command(path)
+            assert str(error.value).startswith(f"{path}: ") and "task." not in str(error.value)
+
+
+@pytest.mark.parametrize("id", [None, "shop"])
+def test_bad_values_of_a_further_file_are_named_with_it(id: str | None, tmp_path: Path) -> None:
+    path = shops(tmp_path, **{"east": 60, **({"west": 60} if id else {})})
+    options: dict[str, Any] = {"id": id} if id else {"columns": ["sales"]}
+    model = Forecast(**MODEL, **ready(Windows(data=str(path), season=7, **SIZES, **options)).facts()).eval()
+    lines = path.read_text().splitlines()
+    begin = f"{path}: shop=west: " if id else f"{path}: "
+    for value, said in (
+        ("", "1 value missing, the first in row 60 of 'sales'; train with task.missing"),
+        ("1e25", "'sales' is 1e+25 in row 60, too far from the scale of what is learned from"),
+    ):
+        path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + "," + value]))
+        for command in (model.forecast, model.backtest):
+            with pytest.raises(UserError) as error:
+                command(path)
+            assert str(error.value).startswith(begin + said)
+    path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ",1e400"]))
+    with pytest.raises(UserError, match=rf"line {len(lines)}, column 'sales': '1e400' is more than models can"):
+        model.forecast(path)
+
+
+def test_what_a_person_says_of_a_file_is_kept_where_it_makes_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "file.csv"
+    path.write_text("\n".join(["day,a", *(f"{date(2020, 1, 1) + timedelta(days=d)},{d % 5}" for d in range(80))]))
+    told: dict[str, Any] = {"day_first": True, "decimal": "comma"}
+    data = ready(Windows(data=str(path), season=1, **told, **SIZES))
+    model = Forecast(**MODEL, **told)
+    model.learn_from(data)
+    assert (model.hparams["day_first"], model.hparams["decimal"]) == (True, "comma")
+    with pytest.raises(UserError, match=r"^task\.columns: .*file\.csv needs at least one column besides the dates"):
+        ready(Windows(data=str(path), columns=[], season=1, **SIZES))
+    for key, value in told.items():
+        with pytest.raises(UserError, match=rf"task\.{key} is of a file; give one with task\.data=FILE"):
+            Windows(**{key: value})
 
 
 def test_series_that_are_too_short_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,8 @@ def test_plain_files_need_no_reader_of_rows(
     [
         (37, 1, "much", "line 39, column 'a': 'much' is not a number"),
         (0, 1, "much", "line 2, column 'a': 'much' is not a number"),
+        (20, 2, "1e400", "line 22, column 'b': '1e400' is more than models can calculate with"),
+        (37, 1, "-1e39", "line 39, column 'a': '-1e39' is more than models can calculate with"),
         (20, 2, "inf", "line 22, column 'b': 'inf' is not a number"),
         (20, 2, "1,2", "line 22 has 4 fields, but the header 3"),
         (20, 0, "2001-02-30", "line 22, column 'when': '2001-02-30' is not a date"),
@@ -163,6 +165,16 @@ def test_several_series_are_told_apart(
     for wrong, said in ((",,1,1", "line 49: column 'shop' is empty"), ("2019-01-01,west,1,1", "is earlier")):
         found, expected = both(tmp_path / "file.csv", f"{text}\n{wrong}", **options)
         assert found == expected and (said in found or when != "dates")
+
+
+def test_series_of_a_file_have_one_decimal_sign(tmp_path: Path) -> None:
+    """After decimal points, 1.049 must not be read as a thousand because of a comma in another series."""
+    text = "shop;a\n" + "east;3\n" * 9 + "west;1.049\nwest;4,5\n"
+    found, expected = both(tmp_path / "file.csv", text, id="shop", columns=["a"])
+    assert found == expected and found.endswith(
+        "'west' has decimal commas, the series before do not; say task.decimal=comma"
+    )
+    assert both(tmp_path / "file.csv", text, id="shop", columns=["a"], decimal="comma")[0]["west"][1] == [[1049], [4.5]]
 
 
 def test_a_file_is_read_once_until_it_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,9 @@ def test_a_folder_that_will_not_do(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"task.data={tmp_path / 'names'}: ") and "\n" not in str(error.value)
 
     refused("no such folder")
+    (tmp_path / "names").write_text("Anna")
+    refused("is no folder; name the one that holds the files")
+    (tmp_path / "names").unlink()
     write(tmp_path / "names")
     refused(r"no \.txt file there; .* a name a line")
     write(tmp_path / "names", good="Anna", empty="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from ready import ready
 
 from rnnzoo import UserError
+from rnnzoo.lightning.framework import pl
 from rnnzoo.play.view import Session
 from rnnzoo.tasks.forecast import Forecast
 from rnnzoo.tasks.forecast_errors import QuantileErrors
@@ -38,7 +40,7 @@ def test_quantiles_rise_and_the_median_is_free() -> None:
 
 
 def test_quantiles_open_as_wide_as_errors_are() -> None:
-    errors = torch.randn(500, 3, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 2.0])
+    errors = torch.randn(500, 3, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 2000.0])
     errors[0, 1] = math.nan
     found = ordered(opening(errors, LEVELS), 2)  # [3, 2, Q]
     expected = np.nanquantile(errors.numpy(), LEVELS, axis=0).transpose(1, 2, 0)
@@ -77,6 +79,33 @@ def test_a_model_of_quantiles(strategy: str) -> None:
     values = data.series.values[:50]
     rows = model.following(values)
     assert torch.equal(rows[:, :, middle(LEVELS)], model.following_rows(values)) and (rows.diff(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("walk", [False, True])
+@pytest.mark.parametrize(("horizon", "segment"), [(6, 4), (2, 4), (8, 4)])
+def test_segments_begin_with_quantiles_that_cover_what_they_say(
+    walk: bool, horizon: int, segment: int, tmp_path: Path
+) -> None:
+    """Of two columns of white noise or random walks, about the last value, before anything is learned."""
+    values = np.random.default_rng(0).normal(size=(3000, 2)).cumsum(0 if walk else 1)
+    path = tmp_path / "file.csv"
+    path.write_text("\n".join(["a,b", *(f"{a:.6f},{b:.6f}" for a, b in values)]))
+    data = ready(Windows(data=str(path), columns=["a", "b"], targets=["b"], window=8, horizon=horizon, season=1))
+    torch.manual_seed(0)
+    model = Forecast(
+        quantiles=LEVELS, strategy="segments", segment=segment, model={"hidden_size": 32}, **data.facts()
+    ).eval()
+    model.trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    model.trainer.datamodule = data  # type: ignore[attr-defined]
+    model.setup("fit")
+    batch = data.windows_at(data.train)
+    below = (batch.y[..., None] <= model(batch.x)).double().mean((0, 1, 2))
+    np.testing.assert_allclose(below, LEVELS, atol=0.05)
+    with torch.no_grad():
+        model.segments.head.bias.add_(1.0)  # type: ignore[union-attr]
+    learned = model(batch.x)
+    model.setup("fit")  # what has begun goes on
+    assert torch.equal(model(batch.x), learned)
 
 
 def test_a_page_has_the_quantiles_beside_the_median() -> None:

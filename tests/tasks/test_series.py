@@ -224,6 +224,9 @@ def test_an_empty_column_is_named(tmp_path: Path) -> None:
         (b"a,b\n1,2\n3,\xff\n", r"not UTF-8 in line 3 \(byte 10\)"),
         ('a,b\n1,"' + "2" * 200_000, "line 2: field larger than field limit"),
         ("day,a\n2001-01-01,1\n2001-01-02,much\n", r"line 3, column 'a': 'much' is not a number"),
+        ("a,b\n1,1e400\n", "line 2, column 'b': '1e400' is more than models can calculate with, 1e\\+30"),
+        ("a,b\n1.234,2\n3,-1e300\n", "line 3, column 'b': '-1e300' is more than models can"),
+        ("a;b\n1;2,5e400\n", "line 2, column 'b': '2,5e400' is more than models can"),
         ("a,b\n1,inf\n", "line 2, column 'b': 'inf' is not a number"),
         ("a;b\n1;2,5\n1;3.5\n", "line 3, column 'b': '3.5' is written in another way than the numbers before"),
         ("a;b\n1;2,5,1\n", "line 2, column 'b': '2,5,1' is not a number"),
@@ -242,7 +245,8 @@ def test_an_empty_column_is_named(tmp_path: Path) -> None:
         ("day,a\n2001-01-01,1\n,1\n", "line 3, column 'day': '' is not a date"),
         ("day,end,a\n2001-01-01,2001-01-02,1\n", "day and end hold dates; choose with task.date=NAME"),
         ("day\n2001-01-01\n2001-01-02\n", "at least one column besides the dates"),
-        ('a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        ('a,b\n"1\n",2\n1,"2\n3,4\n5,6\n', "line 4: a quote in the row that begins here is never closed"),
+        ('a,b\n1,"2\n3,4\n5,"6\n', "line 4: ',' expected after '\"', in a row with quotes that begins in line 2"),
     ],
 )
 def test_a_file_that_cannot_be_read(text: str | bytes, said: str, tmp_path: Path) -> None:
