@@ -139,8 +139,8 @@ class SequenceModule(pl.LightningModule):
         self.start()
 
     def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
-        """What `forward` may be given by name, for `rnnzoo export`, of T time steps and B rows; `x` [T, B, I] and
-        `lengths` [B] need not be said."""
+        """What `forward` may be given by name, for `rnnzoo export`, of T time steps and B rows; `lengths` [B] need
+        not be said, nor `x` [T, B, I] where the layer itself reads it."""
         return {}
 
     def variables(self, batch: Any) -> dict[str, Tensor]:
