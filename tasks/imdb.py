@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -146,7 +146,7 @@ class Sentiment(SequenceModule):
 
     monitor = "val/accuracy"
     told = ("words", "maxlen")
-
+    idle_without: ClassVar = {"buckets": "ngrams"}
     chosen: Tensor
 
     def __init__(

@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -135,6 +135,7 @@ class Digit(ImageModule):
         base: see `SequenceModule`.
     """
 
+    idle_without: ClassVar = {"permutation": "permute"}
     shape = (SIDE, SIDE)
     order: Tensor
 

@@ -72,6 +72,9 @@ class SequenceModule(pl.LightningModule):
     told: ClassVar[tuple[str, ...]] = ()
     """Arguments without which nothing can be built; None for one that the data module is to tell."""
 
+    idle_without: ClassVar[Mapping[str, str]] = {}
+    """Arguments that change nothing unless another one is set, by name."""
+
     def __init__(
         self,
         model: dict[str, Any] | Recurrent | str | None = None,

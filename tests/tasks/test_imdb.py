@@ -861,6 +861,7 @@ def test_another_vocabulary_is_not_a_continuation(
         ("task.maxlen=0", "task.maxlen=0: should be greater than 0"),
         ("task.val_fraction=1", "task.val_fraction=1: should be less than 1"),
         ("task.pool=0", "task.pool=0: should be greater than 0"),
+        ("task.buckets=512", "task.buckets=512: changes nothing without task.ngrams; set that as well"),
     ],
 )
 def test_bad_input_ends_in_one_line(
