@@ -83,7 +83,7 @@ class Sentiments(SequenceData):
 
     def read(self) -> None:
         self.vocabulary, train, self.test = load_cached(find(self.data), self.size, self.maxlen)
-        self.train, self.val = hold_out(train, self.val_fraction, self.seed)
+        self.train, self.val = hold_out(train, self.val_fraction, self.seed, find(self.data))
         self.folds = folds_of(self.train.labels)
         self.judged = self._judged() if self.combine else {}
 
