@@ -44,10 +44,10 @@ def export(model: nn.Module, form: str, metadata: Mapping[str, str] | None = Non
     """A model for evaluation as the bytes of one file, "onnx" or "pt2", which takes any T and B.
 
     The file takes what `model.forward` must be given, and `state` where that is one of its parameters, and returns what
-    `forward` returns. `input` is what a `Recurrent` takes, `x` [T, B, I], `lengths` [B] int64, between 1 and T, which a
-    file cannot check; other parameters are what the model's `example_inputs(T, B)` has under their names, a dictionary
-    of tensors. PT2 is called as the model is. ONNX has an input `initial_NAME` for each state, and the outputs
-    `output` and `final_NAME`; states are [L·D, B, ...].
+    `forward` returns. `input` is what a `Recurrent` takes, `x` what its first layer does, [T, B, I], `lengths` [B]
+    int64, between 1 and T, which a file cannot check; other parameters, and an `x` that is something else, are what the
+    model's `example_inputs(T, B)` has under their names, a dictionary of tensors. PT2 is called as the model is. ONNX
+    has an input `initial_NAME` for each state, and the outputs `output` and `final_NAME`; states are [L·D, B, ...].
 
     Where a learned initial state is not zero, it stands in the metadata as `initial_NAME`, in JSON [L·D, ...]. PT2
     keeps all metadata in the extra file `metadata.json`.
@@ -202,7 +202,16 @@ def _trial(model: nn.Module, layer: Recurrent, steps: int, batch: int) -> _Trial
                 "example_inputs(T, B) that says"
             )
     given = {key: known[key][0] for key in wanted}
-    results = tree_leaves(model(*given.values()))
+    try:
+        results = tree_leaves(model(*given.values()))
+    except UserError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{key} {list(part.shape)}" for key, part in given.items() if isinstance(part, Tensor))
+        raise UserError(
+            f"{type(model).__name__} cannot be exported: it fails on {shapes} ({_reason(error)}); give it a method "
+            "example_inputs(T, B) that says what it may be given"
+        ) from error
     states = layer._cell(0).state_names
     takes = [n for key in wanted for n in ([f"initial_{s}" for s in states] if key == "state" else [key])]
     gives = ["output", *(f"final_{s}" for s in states)][: len(results)]

@@ -78,7 +78,12 @@ class Characters(SequenceData):
             )
         if len(parts[1]) < 2:
             raise UserError(f"{source}: {len(parts[1])} characters to validate on are too few; raise task.val_fraction")
-        self.has_test = len(parts[2]) > 1
+        self.has_test = self.fractions[1] > 0
+        if self.has_test and len(parts[2]) < 2:
+            raise UserError(
+                f"{source}: {len(parts[2])} characters to test on are too few; raise task.test_fraction, or set it to "
+                f"0 for no test"
+            )
         self.train, self.val, self.test = (_streams(part, self.streams, self.window) for part in parts)
         if len(self.train) < self.streams:
             print(printable(f"{source}: {len(codes):,} characters make {len(self.train)} streams, not {self.streams}"))

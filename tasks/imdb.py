@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class Sentiments(SequenceData):
 
     def read(self) -> None:
         self.vocabulary, train, self.test = load_cached(find(self.data), self.size, self.maxlen)
-        self.train, self.val = hold_out(train, self.val_fraction, self.seed)
+        self.train, self.val = hold_out(train, self.val_fraction, self.seed, find(self.data))
         self.folds = folds_of(self.train.labels)
         self.judged = self._judged() if self.combine else {}
 
@@ -146,7 +146,7 @@ class Sentiment(SequenceModule):
 
     monitor = "val/accuracy"
     told = ("words", "maxlen")
-
+    idle_without: ClassVar = {"buckets": "ngrams"}
     chosen: Tensor
 
     def __init__(

@@ -189,6 +189,9 @@ class Adding(SequenceModule):
         self.head = nn.Linear(self.layer.output_size, 1)
         self.add_metrics(mse=MeanSquaredError(), mae=MeanAbsoluteError())
 
+    def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
+        return {"x": torch.randn(steps, batch, self.features)}
+
     def forward(self, x: Tensor) -> Tensor:
         """What is read [T, B, features] to the answers [B], of the last step."""
         output, _ = self.layer(self.embed(x.to(self.head.weight.dtype)))

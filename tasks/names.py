@@ -132,16 +132,17 @@ class Names(SequenceData):
         self.longest = max(map(len, different))
 
         counts = parts_of(len(different), *self.fractions)
-        if counts[0] < 1 or counts[1] < 1:
-            val_fraction, test_fraction = self.fractions
+        val_fraction, test_fraction = self.fractions
+        self.has_test = test_fraction > 0
+        if not all(counts[: 2 + self.has_test]):
             raise UserError(
                 f"task.val_fraction={val_fraction} and task.test_fraction={test_fraction} of {len(different)} names "
-                f"leave none to validate on or none to train on"
+                f"leave {counts[0]} to train on, {counts[1]} to validate on and {counts[2]} to test on; change them, "
+                f"or have no test with task.test_fraction=0"
             )
         order = torch.randperm(len(different), generator=torch.Generator().manual_seed(self.seed))
         parts = order.split(counts)
         self.train, self.val, self.test = (self._encode(names, {different[row] for row in part}) for part in parts)
-        self.has_test = len(self.test.labels) > 0
         for label, name in enumerate(self.labels):
             if label not in self.train.labels:
                 raise UserError(f"task.data={self.data}: no name of {name} is left to train on; give it more")

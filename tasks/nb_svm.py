@@ -53,7 +53,7 @@ def nb_svm(source: Path, val_fraction: float, seed: int) -> tuple[Tensor, Tensor
         with writing(numbers) as partial:
             _, _, lengths, labels, test = number_all(read_reviews(source), tokenize, None, partial)
         val = np.zeros_like(test)
-        val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed)
+        val[~test] = held_out(torch.from_numpy(labels[~test]), val_fraction, seed, source)
         train = np.flatnonzero(~test & ~val)
         if len(train) > LEARNED:
             some = f"{LEARNED:,} of {len(train):,} training reviews, drawn at random"

@@ -22,6 +22,7 @@ from .text_files import PLAIN, decode, files_in, is_data, read_bytes
 
 REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
 FOLDER = re.compile(r"(?:^|/)(train|test)(/(pos|neg))?$")
+OF_A_WORD = re.compile(r"[^\W_]")
 LARGEST = 1 << 20
 """Bytes of a review; the longest of the data set has some 14,000."""
 LARGEST_TOGETHER = 1 << 31
@@ -67,17 +68,21 @@ def read_reviews(source: Path) -> Iterator[tuple[str, int, str]]:
             and perhaps split); or a folder with train.csv and test.csv.
 
     Raises `UserError` saying what a source is that is none of these, for an archive that is cut off or holds unsafe
-    paths, and for a split that lacks a class.
+    paths, and for a split that lacks a class, or has no word in its reviews of one.
     """
     tables = [source] if source.is_file() and source.suffix.lower() in (".csv", ".tsv") else []
     if source.is_dir():
         tables = [path for name, path in files_of(source) if name in TABLES]
-    seen = set()
+    seen, telling = set(), set()
     for split, label, text in _from_tables(tables, source) if tables else _from_tree(source):
         seen.add((split, label))
+        if OF_A_WORD.search(text):
+            telling.add((split, label))
         yield split, label, text
     for split in ("train", "test"):
         for label, sentiment in ((1, "pos"), (0, "neg")):
+            if (split, label) in seen - telling:
+                raise UserError(f"task.data={source}: no review in {split}/{sentiment}/ has a word; give their texts")
             if (split, label) not in seen:
                 raise UserError(
                     f"task.data={source}: no reviews in {split}/{sentiment}/; {_instead(source, bool(tables))}"
@@ -209,14 +214,20 @@ def _from_tables(paths: list[Path], source: Path) -> Iterator[tuple[str, int, st
         lines = read_lines(path, where, math.inf)
         _, header = next(lines)
         names = [name.lower() for name in header]
-        columns = {key: next((names.index(n) for n in known if n in names), None)
-                   for key, known in (("text", TEXTS), ("label", LABELS), ("split", ("split",)))}  # fmt: skip
-        for key, known in (("text", TEXTS), ("label", LABELS)):
-            if columns[key] is None:
+        columns: dict[str, int] = {}
+        for key, known in (("text", TEXTS), ("label", LABELS), ("split", ("split",))):
+            found = [at for at, name in enumerate(names) if name in known]
+            if len(found) > 1:
+                which = " and ".join(header[at] for at in found)
+                raise UserError(f"{where}: the columns {which} may each be the {key}; rename or remove all but one")
+            if found:
+                columns[key] = found[0]
+            elif key != "split":
                 raise UserError(f"{where}: no column {' or '.join(known)} but {', '.join(header)}; rename one")
+        splits = ("train", "test") if path == source else (path.stem,)
         count: Counter[int] = Counter()
         for line, fields in lines:
-            row = {key: fields[at] for key, at in columns.items() if at is not None and at < len(fields)}
+            row = {key: fields[at] for key, at in columns.items() if at < len(fields)}
             if len(fields) != len(header):
                 raise UserError(f"{where}: line {line} has {len(fields)} fields, but the header {len(header)}")
             label = MEANING.get(row["label"].lower())
@@ -224,16 +235,16 @@ def _from_tables(paths: list[Path], source: Path) -> Iterator[tuple[str, int, st
                 raise UserError(
                     f"{where}: line {line}: the label {row['label'][:40]!r} is none of {', '.join(MEANING)}"
                 )
-            if path != source:
-                split = path.stem
-            elif "split" in row:
+            if "split" in row:
                 split = row["split"].lower()
-                if split not in ("train", "test"):
-                    raise UserError(f"{where}: line {line}: the split {split[:40]!r} is neither train nor test")
+                if split not in splits:
+                    raise UserError(f"{where}: line {line}: the split {split[:40]!r} is not {' or '.join(splits)}")
+            elif path != source:
+                split = path.stem
             else:
                 split = "test" if count[label] % EVERY == EVERY - 1 else "train"
             count[label] += 1
             yield split, label, row["text"]
-        if path == source and columns["split"] is None:
+        if path == source and "split" not in columns:
             what = f"{where}: no column split; every {EVERY}th review of a label is for the test"
             print(printable(what), file=sys.stderr)

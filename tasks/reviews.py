@@ -222,20 +222,30 @@ def parts_in(stored: Mapping[str, Array], numbers: Path) -> tuple[list[str], Rev
     return str(stored["vocabulary"]).split("\n"), whole.of(~test), whole.of(test)
 
 
-def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Which reviews are held out [reviews]: `fraction` of each class, drawn at random."""
+def held_out(labels: Tensor, fraction: float, seed: int, source: Path) -> Tensor:
+    """Which reviews are held out [reviews]: `fraction` of each class, drawn at random, at least one.
+
+    Raises `UserError` where that leaves none of a class.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label in (0, 1):
         rows = (labels == label).nonzero()[:, 0]
         chosen = rows[torch.randperm(len(rows), generator=generator)]
-        drawn[chosen[: max(1, round(fraction * len(rows)))]] = True
-    if drawn.all():
-        raise UserError(f"task.data: {len(drawn)} training reviews are too few to hold some out")
+        count = max(1, round(fraction * len(rows)))
+        if count >= len(rows):
+            of_class = f"training reviews in {('neg', 'pos')[label]}"
+            raise UserError(
+                f"task.val_fraction={fraction} of the {len(rows)} {of_class} of {source} leaves none to learn from; "
+                "lower it"
+                if len(rows) > 1
+                else f"task.data={source}: {len(rows)} {of_class} are too few to hold some out"
+            )
+        drawn[chosen[:count]] = True
     return drawn
 
 
-def hold_out(reviews: Reviews, fraction: float, seed: int) -> tuple[Reviews, Reviews]:
-    """The reviews without and with those that are held out."""
-    drawn = held_out(reviews.labels, fraction, seed)
+def hold_out(reviews: Reviews, fraction: float, seed: int, source: Path) -> tuple[Reviews, Reviews]:
+    """The reviews without and with those that are held out, see `held_out`."""
+    drawn = held_out(reviews.labels, fraction, seed, source)
     return reviews.of(~drawn), reviews.of(drawn)

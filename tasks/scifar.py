@@ -32,6 +32,9 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CHECKSUM = "md5:c32a1d4ab5d03f1284b67883e8d87530"
 """Of its 170,052,171 bytes, as the page of the data set has it."""
 
+UNPACKED, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
+"""The folders in its archive, and in that of the Python version."""
+
 TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
 TEST = ["test_batch.bin"]
 
@@ -71,31 +74,40 @@ def read_archive(path: Path) -> dict[str, bytes]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"task.data={path}: damaged or not a tar archive ({reason}); fetch it again") from error
     if pickled:
-        raise UserError(
-            f"task.data={path}: the Python version, whose pickles can run code and are not opened; give "
-            f"{URL.rpartition('/')[2]}"
-        )
+        raise _pickled(path)
     return found
 
 
+def _pickled(source: Path) -> UserError:
+    name = URL.rpartition("/")[2]
+    return UserError(
+        f"task.data={source}: the Python version, whose pickles can run code and are not opened; give {name}"
+    )
+
+
 def read_files(source: Path) -> dict[str, bytes]:
-    """The contents of the six files by name, from an archive or the folder that they were unpacked to.
+    """The contents of the six files by name, from an archive, the folder that they were unpacked to or the one above.
 
     Raises `UserError` naming what is not there.
     """
     if source.is_dir():
-        paths = [source / name for name in (*TRAIN, *TEST)]
+        folder = source / UNPACKED if (source / UNPACKED).is_dir() else source
+        paths = [folder / name for name in (*TRAIN, *TEST)]
         large = next((path for path in paths if path.is_file() and path.stat().st_size > LARGEST), None)
         if large is not None:
             raise UserError(f"task.data={source}: {large.name} has more than {LARGEST:,} bytes; it is not CIFAR-10")
         found = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        if not found and any((source / below / "data_batch_1").is_file() for below in (".", PYTHON)):
+            raise _pickled(source)
     elif source.exists():
         found = read_archive(source)
     else:
         raise UserError(f"task.data={source}: no such file or folder")
     for name in (*TRAIN, *TEST):
         if name not in found:
-            raise UserError(f"task.data={source}: holds no {name}; give cifar-10-binary.tar.gz or its unpacked folder")
+            raise UserError(
+                f"task.data={source}: holds no {name}; give cifar-10-binary.tar.gz or what it unpacks to, {UNPACKED}"
+            )
     return found
 
 

@@ -67,6 +67,11 @@ class Segments(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows x [T, B, n] to how all columns will have changed since, [H, B, n, Q]."""
+        if len(x) % self.rows:
+            raise UserError(
+                f"windows of {len(x)} rows are no multiple of task.segment={self.rows}; to export a model, which is "
+                f"then given windows of any length, choose task.strategy=direct or recursive"
+            )
         B, n = x.shape[1:]
         pieces = (x - x[-1]).unflatten(0, (-1, self.rows)).permute(0, 2, 3, 1).flatten(1, 2)  # [S, B·n, R]
         _, state = self.layer(torch.relu(self.embed(pieces.to(self.embed.weight.dtype))))

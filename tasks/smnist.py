@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -139,6 +139,7 @@ class Digit(ImageModule):
         base: see `SequenceModule`.
     """
 
+    idle_without: ClassVar = {"permutation": "permute"}
     shape = (SIDE, SIDE)
     order: Tensor
 

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,17 @@ from varied import VARIED, pruned
 
 from rnnzoo import Cell, InputWeight, Recurrent, UserError
 from rnnzoo.export import FORMS, export
+from rnnzoo.hydra.command_line import CONF
+from rnnzoo.lightning.module import SequenceModule
 from rnnzoo.tasks.char_lm import CharLM
+from rnnzoo.tasks.forecast import Forecast
+from rnnzoo.tasks.frequency import Frequency
 from rnnzoo.tasks.imdb import Sentiment
+from rnnzoo.tasks.memory import Adding, Copy, First
+from rnnzoo.tasks.names import NameLM
+from rnnzoo.tasks.scifar import Photograph
 from rnnzoo.tasks.sine import Sine
+from rnnzoo.tasks.smnist import Digit
 from rnnzoo.tasks.symbols import Symbols
 
 I, H = 5, 6  # noqa: E741  I is the input size everywhere in this project
@@ -170,6 +179,63 @@ def test_symbols_read_in_windows(form: str) -> None:
     assert_equal(export(model, form), form, model, lambda T, B: (torch.randint(5, (T, B)),))
 
 
+SERIES: dict[str, Any] = {
+    "window": 8, "horizon": 3, "missing": "refuse", "columns": ["a", "b"], "targets": ["a", "b"], "center": [0.0, 0.0],
+    "scale": [1.0, 1.0], "naive_error": [1.0, 1.0],
+}  # fmt: skip
+
+
+def numbers(features: int) -> Callable[[int, int], tuple[Tensor]]:
+    return lambda T, B: (torch.randn(T, B, features),)
+
+
+def codes(kinds: int) -> Callable[[int, int], tuple[Tensor]]:
+    return lambda T, B: (torch.randint(kinds, (T, B)),)
+
+
+def bytes_of(*shape: int) -> Callable[[int, int], tuple[Tensor]]:
+    return lambda T, B: (torch.randint(256, (B, *shape), dtype=torch.uint8),)
+
+
+READ_OTHERWISE: dict[str, tuple[type[SequenceModule], dict[str, Any], Callable[[int, int], tuple[Any, ...]]]] = {
+    "adding": (Adding, {"embedding": 3}, numbers(2)),
+    "char_lm": (
+        CharLM,
+        {"alphabet": "abcde", "embedding": H, "tied": True},
+        lambda T, B: (torch.randint(5, (T, B)), torch.randn(1, B, H)),
+    ),
+    "copy": (Copy, {}, codes(10)),
+    "first": (First, {"embedding": 3}, numbers(1)),
+    "forecast": (Forecast, SERIES, numbers(2)),
+    "forecast recursive": (Forecast, {**SERIES, "strategy": "recursive"}, numbers(2)),
+    "frequency": (Frequency, {}, numbers(2)),
+    "names": (
+        NameLM,
+        {"labels": ["x", "y"], "alphabet": "abc", "longest": 4, "embedding": 3, "label_embedding": 2},
+        lambda T, B: (torch.randint(2, (B,)), torch.randint(4, (T, B)), torch.randn(1, B, H)),
+    ),
+    "scifar": (Photograph, {"grey": True, "steps": 40, "pooling": "mean"}, bytes_of(1, 32, 32)),
+    "smnist": (Digit, {"permute": True, "centered": True}, bytes_of(28, 28)),
+    "symbols": (Symbols, {"read": 5, "answered": 3, "embedding": 2, "window": 3}, codes(5)),
+}
+"""Tasks with the options that change what the layer reads, and what their files are given."""
+
+
+@pytest.mark.parametrize("task", READ_OTHERWISE)
+def test_a_file_is_given_what_its_task_reads(task: str) -> None:
+    torch.manual_seed(5)
+    kind, options, given = READ_OTHERWISE[task]
+    model = random_weights(kind(model=settings("rnn"), **options))
+    assert_equal(export(model, "pt2"), "pt2", model, given)
+
+
+def test_no_task_is_left_out() -> None:
+    files = (path.read_text(encoding="utf-8") for path in (CONF / "task").glob("*.yaml"))
+    modules = {match[1] for text in files if (match := re.search(r"^module: .*\.(\w+)$", text, re.MULTILINE))}
+    cannot = {"Addition"}
+    assert modules == {kind.__name__ for kind, *_ in READ_OTHERWISE.values()} | {"Sentiment", "Sine"} | cannot
+
+
 class Named(nn.Module):
     """Takes what no export can know by its name."""
 
@@ -256,6 +322,13 @@ class Reader(nn.Module):
         return self.layer(pages)[0]
 
 
+class Embedding(Reader):
+    """Reads something else than its layer does, and does not say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[..., :2] @ x.new_ones(3, I))[0]
+
+
 class Moody(Reader):
     """Never answers the same."""
 
@@ -286,6 +359,14 @@ REFUSED = {
     "pt2: GRU has forward hooks, .* by torch.nn.utils.prune.remove": (with_pruning, "pt2"),
     "pt2: Linear has no recurrent layer": (lambda: nn.Linear(1, 1), "pt2"),
     "Reader cannot be exported: what its pages may be is not known": (Reader, "pt2"),
+    r"Embedding cannot be exported: it fails on x \[5, 3, 5\] \(.*\); give it a method example_inputs\(T, B\)": (
+        Embedding,
+        "pt2",
+    ),
+    "windows of 5 rows are no multiple of task.segment=4; to export a model, .* choose task.strategy=direct": (
+        lambda: Forecast(strategy="segments", segment=4, model=settings(), **SERIES),
+        "pt2",
+    ),
     "pt2: RNN comes out wrong": (Moody, "pt2"),
     "pt2: RNN has no such form: Constraints violated": (OneLength, "pt2"),
 }

@@ -53,7 +53,7 @@ def refusing_bad_input(discard: Path | None = None) -> Iterator[list[str]]:
                 watch.say("nobody reads the output any more, which has ended the run")
                 raise SystemExit(1) from error
             raise
-        bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError))
+        bad_input = isinstance(error, (UserError, HydraException, OmegaConfBaseException, OSError)) or no_room(error)
         one_of_many = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         failed = (
             (one_of_many or own_line(error)) and isinstance(error, Exception) and not isinstance(error, ProcessDied)
@@ -90,6 +90,34 @@ def own_line(error: BaseException) -> str:
     return f"{frames[-1].filename} line {frames[-1].lineno}: " if frames else ""
 
 
+NO_ROOM = re.compile(
+    r"DefaultCPUAllocator|not enough memory|out of memory|size calculation overflowed|multiplication overflow|"
+    r"possible overflow|Overflow when unpacking long|int too (large|big) to convert"
+)
+"""What torch and Python say of sizes that no machine holds, without a class of its own for it."""
+
+SIZE = re.compile(r"\+*((?:task|model)\.\w+)=\[?(\d[\d_,]*)\]?")
+"""An argument that may be such a size: its key, and the numbers in it."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether something was to be made that is larger than the memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OverflowError, TypeError)) and NO_ROOM.search(str(error)) is not None
+    )
+
+
+def _lower(error: BaseException) -> str:
+    """The line about what does not fit into the memory: which of the sizes given is to be lower, the largest first."""
+    wanted = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.IGNORECASE)
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    sizes = {found[1]: found[2] for argument in given if (found := SIZE.fullmatch(argument))}
+    largest = sorted(sizes, key=lambda key: -max(map(int, re.findall(r"\d+", sizes[key].replace("_", "")))))
+    lower = ", ".join(f"{key}={sizes[key]}" for key in largest) or "task.batch_size, model.hidden_size"
+    at_once = f", {wanted[1]} at once" if wanted else ""
+    return f"the sizes given need more memory than there is{at_once}; lower one of {lower}"
+
+
 def no_such(group: str, name: str, options: Iterable[str]) -> str:
     """The line about a choice of a group that there is none of."""
     own = "; rnnzoo list shows all, and cells of your own come in with cells=FILE.py" if group == "model" else ""
@@ -98,6 +126,8 @@ def no_such(group: str, name: str, options: Iterable[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """What is wrong and what to do, in one line."""
+    if no_room(error):
+        return _lower(error)
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -24,7 +24,7 @@ from rnnzoo.hydra.separate_process import is_separate, run_separately
 from rnnzoo.hydra.settings import record, record_changes, resolve
 from rnnzoo.hydra.task_classes import find_class
 from rnnzoo.hydra.trainer import build_trainer, find_callback
-from rnnzoo.lightning.arguments import build, refuse_unknown
+from rnnzoo.lightning.arguments import build, refuse_idle, refuse_unknown
 from rnnzoo.lightning.checkpoints import load_matching, restoring
 from rnnzoo.lightning.framework import pl
 from rnnzoo.lightning.module import Diverged
@@ -94,6 +94,8 @@ def _train(settings: dict[str, Any], folder: Path, config: DictConfig, trial: An
         settings["model"]["hidden_size"] = size
         record(settings, folder)
     module = build(kinds[1], known, "task")
+    if not resuming and not settings["test_only"]:  # what was trained so is to stay as it is
+        refuse_idle(kinds[1], known, "task")
     module.learn_from(data)
     for cell in (part for part in module.modules() if isinstance(part, Cell)):
         if not author(cell).__module__.startswith("rnnzoo."):

@@ -57,6 +57,21 @@ def build(target: Callable[..., T], arguments: Mapping[str, Any], section: str) 
     return target(**check(target, arguments, section))
 
 
+def refuse_idle(target: Any, arguments: Mapping[str, Any], section: str) -> None:
+    """Raise `UserError` for one of `arguments` that is not the default but changes nothing without another.
+
+    Which may do so, `target.idle_without` says.
+    """
+    known = parameters(target)
+    for name, other in target.idle_without.items():
+        value = arguments.get(name, known[name].default)
+        if value != known[name].default and not arguments.get(other):
+            raise UserError(
+                f"{section}.{name}={value}: changes nothing without {section}.{other}; set that as well, or leave it "
+                "out"
+            )
+
+
 def refuse_unknown(arguments: Iterable[str], targets: Iterable[Callable[..., Any]], section: str) -> None:
     """Raise `UserError` naming the first of `arguments` that none of `targets` takes."""
     known = {name for target in targets for name in parameters(target)}

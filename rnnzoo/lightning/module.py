@@ -72,6 +72,9 @@ class SequenceModule(pl.LightningModule):
     told: ClassVar[tuple[str, ...]] = ()
     """Arguments without which nothing can be built; None for one that the data module is to tell."""
 
+    idle_without: ClassVar[Mapping[str, str]] = {}
+    """Arguments that change nothing unless another one is set, by name."""
+
     def __init__(
         self,
         model: dict[str, Any] | Recurrent | str | None = None,
@@ -142,8 +145,8 @@ class SequenceModule(pl.LightningModule):
         self.start()
 
     def example_inputs(self, steps: int, batch: int) -> dict[str, Tensor]:
-        """What `forward` may be given by name, for `rnnzoo export`, of T time steps and B rows; `x` [T, B, I] and
-        `lengths` [B] need not be said."""
+        """What `forward` may be given by name, for `rnnzoo export`, of T time steps and B rows; `lengths` [B] need
+        not be said, nor `x` [T, B, I] where the layer itself reads it."""
         return {}
 
     def variables(self, batch: Any) -> dict[str, Tensor]:

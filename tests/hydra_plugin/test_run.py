@@ -283,6 +283,25 @@ def test_a_run_that_diverged_can_go_on(tmp_path: Path, train: Callable[..., Path
     assert (folder / "summary.json").exists() and not (folder / "diverged.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("task.window=100000000000000", ", 800000000000008 bytes at once"),  # steps, and one more, in float64
+        ("task=adding task.T=100000000000000", ", 8000000000000000 bytes at once"),  # of 20 sequences in float32
+        ("task.window=10000000000000000000", ""),
+        ("model.hidden_size=100000000000000", ", 400000000000000 bytes at once"),  # a bias in float32
+        ("model.num_layers=100000000000000", ""),
+    ],
+)
+def test_sizes_that_no_machine_holds(argument: str, wanted: str, refusal: Callable[..., str]) -> None:
+    """The largest is named first, with the others that were given and might be lower as well."""
+    given = ["hardware=cpu", "task=sine", "task.samples=40", "model.hidden_size=4", *argument.split()]
+    sizes = dict(text.split("=") for text in given if text.startswith(("task.", "model.")))
+    lower = ", ".join(f"{key}={sizes[key]}" for key in sorted(sizes, key=lambda key: -int(sizes[key])))
+    said = f"error: the sizes given need more memory than there is{wanted}; lower one of {lower}"
+    assert refusal(*given) == said
+
+
 def test_a_learning_rate_too_high_is_blamed(refusal: Callable[..., str]) -> None:
     error = refusal(*SINE, "optimizer.lr=1e30", "optimizer.schedule=constant")
     assert "diverged at step 1:" in error and "learning rate 1e+30" in error

@@ -537,6 +537,10 @@ def test_three_thousand_characters_and_one_hot_input(tmp_path: Path, train: Call
         ("task.window=5000", "lower task.window"),
         ("task.val_fraction=0", "task.val_fraction=0: should be greater than 0"),
         ("task.test_fraction=1", "task.test_fraction=1: should be less than 1"),
+        (
+            "task.corpus=hello task.window=4 task.test_fraction=0.0001",
+            "task.corpus=hello: 0 characters to test on are too few; raise task.test_fraction, or set it to 0",
+        ),
         ("task.val_fraction=0.5 task.test_fraction=0.6", "fraction"),
         ("task.temperature=-1", "task.temperature=-1: should be greater than or equal to 0"),
         ("task.tied=true", "task.tied=true: task.embedding=4 must equal the 16 features"),

@@ -457,7 +457,12 @@ def test_a_table_is_read_block_by_block(end: str, block: int, tmp_path: Path, mo
         ([("good", "5")], (), "line 2: the label '5' is none of 0, neg, negative, 1, pos, positive"),
         ([("good", "1", "1")], (), "line 2 has 3 fields, but the header 2"),
         ([("good", "1")] * 9, (), r"no reviews in train/neg/; a CSV needs both labels in both parts"),
-        ([("good", "1", "dev")], ("text", "label", "split"), "line 2: the split 'dev' is neither train nor test"),
+        ([("good", "1", "dev")], ("text", "label", "split"), "line 2: the split 'dev' is not train or test"),
+        ([("good", "a", "1")], ("text", "text", "label"), "the columns text and text may each be the text; rename or"),
+        ([("good", "a", "1")], ("text", "Review", "label"), "the columns text and Review may each be the text"),
+        ([("good", "1", "0")], ("text", "label", "sentiment"), "the columns label and sentiment may each be the label"),
+        ([("... _", label) for _, label in ROWS], (), r"no review in train/pos/ has a word"),
+        ([("" if label == "0" else text, label) for text, label in ROWS[:2] * 9], (), "no review in train/neg/ has a"),
     ],
 )
 def test_a_table_that_will_not_do(
@@ -466,6 +471,13 @@ def test_a_table_that_will_not_do(
     with pytest.raises(UserError, match=rf"task\.data=.*a\.csv: {said}") as error:
         sentiments(table(tmp_path / "a.csv", rows, *header))
     assert "\n" not in str(error.value)
+
+
+def test_a_table_of_a_part_that_says_another(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", [(*row, "test") for row in ROWS], "text", "label", "split")
+    table(tmp_path / "test.csv", ROWS)
+    with pytest.raises(UserError, match=r"train\.csv: line 2: the split 'test' is not train"):
+        sentiments(tmp_path)
 
 
 # The cache
@@ -622,7 +634,7 @@ def test_parts_are_rows_of_what_is_mapped() -> None:
     """Held out and not, and the batches of both: by NumPy's own splitting of the words."""
     reviews = random_reviews([int(n) for n in np.random.default_rng(1).integers(1, 9, 40)])
     alone = np.split(reviews.words.numpy(), reviews.lengths.cumsum(0)[:-1].numpy())
-    parts = hold_out(reviews, 0.3, 5)
+    parts = hold_out(reviews, 0.3, 5, Path("here"))
     starts = torch.cat([part.starts for part in parts]).sort().values
     assert torch.equal(starts, reviews.starts)
     row_of = {int(start): row for row, start in enumerate(reviews.starts)}
@@ -635,8 +647,17 @@ def test_parts_are_rows_of_what_is_mapped() -> None:
 
 
 def test_too_few_reviews_to_hold_some_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="too few to hold some out"):
+    with pytest.raises(UserError, match=r"task\.data=.*few/aclImdb: 1 training reviews in neg are too few to"):
         sentiments(write_tree(tmp_path / "few", reviews=1))
+
+
+def test_a_fraction_that_leaves_nothing_to_learn_from(tree: Path) -> None:
+    """Of one class, too: the other's eight reviews more leave something."""
+    for number in range(8):
+        (tree / "train" / "pos" / f"{number}_0.txt").write_text("fine")
+    said = rf"task\.val_fraction=0\.95 of the 8 training reviews in neg of {tree} leaves none to learn from; lower it"
+    with pytest.raises(UserError, match=said):
+        sentiments(tree, val_fraction=0.95)
 
 
 def random_reviews(lengths: list[int], seed: int = 0) -> Reviews:
@@ -871,6 +892,7 @@ def test_another_vocabulary_is_not_a_continuation(
         ("task.maxlen=0", "task.maxlen=0: should be greater than 0"),
         ("task.val_fraction=1", "task.val_fraction=1: should be less than 1"),
         ("task.pool=0", "task.pool=0: should be greater than 0"),
+        ("task.buckets=512", "task.buckets=512: changes nothing without task.ngrams; set that as well"),
     ],
 )
 def test_bad_input_ends_in_one_line(

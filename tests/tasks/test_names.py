@@ -160,7 +160,11 @@ def test_batches_end_with_their_longest_name(tmp_path: Path) -> None:
 
 def test_parts_that_would_be_empty_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "names", one="a b c d e f g h", two="z")
-    for fractions, said in (((0.1, 0.1), "of 9 names leave none"), ((0.5, 0.6), "leave no training part")):
+    for fractions, said in (
+        ((0.1, 0.1), "of 9 names leave 9 to train on, 0 to validate on and 0 to test on"),
+        ((0.2, 0.1), "of 9 names leave 8 to train on, 1 to validate on and 0 to test on"),
+        ((0.5, 0.6), "leave no training part"),
+    ):
         with pytest.raises(UserError, match=rf"task\.val_fraction=.* {said}"):
             ready(Names(str(folder), 4, *fractions, 1))
     seeds = range(20)

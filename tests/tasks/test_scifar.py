@@ -46,12 +46,12 @@ def photograph(**options: Any) -> Photograph:
 # The files
 
 
-@pytest.mark.parametrize("unpacked", [False, True], ids=["archive", "folder"])
-def test_every_image_is_in_one_part(unpacked: bool, data: Path, tmp_path: Path) -> None:
-    if unpacked:
+@pytest.mark.parametrize("unpacked", [None, "cifar-10-batches-bin", "."], ids=["archive", "folder", "above"])
+def test_every_image_is_in_one_part(unpacked: str | None, data: Path, tmp_path: Path) -> None:
+    if unpacked is not None:
         with tarfile.open(data) as opened:
             opened.extractall(tmp_path, filter="data")
-        data = tmp_path / "cifar-10-batches-bin"
+        data = tmp_path / unpacked
     read = ready(Photographs(str(data), batch_size=7))
     assert read.train.pixels.shape == (108, 3, 32, 32) and len(read.val.labels) == 12
     given = [(label, image.tobytes()) for n in range(1, 6) for image, label in zip(*photographs(24, n))]
@@ -115,8 +115,11 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
 
     names = ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"]
     path = archive(tmp_path / "cifar-10-python.tar.gz", dict.fromkeys(names, pickle.dumps(Runs())))
-    with pytest.raises(UserError, match=r"the Python version, whose pickles .* give cifar-10-binary\.tar\.gz"):
-        ready(Photographs(str(path)))
+    with tarfile.open(path) as opened:
+        opened.extractall(tmp_path, filter="data")
+    for given in (path, tmp_path, tmp_path / "cifar-10-batches-py"):
+        with pytest.raises(UserError, match=rf"{given}: the Python version, whose .* give cifar-10-binary\.tar\.gz"):
+            ready(Photographs(str(given)))
     assert not (tmp_path / "ran").exists()
 
 

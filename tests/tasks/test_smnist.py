@@ -320,6 +320,19 @@ def test_permuted_pixels(folder: Path, train: Callable[..., Path]) -> None:
     assert (module.hparams["by"], module.hparams["permute"]) == ("pixel", True)
 
 
+def test_a_run_that_was_begun_with_an_idle_permutation_is_resumed(
+    folder: Path, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Digit, "idle_without", {})
+        run = train(
+            "hardware=cpu", "task=smnist", f"task.data={folder}", "task.permutation=torch-5544", "model.hidden_size=2",
+            "trainer.max_epochs=1",
+        )  # fmt: skip
+    assert train(f"resume={run}", "trainer.max_epochs=2") == run
+    assert json.loads((run / "summary.json").read_text())["epochs"] == 2
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -327,6 +340,7 @@ def test_permuted_pixels(folder: Path, train: Callable[..., Path]) -> None:
         ("task.permute=perhaps", "task.permute=perhaps"),
         ("task.data=nowhere", "task.data=nowhere: holds neither train-images-idx3-ubyte"),
         ("task.batch_size=0", "task.batch_size=0: should be greater than 0"),
+        ("task.permutation=torch-5544", "task.permutation=torch-5544: changes nothing without task.permute;"),
     ],
 )
 def test_bad_input_ends_in_one_line(
