@@ -56,18 +56,18 @@ def is_done(folder: Path, arguments: Iterable[str]) -> bool:
 
 
 def beside(folder: Path, arguments: Iterable[str]) -> str:
-    """What the run in a folder was given besides these arguments, where it has a record of them."""
+    """What the run in a folder was given besides these arguments, as `settings` has it; nothing without a record."""
     record = folder / ".hydra" / "overrides.yaml"
     if not record.is_file():
         return ""
     with naming(record):
-        had, wanted = map(_of_the_run, (yaml.safe_load(record.read_text(encoding="utf-8")), arguments))
-    return shlex.join(given for given in had if given not in wanted and not given.startswith("cells="))
+        return settings(yaml.safe_load(record.read_text(encoding="utf-8")), arguments)
 
 
-def settings(arguments: Iterable[str]) -> str:
-    """Arguments as `beside` has them: in one order and way, without what changes no run, such as the file of a cell."""
-    return shlex.join(given for given in _of_the_run(arguments) if not given.startswith("cells="))
+def settings(arguments: Iterable[str], besides: Iterable[str] = ()) -> str:
+    """Arguments but for those others, in one order and way, without what changes no run, such as the file of a cell."""
+    others = _of_the_run(besides)
+    return shlex.join(g for g in _of_the_run(arguments) if g not in others and not g.startswith("cells="))
 
 
 def _of_the_run(arguments: Iterable[str]) -> list[str]:

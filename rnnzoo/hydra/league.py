@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from rnnzoo.errors import UserError, nearest
 from rnnzoo.explain.essays.league import COLUMNS, LOWER, Trained, rank, read
@@ -102,6 +103,10 @@ def play(
     for argument in more:
         if argument.lstrip("+~").partition("=")[0] in OWN:
             raise UserError(f"{argument}: the league sets this itself; name cells and --tasks")
+        try:
+            settings([argument])
+        except HydraException as error:
+            raise UserError(f"{argument}: is not KEY=VALUE ({str(error).splitlines()[0]}); correct it") from None
     playing = find(tasks)
     make_folder("--out", out)
     league = League(out, more, only_show)

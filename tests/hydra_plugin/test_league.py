@@ -197,6 +197,7 @@ def test_a_process_that_is_killed_ends_it(tmp_path: Path, monkeypatch: pytest.Mo
         (["gruu"], "no cell is named 'gruu'; did you mean gru"),
         (["gru", "--tasks", "recal", "trainer.max_epochs=1"], "did you mean recall"),
         (["gru", "--out", "F", "gruu", "trainer.max_epochs=1"], "no cell is named 'gruu'"),
+        (["gru", "--out", "F", "trainer.max_epochs=[1"], "trainer.max_epochs=[1: is not KEY=VALUE (no viable"),
         (["--show", "--out", __file__], "test_league.py: File exists; name a folder that can be made"),
     ],
     ids=str,

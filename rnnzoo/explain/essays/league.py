@@ -27,17 +27,8 @@ RESULTS = Path(__file__).parents[1] / "league.csv"
 """Where the league leaves its results."""
 
 COLUMNS = (
-    "cell",
-    "task",
-    "metric",
-    "value",
-    "validation",
-    "seed",
-    "parameters",
-    "learning_rate",
-    "seconds",
-    "settings",
-)
+    "cell", "task", "metric", "value", "validation", "seed", "parameters", "learning_rate", "seconds", "settings",
+)  # fmt: skip
 
 LOWER = ("loss", "mse", "mae", "rmse", "perplexity", "bits_per_character", "error")
 """What a metric's name ends in that is best where it is lowest."""
