@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +28,19 @@ SLOWEST = 1000
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
-    """The checksum of a file's contents, in hexadecimal."""
-    with path.open("rb") as file:
-        checksum = hashlib.new(algorithm)
-        while block := file.read(1 << 20):
-            checksum.update(block)
-        return checksum.hexdigest()
+    """The checksum of a file's contents, in hexadecimal; of what it unpacks to for "gzip-sha256" and the like.
+
+    What does not unpack has a checksum that no file has.
+    """
+    inside, algorithm = algorithm.startswith("gzip-"), algorithm.removeprefix("gzip-")
+    checksum = hashlib.new(algorithm)
+    try:
+        with gzip.open(path) if inside else path.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum.update(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return "that of no gzip file"
+    return checksum.hexdigest()
 
 
 @contextmanager
@@ -53,7 +62,8 @@ def download(url: str, name: str, checksum: str, instead: str, largest: int) -> 
     Args:
         url: where it is.
         name: what it is called in the cache.
-        checksum: "algorithm:hexadecimal" of its contents.
+        checksum: "algorithm:hexadecimal" of its contents, as `digest` has them; "gzip-..." lets a copy count that
+            another program has compressed.
         instead: the override with which a person names a copy they have, for the error message.
         largest: more bytes than the file has; a server that sends as many has another file, or no end.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -127,7 +128,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in FILES:
         array = images(36, 1)["labels" in name]
         (where / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-        monkeypatch.setitem(FILES, name, "md5:" + hashlib.md5((where / f"{name}.gz").read_bytes()).hexdigest())
+        monkeypatch.setitem(FILES, name, "gzip-sha256:" + hashlib.sha256(idx(array)).hexdigest())
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *arguments: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(where))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -148,17 +149,35 @@ def test_the_files_are_downloaded(mirror: Path, own_cache: Path) -> None:
 
 def test_a_download_of_something_else_is_dropped(mirror: Path, own_cache: Path) -> None:
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(images(36, 2)[1])))
-    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz: md5 is .* the download was dropped"):
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz: gzip-sha256 is .* the download was dropped"):
         ready(Digits(None, 10, 1))
     assert not (own_cache / "t10k-labels-idx1-ubyte.gz").exists()
 
 
+def test_a_copy_in_the_cache_does_however_it_was_compressed(mirror: Path, own_cache: Path) -> None:
+    own_cache.mkdir(exist_ok=True)
+    for name in FILES:
+        path = mirror / f"{name}.gz"
+        (own_cache / path.name).write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1))
+        path.unlink()
+    assert np.array_equal(ready(Digits(None, 10, 1)).test.pixels.numpy(), images(36, 1)[0])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"something else"), gzip.compress(b"cut off")[:-4]])
+def test_what_else_is_in_the_cache_is_fetched_again(damage: bytes, mirror: Path, own_cache: Path) -> None:
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / "t10k-labels-idx1-ubyte.gz").write_bytes(damage)
+    assert np.array_equal(ready(Digits(None, 10, 1)).test.labels.numpy(), images(36, 1)[1])
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the real data are not here")
-def test_the_real_files() -> None:
-    """Their contents have the checksum that is known for them, and each class its known share."""
+def test_the_real_files(own_cache: Path) -> None:
+    """Their contents have the checksums that are known for them, and each class its known share."""
     path = MNIST / "train-images-idx3-ubyte.gz"
     assert hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
+    shutil.copytree(MNIST, own_cache, dirs_exist_ok=True)
+    assert torch.equal(ready(Digits(None, 100, 1)).test.pixels, ready(Digits(str(MNIST), 100, 1)).test.pixels)
     data = ready(Digits(str(MNIST), 100, 1))
     assert (len(data.train.labels), len(data.val.labels), len(data.test.labels)) == (55_000, 5_000, 10_000)
     counts = torch.cat([data.train.labels, data.val.labels]).long().bincount().tolist()
