@@ -1,4 +1,4 @@
-"""Fixtures for all tests: one thread a process, a cache of their own, and runs in this process."""
+"""Fixtures for all tests: one thread a process, one seed, a cache of their own, and runs in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes with two threads each fight over cores
 
 import gc
+import random
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("CXXFLAGS", "-O0")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Every test draws the same numbers whenever it runs, alone or among others."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
 
 
 @pytest.fixture
