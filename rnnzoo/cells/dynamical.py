@@ -164,7 +164,11 @@ class UnICORNN(Cell):
     code="github.com/tk-rusch/LEM at 833da6b, src/sMNIST/network.py",
 )
 class LEM(Cell):
-    """Long expressive memory: two states with gated time steps; the output y is driven by the new z."""
+    """Long expressive memory: two states with gated time steps; the output y is driven by the new z.
+
+    Its authors draw every parameter uniformly from ±1/√H, as `initializer="torch"` does, and take dt=0.0242 to add
+    numbers over thousands of steps, which it does not learn from orthogonal matrices.
+    """
 
     dt: float = 1.0
 
