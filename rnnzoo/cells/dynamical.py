@@ -166,8 +166,8 @@ class UnICORNN(Cell):
 class LEM(Cell):
     """Long expressive memory: two states with gated time steps; the output y is driven by the new z.
 
-    Its authors draw every parameter uniformly from ±1/√H, as `initializer="torch"` does, and take dt=0.0242 to add
-    numbers over thousands of steps, which it does not learn from orthogonal matrices.
+    To add numbers over thousands of steps, the authors take dt=0.0242 and draw all parameters uniformly in ±1/√H, as
+    initializer="torch" does; from orthogonal matrices it does not learn that in as many training steps.
     """
 
     dt: float = 1.0
