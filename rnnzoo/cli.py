@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnnzoo import __version__
-from rnnzoo.errors import UserError, nearest
+from rnnzoo.errors import UserError, at_once, nearest, no_room
 from rnnzoo.plain import masked, printable
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ def _answer(arguments: list[str]) -> int:
             raise
         extra = next((extra for extra in extras if extra in arguments), extras[0])  # that of the command first
         print(printable(f"error: this needs {missing}: pip install 'rnnzoo[{extra}]'"), file=sys.stderr)
+    except Exception as error:
+        if not no_room(error):
+            raise
+        print(printable(f"error: this needs more memory than there is{at_once(error)}; ask for less"), file=sys.stderr)
     except KeyboardInterrupt as interrupt:
         print("; ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED

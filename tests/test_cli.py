@@ -196,6 +196,12 @@ def test_what_is_refused(my_cells: Path, tmp_path: Path, refusal: Callable[..., 
     assert "line 1: syntax error" in refusal("--cells", str(my_cells), "list")
 
 
+def test_sizes_that_no_machine_holds(refusal: Callable[..., str]) -> None:
+    """An LSTM's first matrix, 64 numbers of 4 bytes for each unit, is asked for first."""
+    told = f"this needs more memory than there is, {4 * 64 * 10**14} bytes at once; ask for less"
+    assert told in refusal("show", "lstm", "--hidden-size", str(10**14))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["shwo"], ["show"], ["--", "list"], ["--cell", "mine.py", "list"], ["show", "gru", "--hidden-size", "x"]],

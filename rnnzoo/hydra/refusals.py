@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rnnzoo import registry
-from rnnzoo.errors import UserError, nearest
+from rnnzoo.errors import UserError, at_once, nearest, no_room
 from rnnzoo.lightning.preempt import watch
 from rnnzoo.lightning.ranks import rank
 from rnnzoo.plain import masked, printable
@@ -90,32 +90,17 @@ def own_line(error: BaseException) -> str:
     return f"{frames[-1].filename} line {frames[-1].lineno}: " if frames else ""
 
 
-NO_ROOM = re.compile(
-    r"DefaultCPUAllocator|not enough memory|out of memory|size calculation overflowed|multiplication overflow|"
-    r"possible overflow|Overflow when unpacking long|int too (large|big) to convert"
-)
-"""What torch and Python say of sizes that no machine holds, without a class of its own for it."""
-
 SIZE = re.compile(r"\+*((?:task|model)\.\w+)=\[?(\d[\d_,]*)\]?")
 """An argument that may be such a size: its key, and the numbers in it."""
 
 
-def no_room(error: BaseException) -> bool:
-    """Whether something was to be made that is larger than the memory."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OverflowError, TypeError)) and NO_ROOM.search(str(error)) is not None
-    )
-
-
 def _lower(error: BaseException) -> str:
     """The line about what does not fit into the memory: which of the sizes given is to be lower, the largest first."""
-    wanted = re.search(r"tried to allocate (\d[\d.]* \w+)", str(error), re.IGNORECASE)
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     sizes = {found[1]: found[2] for argument in given if (found := SIZE.fullmatch(argument))}
     largest = sorted(sizes, key=lambda key: -max(map(int, re.findall(r"\d+", sizes[key].replace("_", "")))))
     lower = ", ".join(f"{key}={sizes[key]}" for key in largest) or "task.batch_size, model.hidden_size"
-    at_once = f", {wanted[1]} at once" if wanted else ""
-    return f"the sizes given need more memory than there is{at_once}; lower one of {lower}"
+    return f"the sizes given need more memory than there is{at_once(error)}; lower one of {lower}"
 
 
 def no_such(group: str, name: str, options: Iterable[str]) -> str:
