@@ -164,11 +164,7 @@ class UnICORNN(Cell):
     code="github.com/tk-rusch/LEM at 833da6b, src/sMNIST/network.py",
 )
 class LEM(Cell):
-    """Long expressive memory: two states with gated time steps; the output y is driven by the new z.
-
-    To add numbers over thousands of steps, the authors take dt=0.0242 and draw all parameters uniformly in ±1/√H, as
-    initializer="torch" does; from orthogonal matrices it does not learn that in as many training steps.
-    """
+    """Two states with gated time steps, y driven by the new z; for long memories dt=0.0242 and initializer="torch" do."""
 
     dt: float = 1.0
 
