@@ -164,7 +164,7 @@ class UnICORNN(Cell):
     code="github.com/tk-rusch/LEM at 833da6b, src/sMNIST/network.py",
 )
 class LEM(Cell):
-    """Two states with gated time steps, y driven by the new z; dt=0.0242 and initializer="torch" suit long memories."""
+    """Long expressive memory: y is driven by the new z; dt=0.0242 and initializer="torch" suit long sequences."""
 
     dt: float = 1.0
 
